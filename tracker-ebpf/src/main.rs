@@ -1,0 +1,29 @@
+//! The BPF programs. See the crate's library for the contract, `docs/architecture.md` for the whole picture.
+//!
+//! - `kernel`: where things are in this kernel, and how to read them;
+//! - `classify`: what kind of file is this;
+//! - `maps`: all state;
+//! - `slots`: the one function that follows a slot, and scans of whole tables;
+//! - `notify`: events;
+//! - `programs`: what is attached.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod classify;
+mod kernel;
+mod maps;
+mod notify;
+mod programs;
+mod slots;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Unreachable: the verifier refuses a program with a reachable panic.
+    loop {}
+}
+
+/// The kernel gives helpers such as `bpf_probe_read_kernel` only to programs that say "GPL".
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

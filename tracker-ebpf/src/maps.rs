@@ -1,0 +1,79 @@
+//! All state. User space sets the sizes of the bounded maps at load.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use tracker_ebpf::{ANON_NAME_LEN, Control, Flow, Fop, Loss, Slot, Table, Tag};
+
+/// `files_struct` → counts: the truth that users read.
+#[map]
+pub(crate) static TABLES: HashMap<u64, Table> = HashMap::with_max_entries(16_384, 0);
+
+/// What has been counted, slot by slot (tracepoint feeder).
+#[map]
+pub(crate) static SLOTS: HashMap<Slot, Tag> = HashMap::with_max_entries(131_072, 0);
+
+/// Slots that a CPU is about to change: an entry is held only while one probe runs.
+#[map]
+pub(crate) static LOCKS: HashMap<LockKey, u8> = HashMap::with_max_entries(4_096, 0);
+
+/// cgroup id → slots filled and emptied.
+#[map]
+pub(crate) static FLOWS: HashMap<u64, Flow> = HashMap::with_max_entries(4_096, 0);
+
+/// `file_operations` → kind of anonymous inode.
+#[map]
+pub(crate) static FOPS: HashMap<u64, Fop> = HashMap::with_max_entries(1_024, 0);
+
+/// Name of an anonymous inode → index of its kind. Filled by user space.
+#[map]
+pub(crate) static ANON_NAMES: HashMap<[u8; ANON_NAME_LEN], u64> = HashMap::with_max_entries(256, 0);
+
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+#[map]
+static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len() as u32, 0);
+
+#[map]
+pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
+
+/// Values that are too large for the BPF stack are put together here. Programs that use it can't be preempted.
+#[map]
+pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+#[repr(C)]
+pub(crate) struct LockKey {
+    pub(crate) files: u64,
+    pub(crate) fd: u64,
+}
+
+#[repr(C)]
+pub(crate) struct Scratch {
+    pub(crate) table: Table,
+    /// Stays zero.
+    pub(crate) flow: Flow,
+    /// On whose behalf a [`REMOTE`](tracker_ebpf::mode::REMOTE) scan runs.
+    pub(crate) remote_tgid: u32,
+    pub(crate) pad: u32,
+    pub(crate) remote_cgroup_id: u64,
+}
+
+/// `*counter += delta`, atomically. `AtomicU64::fetch_add` doesn't exist for BPF targets, and an add that gives the
+/// old value back needs Linux 5.12.
+#[inline(always)]
+pub(crate) fn add(counter: *mut u64, delta: u64) {
+    // SAFETY: every caller passes a pointer into a map value, which the verifier checks.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) delta);
+    }
+}
+
+/// Counts a loss.
+#[inline(always)]
+pub(crate) fn lose(loss: Loss) {
+    if let Some(counter) = LOSSES.get_ptr_mut(loss as u32) {
+        add(counter, 1);
+    }
+}

@@ -1,0 +1,105 @@
+//! The auditor: the iterator, which reads the absolute truth, and the program by which user space acts on it.
+
+use aya_ebpf::{
+    bindings::seq_file, helpers::generated::bpf_seq_write, macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use tracker_ebpf::{FileRecord, mode, resync};
+
+use crate::{
+    classify::{NOT_COUNTED, classify},
+    kernel::{Direct, OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, cgroup_id, is_own},
+    maps::{CONTROL, SCRATCH, TABLES},
+    slots::scan,
+};
+
+/// Context of `iter/task_file` (kernel: `struct bpf_iter__task_file`).
+#[repr(C)]
+struct TaskFile {
+    meta: *const Meta,
+    task: *const u8,
+    fd: u32,
+    file: *const u8,
+}
+
+/// Head of `struct bpf_iter_meta`.
+#[repr(C)]
+struct Meta {
+    seq: *mut seq_file,
+}
+
+/// Writes a [`FileRecord`] for every slot that holds a file that is counted, and marks every table that it meets.
+///
+/// Runs for each fd of each table once, under a reference to the file. aya has no macro for iterators.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+extern "C" fn audit(ctx: *const TaskFile) -> i32 {
+    // SAFETY: the context is the kernel's; `task` and `file` may be null at the end of the walk, and are then not
+    // used. The rest are loads that the verifier checks.
+    unsafe {
+        let (task, file) = ((*ctx).task, (*ctx).file);
+        if task.is_null() || file.is_null() {
+            return 0;
+        }
+        let tgid: u32 = Direct::read(task, &OFF_TASK_TGID);
+        if is_own(tgid) {
+            return 0;
+        }
+        // A number to the verifier, as a probe read gives.
+        let files: u64 = Probe::read(task, &OFF_TASK_FILES);
+        if let (Some(table), Some(control)) = (TABLES.get_ptr_mut(files), CONTROL.get_ptr(0)) {
+            (*table).visited = (*control).pass;
+        }
+        let kind = classify::<Direct>(file);
+        if kind == NOT_COUNTED {
+            return 0;
+        }
+        let record = FileRecord {
+            files,
+            file: file as u64,
+            kind,
+            cgroup_id: cgroup_id::<Direct>(task),
+            tgid,
+            fd: (*ctx).fd,
+        };
+        // Room is made by the kernel, which runs the program again for this file.
+        bpf_seq_write((*(*ctx).meta).seq, (&raw const record).cast(), size_of::<FileRecord>() as u32);
+    }
+    0
+}
+
+/// Run by user space (`BPF_PROG_TEST_RUN`, Linux 5.10), never attached: acts on one table as a probe would, with
+/// preemption off. The arguments are [`resync`]'s.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+fn resync(ctx: RawTracePointContext) -> u32 {
+    let files: u64 = ctx.arg(1);
+    match ctx.arg::<u64>(0) {
+        resync::SCAN => {
+            if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
+                // SAFETY: the pointer comes from the map.
+                unsafe {
+                    (*scratch).remote_tgid = ctx.arg(2);
+                    (*scratch).remote_cgroup_id = ctx.arg(3);
+                }
+            }
+            let changes = scan(files, ctx.arg::<u32>(4) | mode::REMOTE);
+            if let Some(table) = TABLES.get_ptr_mut(files) {
+                // SAFETY: the pointer comes from the map.
+                unsafe {
+                    (*table).cgroup_id = ctx.arg(3);
+                }
+            }
+            changes
+        }
+        resync::FORGET => {
+            if let Some(table) = TABLES.get_ptr(files) {
+                // SAFETY: the pointer comes from the map.
+                if unsafe { (*table).generation } == ctx.arg::<u64>(2) {
+                    let _ = TABLES.remove(files);
+                }
+            }
+            0
+        }
+        _ => 0,
+    }
+}

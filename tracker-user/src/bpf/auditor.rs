@@ -1,0 +1,242 @@
+//! The auditor: reads the absolute truth with the iterator, and has a program re-read what differs.
+//!
+//! It never writes a count itself. Re-reading a slot is idempotent and follows the same locks as the probes, so an audit that
+//! runs while fds come and go finds false differences at worst, which re-reading turns out to be none.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use tracker_ebpf::{FileRecord, Slot, TABLE_STALE, Table, Tag};
+
+use super::sys;
+
+/// What an audit found and did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// Slots that were not as recorded, put right. At the first audit: adopted.
+    pub corrections: u64,
+    /// Tables that had gone unseen, forgotten.
+    pub forgotten: u64,
+    /// Slots that hold something to count.
+    pub slots: usize,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// One table as the iterator saw it.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) tgid: u32,
+    pub(super) cgroup_ids: HashSet<u64>,
+    slots: HashMap<u32, Tag>,
+}
+
+/// Reads everything that the iterator writes.
+pub(super) fn read_records(mut iterator: impl std::io::Read) -> std::io::Result<HashMap<u64, Seen>> {
+    const RECORD: usize = size_of::<FileRecord>();
+    let mut seen: HashMap<u64, Seen> = HashMap::new();
+    let mut buffer = vec![0; RECORD * 4096];
+    let mut filled = 0;
+    loop {
+        let read = match iterator.by_ref().read(buffer.get_mut(filled..).unwrap_or_default()) {
+            Ok(0) => return Ok(seen),
+            Ok(read) => read,
+            // A million files without one to count: the kernel yields. Linux: bpf_seq_read, MAX_ITER_OBJECTS.
+            Err(error)
+                if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) =>
+            {
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        filled += read;
+        let whole = filled - filled % RECORD;
+        for record in buffer.get(..whole).unwrap_or_default().chunks_exact(RECORD) {
+            if let Some(record) = sys::read::<FileRecord>(record) {
+                note(&mut seen, &record);
+            }
+        }
+        buffer.copy_within(whole..filled, 0);
+        filled -= whole;
+    }
+}
+
+fn note(seen: &mut HashMap<u64, Seen>, record: &FileRecord) {
+    let table = seen.entry(record.files).or_insert_with(|| Seen {
+        tgid: record.tgid,
+        cgroup_ids: HashSet::new(),
+        slots: HashMap::new(),
+    });
+    table.cgroup_ids.insert(record.cgroup_id);
+    table.slots.insert(record.fd, Tag::new(record.kind, record.file));
+}
+
+/// What to do about differences.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Tables to re-read: address, thread group, cgroup.
+    pub(super) scan: Vec<(u64, u32, u64)>,
+    /// Tables that are no more: address, generation.
+    pub(super) forget: Vec<(u64, u64)>,
+    /// Records of slots of tables that are no more.
+    pub(super) drop: Vec<Slot>,
+}
+
+/// Compares truth and records.
+///
+/// `before` was read before the iterator ran, `slots` and then `tables` after it.
+pub(super) fn compare(
+    pass: u32,
+    seen: &HashMap<u64, Seen>,
+    before: &HashSet<(u64, u64)>,
+    slots: &[(Slot, Tag)],
+    tables: &HashMap<u64, Table>,
+) -> Plan {
+    let mut plan = Plan::default();
+    let mut recorded: HashMap<u64, HashMap<u32, Tag>> = HashMap::new();
+    for (slot, tag) in slots {
+        match tables.get(&slot.files) {
+            Some(table) if table.generation == slot.generation => {
+                recorded.entry(slot.files).or_default().insert(slot.fd, *tag);
+            }
+            _ => plan.drop.push(*slot),
+        }
+    }
+    for (files, truth) in seen {
+        let table = tables.get(files);
+        let same = recorded.get(files).is_some_and(|slots| *slots == truth.slots)
+            && table.is_some_and(|table| {
+                table.flags & TABLE_STALE == 0 && truth.cgroup_ids.contains(&table.cgroup_id)
+            });
+        if !same {
+            let stays = table.map(|table| table.cgroup_id).filter(|id| truth.cgroup_ids.contains(id));
+            let cgroup = stays.or_else(|| truth.cgroup_ids.iter().min().copied()).unwrap_or(0);
+            plan.scan.push((*files, truth.tgid, cgroup));
+        }
+    }
+    for (files, table) in tables {
+        if table.visited == pass {
+            let empty_but_recorded = !seen.contains_key(files)
+                && (recorded.contains_key(files) || table.flags & TABLE_STALE != 0);
+            if empty_but_recorded {
+                plan.scan.push((*files, table.tgid, table.cgroup_id));
+            }
+        } else if before.contains(&(*files, table.generation)) {
+            // It was there before the iterator ran, which met no task that has it.
+            plan.forget.push((*files, table.generation));
+        }
+    }
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use tracker_ebpf::Kind;
+
+    use super::*;
+
+    const PASS: u32 = 5;
+    const PIDFD: Tag = Tag::new(Kind::Pidfd.index() as u64, 0x1000);
+
+    fn record(files: u64, fd: u32, cgroup_id: u64) -> FileRecord {
+        FileRecord { files, file: 0x1000, kind: Kind::Pidfd.index() as u64, cgroup_id, tgid: 42, fd }
+    }
+
+    fn table(cgroup_id: u64, visited: u32, flags: u32) -> Table {
+        Table { n: [0; Kind::COUNT], seq: 0, generation: 7, cgroup_id, tgid: 42, visited, high_fd: 9, flags }
+    }
+
+    fn slot(files: u64, generation: u64, fd: u32) -> (Slot, Tag) {
+        (Slot { files, generation, fd, pad: 0 }, PIDFD)
+    }
+
+    fn plan(records: &[FileRecord], slots: &[(Slot, Tag)], tables: &[(u64, Table)]) -> Plan {
+        let mut seen = HashMap::new();
+        for record in records {
+            note(&mut seen, record);
+        }
+        let tables: HashMap<_, _> = tables.iter().copied().collect();
+        let before = tables.iter().map(|(files, table)| (*files, table.generation)).collect();
+        compare(PASS, &seen, &before, slots, &tables)
+    }
+
+    #[test]
+    fn agreement_needs_nothing() {
+        let plan = plan(&[record(1, 3, 100)], &[slot(1, 7, 3)], &[(1, table(100, PASS, 0))]);
+        assert_eq!(plan, Plan::default());
+    }
+
+    #[test]
+    fn an_unknown_table_is_adopted() {
+        assert_eq!(plan(&[record(1, 3, 100)], &[], &[]).scan, [(1, 42, 100)]);
+    }
+
+    #[test]
+    fn a_missed_open_and_a_missed_close_are_re_read() {
+        let open = plan(
+            &[record(1, 3, 100), record(1, 4, 100)],
+            &[slot(1, 7, 3)],
+            &[(1, table(100, PASS, 0))],
+        );
+        assert_eq!(open.scan, [(1, 42, 100)]);
+        let close = plan(&[], &[slot(1, 7, 3)], &[(1, table(100, PASS, 0))]);
+        assert_eq!(close.scan, [(1, 42, 100)]);
+    }
+
+    #[test]
+    fn a_stale_table_is_re_read() {
+        let plan = plan(&[record(1, 3, 100)], &[slot(1, 7, 3)], &[(1, table(100, PASS, TABLE_STALE))]);
+        assert_eq!(plan.scan, [(1, 42, 100)]);
+    }
+
+    #[test]
+    fn a_missed_move_is_made_good() {
+        let plan = plan(&[record(1, 3, 200)], &[slot(1, 7, 3)], &[(1, table(100, PASS, 0))]);
+        assert_eq!(plan.scan, [(1, 42, 200)]);
+    }
+
+    #[test]
+    fn a_table_shared_across_cgroups_stays_where_it_is_charged() {
+        let shared = [record(1, 3, 100), record(1, 3, 200)];
+        assert_eq!(plan(&shared, &[slot(1, 7, 3)], &[(1, table(200, PASS, 0))]), Plan::default());
+    }
+
+    #[test]
+    fn a_table_that_nobody_has_is_forgotten_with_its_slots() {
+        let plan = plan(&[], &[slot(1, 7, 3), slot(2, 1, 3)], &[(1, table(100, PASS - 1, 0))]);
+        assert_eq!(plan.forget, [(1, 7)]);
+        // Its own record goes once the table is gone; that of the earlier table goes now.
+        assert_eq!(plan.drop, [slot(2, 1, 3).0]);
+    }
+
+    #[test]
+    fn a_table_that_came_during_the_pass_is_left_alone() {
+        let tables = HashMap::from([(1, table(100, 0, 0))]);
+        let plan = compare(PASS, &HashMap::new(), &HashSet::new(), &[], &tables);
+        assert_eq!(plan, Plan::default());
+    }
+
+    #[test]
+    fn records_are_read_whole_whatever_the_reads_return() {
+        struct Dribble(Vec<u8>);
+        impl std::io::Read for Dribble {
+            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+                let n = self.0.len().min(7).min(buffer.len());
+                for (to, from) in buffer.iter_mut().zip(self.0.drain(..n)) {
+                    *to = from;
+                }
+                Ok(n)
+            }
+        }
+        let records = [record(1, 3, 100), record(1, 4, 100), record(2, 3, 200)];
+        let bytes = records.iter().flat_map(|r| {
+            // SAFETY: the record has no padding.
+            unsafe { std::slice::from_raw_parts((&raw const *r).cast::<u8>(), size_of::<FileRecord>()) }.to_vec()
+        });
+        let seen = read_records(Dribble(bytes.collect())).unwrap();
+        assert_eq!(seen.len(), 2);
+        assert_eq!(seen[&1].slots.len(), 2);
+    }
+}

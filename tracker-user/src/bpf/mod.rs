@@ -1,0 +1,320 @@
+//! The kernel side as the rest of the agent sees it: load, attach, read, audit.
+//!
+//! - `btf`, `offsets`: where things are in this kernel;
+//! - `feeder`: which probes are attached;
+//! - `event`: records of the ring;
+//! - `auditor`: the comparison of truth and records;
+//! - `prerequisites`: what a kernel must offer, and what to do where it doesn't;
+//! - `sys`: raw calls.
+//!
+//! It knows nothing of containers: cgroups are numbers here.
+
+mod auditor;
+mod btf;
+mod event;
+mod feeder;
+mod offsets;
+mod prerequisites;
+mod sys;
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    time::Instant,
+};
+
+pub use auditor::Audit;
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{Iter, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _},
+};
+pub use btf::BtfError;
+pub use event::{Change, Event};
+pub use feeder::Feeder;
+pub use prerequisites::{Finding, Missing, Status, TRACEFS, check, findings};
+use thiserror::Error;
+use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Flow, Loss, Slot, Table, Tag, mode, resync};
+
+use self::offsets::Globals;
+use crate::{host::KernelVersion, runtime::Hierarchy};
+
+/// The BPF object, built by `cargo xtask build-ebpf`.
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tracker-ebpf/prebuilt/tracker.bpf.o"));
+
+/// Why the kernel side can't run.
+#[derive(Debug, Error)]
+pub enum BpfError {
+    /// Something that must be there isn't.
+    #[error(transparent)]
+    Missing(#[from] Missing),
+    /// The kernel's type information can't be used.
+    #[error("the kernel's type information (/sys/kernel/btf/vmlinux)")]
+    Btf(#[from] BtfError),
+    /// aya can't use the kernel's type information.
+    #[error("the kernel's type information (/sys/kernel/btf/vmlinux)")]
+    AyaBtf(#[from] aya::BtfError),
+    /// The object can't be loaded.
+    #[error("load the BPF object")]
+    Load(#[source] aya::EbpfError),
+    /// A program can't be loaded or attached.
+    #[error("load and attach the BPF program {program}")]
+    Program {
+        /// The program.
+        program: String,
+        /// What was refused.
+        #[source]
+        source: ProgramError,
+    },
+    /// The object lacks something: it isn't the one that belongs to this build.
+    #[error("the BPF object has no {0}: it doesn't belong to this build (cargo xtask build-ebpf makes it)")]
+    Object(String),
+    /// A map can't be used.
+    #[error("use the BPF map {map}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// What was refused.
+        #[source]
+        source: MapError,
+    },
+    /// A call failed.
+    #[error("{call} {object}")]
+    Call {
+        /// What was called.
+        call: &'static str,
+        /// On what.
+        object: String,
+        /// What was refused.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// How large the bounded maps are.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// fd tables that have had something to count.
+    pub tables: u32,
+    /// Slots that hold something to count.
+    pub slots: u32,
+    /// Bytes of the ring.
+    pub ring: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { tables: 16_384, slots: 131_072, ring: 1 << 20 }
+    }
+}
+
+/// Decodes a record of the ring; `None` for one that isn't any.
+#[must_use]
+pub fn decode(record: &[u8]) -> Option<Event> {
+    Event::decode(record)
+}
+
+/// The loaded and attached probes. Dropping it detaches everything.
+pub struct Kernel {
+    ebpf: Ebpf,
+    feeder: Feeder,
+    pass: u32,
+}
+
+impl Kernel {
+    /// Loads the programs and attaches the feeder. Nothing is adopted yet: that is the first [`Kernel::audit`].
+    ///
+    /// # Errors
+    /// When the kernel lacks something, or refuses; the message says what, and what to do.
+    pub fn attach(hierarchy: &Hierarchy, sizes: Sizes) -> Result<(Self, RingBuf<MapData>), BpfError> {
+        let kernel = check()?;
+        let mut ebpf = load(hierarchy, sizes, kernel)?;
+        fill_anon_names(&mut ebpf)?;
+        let btf = aya::Btf::from_sys_fs()?;
+        let audit: &mut Iter = program(&mut ebpf, "audit")?;
+        audit.load("task_file", &btf).map_err(|e| attach_error("audit", e))?;
+        let resync: &mut RawTracePoint = program(&mut ebpf, "resync")?;
+        resync.load().map_err(|e| attach_error("resync", e))?;
+        feeder::attach(&mut ebpf, &prerequisites::tracefs()?)?;
+        let ring = ebpf.take_map("EVENTS").ok_or_else(|| BpfError::Object("map EVENTS".into()))?;
+        let ring = RingBuf::try_from(ring).map_err(|source| BpfError::Map { map: "EVENTS", source })?;
+        Ok((Self { ebpf, feeder: Feeder::Tracepoint, pass: 0 }, ring))
+    }
+
+    /// The feeder that is attached.
+    #[must_use]
+    pub fn feeder(&self) -> Feeder {
+        self.feeder
+    }
+
+    /// All tables that have, or had, something to count.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn tables(&self) -> Result<Vec<(u64, Table)>, BpfError> {
+        self.read("TABLES")
+    }
+
+    /// What each cgroup's slots were filled and emptied.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn flows(&self) -> Result<Vec<(u64, Flow)>, BpfError> {
+        self.read("FLOWS")
+    }
+
+    /// Forgets what a cgroup counted.
+    ///
+    /// # Errors
+    /// When the map can't be changed.
+    pub fn forget_flow(&self, cgroup: u64) -> Result<(), BpfError> {
+        self.delete("FLOWS", &cgroup)
+    }
+
+    /// What was lost, by stage.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn losses(&self) -> Result<Vec<(Loss, u64)>, BpfError> {
+        let map_error = |source| BpfError::Map { map: "LOSSES", source };
+        let losses: PerCpuArray<_, u64> =
+            PerCpuArray::try_from(self.map("LOSSES")?).map_err(map_error)?;
+        let sum = |loss: &Loss| {
+            let values = losses.get(&(*loss as u32), 0).map_err(map_error)?;
+            Ok((*loss, values.iter().sum()))
+        };
+        Loss::ALL.iter().map(sum).collect()
+    }
+
+    /// Compares what is recorded with the kernel's own list of files, and puts right what differs.
+    ///
+    /// The first audit adopts what was open before the probes were attached.
+    ///
+    /// # Errors
+    /// When the iterator or a map can't be read.
+    pub fn audit(&mut self) -> Result<Audit, BpfError> {
+        let start = Instant::now();
+        let adopt = self.pass == 0;
+        self.pass = self.pass.wrapping_add(1).max(1);
+        self.announce_pass()?;
+        let before: HashSet<(u64, u64)> =
+            self.tables()?.iter().map(|(files, table)| (*files, table.generation)).collect();
+        let seen = self.iterate()?;
+        let slots: Vec<(Slot, Tag)> = self.read("SLOTS")?;
+        let tables: HashMap<u64, Table> = self.tables()?.into_iter().collect();
+        let plan = auditor::compare(self.pass, &seen, &before, &slots, &tables);
+        let mut audit = Audit { slots: slots.len(), forgotten: plan.forget.len() as u64, ..Audit::default() };
+        let quiet = if adopt { mode::QUIET | mode::ADOPT } else { 0 };
+        for (files, tgid, cgroup) in plan.scan {
+            audit.corrections +=
+                u64::from(self.resync([resync::SCAN, files, u64::from(tgid), cgroup, u64::from(quiet)])?);
+        }
+        for (files, generation) in plan.forget {
+            self.resync([resync::FORGET, files, generation, 0, 0])?;
+        }
+        for slot in &plan.drop {
+            self.delete("SLOTS", slot)?;
+        }
+        audit.took = start.elapsed();
+        Ok(audit)
+    }
+
+    fn announce_pass(&mut self) -> Result<(), BpfError> {
+        let map_error = |source| BpfError::Map { map: "CONTROL", source };
+        let pass = self.pass;
+        let map = self.ebpf.map_mut("CONTROL").ok_or_else(|| BpfError::Object("map CONTROL".into()))?;
+        let mut control: Array<_, u32> = Array::try_from(map).map_err(map_error)?;
+        control.set(0, pass, 0).map_err(map_error)
+    }
+
+    fn iterate(&mut self) -> Result<HashMap<u64, auditor::Seen>, BpfError> {
+        let iter: &mut Iter = program(&mut self.ebpf, "audit")?;
+        let link = iter.attach().map_err(|e| attach_error("audit", e))?;
+        let link = iter.take_link(link).map_err(|e| attach_error("audit", e))?;
+        let file = link.into_file().map_err(|e| BpfError::Call {
+            call: "open",
+            object: "the iterator over all files".into(),
+            source: io::Error::other(e),
+        })?;
+        auditor::read_records(file).map_err(|source| BpfError::Call {
+            call: "read",
+            object: "the iterator over all files".into(),
+            source,
+        })
+    }
+
+    fn resync(&mut self, arguments: [u64; 5]) -> Result<u32, BpfError> {
+        let program: &mut RawTracePoint = program(&mut self.ebpf, "resync")?;
+        let mut options = RawTracePointRunOptions::new();
+        for (to, from) in options.args.iter_mut().zip(arguments) {
+            *to = from;
+        }
+        program.test_run(options).map(|run| run.return_value).map_err(|e| attach_error("resync", e))
+    }
+
+    fn read<K: sys::Plain, V: sys::Plain>(&self, name: &'static str) -> Result<Vec<(K, V)>, BpfError> {
+        sys::read_hash(hash_fd(self.map(name)?, name)?).map_err(|source| call("read the BPF map", name, source))
+    }
+
+    fn delete<K: sys::Plain>(&self, name: &'static str, key: &K) -> Result<(), BpfError> {
+        sys::delete(hash_fd(self.map(name)?, name)?, key)
+            .map_err(|source| call("delete from the BPF map", name, source))
+    }
+
+    fn map(&self, name: &'static str) -> Result<&Map, BpfError> {
+        self.ebpf.map(name).ok_or_else(|| BpfError::Object(format!("map {name}")))
+    }
+}
+
+fn call(call: &'static str, object: &str, source: io::Error) -> BpfError {
+    BpfError::Call { call, object: object.into(), source }
+}
+
+fn hash_fd<'a>(map: &'a Map, name: &str) -> Result<BorrowedFd<'a>, BpfError> {
+    match map {
+        Map::HashMap(data) => Ok(data.fd().as_fd()),
+        _ => Err(BpfError::Object(format!("hash map {name}"))),
+    }
+}
+
+fn load(hierarchy: &Hierarchy, sizes: Sizes, kernel: KernelVersion) -> Result<Ebpf, BpfError> {
+    let btf = prerequisites::kernel_btf()?;
+    let globals = Globals::find(&btf, hierarchy, kernel)?;
+    let mut loader = EbpfLoader::new();
+    globals.set(&mut loader);
+    loader
+        .map_max_entries("TABLES", sizes.tables)
+        .map_max_entries("SLOTS", sizes.slots)
+        .map_max_entries("EVENTS", sizes.ring);
+    loader.load(OBJECT).map_err(BpfError::Load)
+}
+
+/// Tells the programs which names of anonymous inodes stand for which kind.
+fn fill_anon_names(ebpf: &mut Ebpf) -> Result<(), BpfError> {
+    let map_error = |source| BpfError::Map { map: "ANON_NAMES", source };
+    let map = ebpf.map_mut("ANON_NAMES").ok_or_else(|| BpfError::Object("map ANON_NAMES".into()))?;
+    let mut names: BpfHashMap<_, [u8; ANON_NAME_LEN], u64> =
+        BpfHashMap::try_from(map).map_err(map_error)?;
+    for (name, kind) in ANON_INODES {
+        let mut key = [0; ANON_NAME_LEN];
+        for (to, from) in key.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+        names.insert(key, kind.index() as u64, 0).map_err(map_error)?;
+    }
+    Ok(())
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, BpfError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or_else(|| BpfError::Object(format!("program {name}")))?;
+    program.try_into().map_err(|source| attach_error(name, source))
+}
+
+fn attach_error(program: &str, source: ProgramError) -> BpfError {
+    BpfError::Program { program: program.into(), source }
+}

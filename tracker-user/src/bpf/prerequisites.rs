@@ -1,0 +1,208 @@
+//! What a machine must offer, each with what to do where it doesn't. The start checks it, `doctor` shows it.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+use super::{Feeder, Kernel, Sizes};
+use crate::{
+    host::{Capability, KernelVersion, missing_capabilities},
+    runtime::Hierarchy,
+};
+
+/// Where tracefs belongs.
+pub const TRACEFS: &str = "/sys/kernel/tracing";
+
+/// Where it is found too, on machines that mount debugfs.
+const DEBUGFS_TRACING: &str = "/sys/kernel/debug/tracing";
+
+const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
+
+/// The oldest kernel with all that the probes use: `BPF_PROG_TEST_RUN` of raw tracepoints.
+const OLDEST: KernelVersion = KernelVersion { major: 5, minor: 10 };
+
+/// Something that must be there isn't. The message says what to do.
+#[derive(Debug, Error)]
+pub enum Missing {
+    /// The kernel is too old.
+    #[error("kernel {0} is too old: fdtracker needs Linux {OLDEST} or newer")]
+    Kernel(KernelVersion),
+    /// The kernel's version isn't known.
+    #[error("can't tell the kernel's version (is /proc mounted?)")]
+    KernelVersion(#[source] io::Error),
+    /// A capability is missing.
+    #[error("{} is missing, to {}: run fdtracker as root, or give it the capability", .0.name, .0.reason)]
+    Capability(Capability),
+    /// The capabilities aren't known.
+    #[error("can't tell this process's capabilities (is /proc mounted?)")]
+    Capabilities(#[source] io::Error),
+    /// The kernel has no type information.
+    #[error("{KERNEL_BTF} isn't there: the kernel was built without CONFIG_DEBUG_INFO_BTF; use one that has it")]
+    Btf(#[source] io::Error),
+    /// The kernel hides its memory.
+    #[error(
+        "the kernel is locked down (lockdown=confidentiality), so that BPF programs can't read its memory: boot with \
+         lockdown=integrity or without lockdown"
+    )]
+    Lockdown,
+    /// tracefs isn't mounted.
+    #[error("tracefs is not mounted: mount -t tracefs tracefs {TRACEFS}")]
+    Tracefs,
+    /// tracefs has no syscalls.
+    #[error(
+        "{0} isn't there: the kernel was built without CONFIG_FTRACE_SYSCALLS, which the tracepoint feeder needs"
+    )]
+    SyscallEvents(PathBuf),
+}
+
+/// Checks everything that the start needs, and returns the kernel's version.
+///
+/// # Errors
+/// The first thing that is missing.
+pub fn check() -> Result<KernelVersion, Missing> {
+    let kernel = kernel()?;
+    capabilities()?;
+    kernel_btf()?;
+    lockdown()?;
+    tracefs()?;
+    Ok(kernel)
+}
+
+fn kernel() -> Result<KernelVersion, Missing> {
+    let kernel = KernelVersion::running().map_err(Missing::KernelVersion)?;
+    if kernel < OLDEST { Err(Missing::Kernel(kernel)) } else { Ok(kernel) }
+}
+
+fn capabilities() -> Result<(), Missing> {
+    let missing = missing_capabilities().map_err(Missing::Capabilities)?;
+    missing.first().map_or(Ok(()), |cap| Err(Missing::Capability(*cap)))
+}
+
+/// The kernel's type information.
+pub(super) fn kernel_btf() -> Result<Vec<u8>, Missing> {
+    fs::read(KERNEL_BTF).map_err(Missing::Btf)
+}
+
+fn lockdown() -> Result<(), Missing> {
+    // Not there: no lockdown, or securityfs isn't mounted; then the kernel itself will tell.
+    let locked = fs::read_to_string(LOCKDOWN).is_ok_and(|modes| modes.contains("[confidentiality]"));
+    if locked { Err(Missing::Lockdown) } else { Ok(()) }
+}
+
+/// The mounted tracefs.
+pub(super) fn tracefs() -> Result<PathBuf, Missing> {
+    let root = [TRACEFS, DEBUGFS_TRACING]
+        .into_iter()
+        .map(Path::new)
+        .find(|root| root.join("events").is_dir())
+        .ok_or(Missing::Tracefs)?;
+    let syscalls = root.join("events/syscalls");
+    if syscalls.is_dir() { Ok(root.to_owned()) } else { Err(Missing::SyscallEvents(syscalls)) }
+}
+
+/// How a finding of `doctor` is to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// As it should be.
+    Ok,
+    /// The agent runs, but with a limit.
+    Warn,
+    /// The agent can't run.
+    Fail,
+}
+
+impl Status {
+    /// The stable name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// One line of `doctor`.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// What was looked at.
+    pub name: &'static str,
+    /// How to take it.
+    pub status: Status,
+    /// What was found, and what to do about it.
+    pub detail: String,
+}
+
+impl Finding {
+    fn new(name: &'static str, status: Status, detail: impl Into<String>) -> Self {
+        Self { name, status, detail: detail.into() }
+    }
+
+    fn of<T>(name: &'static str, result: Result<T, Missing>, detail: impl FnOnce(T) -> String) -> Self {
+        match result {
+            Ok(value) => Self::new(name, Status::Ok, detail(value)),
+            Err(missing) => Self::new(name, Status::Fail, missing.to_string()),
+        }
+    }
+}
+
+/// Looks at everything, and at last tries it: what loads and attaches is what works.
+#[must_use]
+pub fn findings() -> Vec<Finding> {
+    let mut found = vec![
+        Finding::of("kernel", kernel(), |kernel| format!("Linux {kernel}")),
+        Finding::of("capabilities", capabilities(), |()| "all that are needed".into()),
+        Finding::of("BTF", kernel_btf(), |btf| format!("{KERNEL_BTF}, {} KiB", btf.len() / 1024)),
+        Finding::of("lockdown", lockdown(), |()| "kernel memory can be read".into()),
+        Finding::of("tracefs", tracefs(), |root| root.display().to_string()),
+        pid_namespace(),
+    ];
+    let hierarchy = Hierarchy::find();
+    found.push(match &hierarchy {
+        Ok(hierarchy) => {
+            let version = hierarchy.controller().map_or("v2".into(), |name| format!("v1, controller {name}"));
+            Finding::new("cgroups", Status::Ok, format!("{} ({version})", hierarchy.root().display()))
+        }
+        Err(error) => Finding::new("cgroups", Status::Fail, error.to_string()),
+    });
+    found.push(match hierarchy {
+        Ok(hierarchy) if found.iter().all(|finding| finding.status != Status::Fail) => feeder(&hierarchy),
+        _ => Finding::new("feeder", Status::Fail, "none: see above"),
+    });
+    found
+}
+
+fn pid_namespace() -> Finding {
+    /// include/linux/proc_ns.h: PROC_PID_INIT_INO
+    const INITIAL: u64 = 0xeffffffc;
+    match fs::metadata("/proc/self/ns/pid") {
+        Ok(ns) if ns.ino() == INITIAL => Finding::new("pid namespace", Status::Ok, "the initial one"),
+        Ok(_) => Finding::new(
+            "pid namespace",
+            Status::Fail,
+            "not the initial one, so that pids mean other processes: run the agent with the host's (hostPID: true, \
+             --pid=host)",
+        ),
+        Err(error) => Finding::new("pid namespace", Status::Warn, format!("can't tell: {error}")),
+    }
+}
+
+fn feeder(hierarchy: &Hierarchy) -> Finding {
+    let sizes = Sizes { tables: 1024, slots: 1024, ring: 1 << 16 };
+    match Kernel::attach(hierarchy, sizes) {
+        Ok((kernel, _)) => Finding::new(
+            "feeder",
+            Status::Ok,
+            match kernel.feeder() {
+                Feeder::Tracepoint => "tracepoint: its programs load and attach; counts are live",
+            },
+        ),
+        Err(error) => Finding::new("feeder", Status::Fail, format!("{:#}", anyhow::Error::from(error))),
+    }
+}

@@ -1,0 +1,61 @@
+//! `fdtracker agent`.
+
+use std::{io::Write as _, process::ExitCode};
+
+use anyhow::Context as _;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::{args, output, told_to_end};
+use crate::{
+    agent::Engine,
+    criu, host,
+    http::{Line, Listeners, Lines, Service},
+    report::Notice,
+    verdict::Profile,
+};
+
+pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
+    let profile = profile(&args.engine)?;
+    // First, because a taken port or another agent is told at once.
+    let listeners = Listeners::bind(&args.listen, &args.socket.socket).await?;
+    for address in listeners.addresses() {
+        tracing::info!("listening on http://{address}/metrics");
+    }
+    tracing::info!("verdicts are about {profile}");
+    let engine = Engine::start(profile, args.engine.audit_interval).await?;
+    let service = Service { tracker: engine.tracker.clone(), lines: engine.lines.clone() };
+    let socket = listeners.serve(&service);
+    let live = async {
+        if args.live {
+            output::listing(&engine.tracker.listing(false)?)?;
+            print(&engine.lines).await
+        } else {
+            std::future::pending().await
+        }
+    };
+    let ended = tokio::select! {
+        ended = told_to_end() => ended.context("wait for signals"),
+        ended = live => ended,
+    };
+    tracing::info!("ending: detaching all probes");
+    drop(socket);
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+pub(super) fn profile(args: &args::Engine) -> anyhow::Result<Profile> {
+    let kernel = host::KernelVersion::running().context("tell the kernel's version")?;
+    Ok(criu::profile(args.criu, kernel))
+}
+
+/// Prints every event until standard output is closed.
+async fn print(lines: &Lines) -> anyhow::Result<()> {
+    let mut lines = lines.subscribe();
+    loop {
+        let notice = match lines.recv().await {
+            Ok(Line { notice, .. }) => notice,
+            Err(RecvError::Lagged(missed)) => Notice::lost(missed).into(),
+            Err(RecvError::Closed) => return Ok(()),
+        };
+        writeln!(std::io::stdout(), "{}", output::notice(&notice))?;
+    }
+}

@@ -1,0 +1,202 @@
+//! What can be typed.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser as _},
+};
+use tracing::level_filters::LevelFilter;
+use tracker_ebpf::Kind;
+
+use crate::verdict::CriuVersion;
+
+/// Live, exact counts of the file descriptors that stop a CRIU checkpoint, for every container.
+#[derive(Debug, Parser)]
+#[command(name = "fdtracker", version, max_term_width = 100, subcommand_required = true)]
+#[command(after_help = "Exit codes: 0 as expected, 1 doctor found something missing, 2 an error.")]
+pub struct Cli {
+    /// How much to tell on standard error: off, error, warn, info, debug or trace [default: info for agent, else warn]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub(super) log_level: Option<LevelFilter>,
+
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Count, and answer /metrics, until told to end
+    Agent(Agent),
+    /// Print fds as they are opened and closed
+    Tail(Tail),
+    /// List containers with their open fds per kind
+    Ls(Ls),
+    /// Say what this machine allows, and what to do where it doesn't
+    Doctor(Doctor),
+}
+
+impl Command {
+    pub(super) fn default_log_level(&self) -> LevelFilter {
+        match self {
+            Self::Agent(_) => LevelFilter::INFO,
+            Self::Tail(_) | Self::Ls(_) | Self::Doctor(_) => LevelFilter::WARN,
+        }
+    }
+}
+
+/// The port isn't one that Prometheus' list of exporters gives to another.
+const DEFAULT_LISTEN: &str = "127.0.0.1:10460";
+
+#[derive(Debug, Args)]
+pub(super) struct Agent {
+    /// Address for /metrics and /readyz; can be given several times
+    #[arg(long = "web.listen-address", value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN)]
+    pub(super) listen: Vec<SocketAddr>,
+
+    /// Print containers, and then fds as they are opened and closed, on standard output
+    #[arg(long)]
+    pub(super) live: bool,
+
+    #[command(flatten)]
+    pub(super) socket: Socket,
+
+    #[command(flatten)]
+    pub(super) engine: Engine,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Tail {
+    /// Only this container: its name, or the beginning of its id; `host` for what is in none
+    #[arg(long, value_name = "CONTAINER")]
+    pub(super) container: Option<String>,
+
+    /// Only this kind; can be given several times
+    #[arg(long, value_name = "KIND", hide_possible_values = true, value_parser = kind())]
+    pub(super) kind: Vec<Kind>,
+
+    /// How to print: text, or json with one object per line
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(super) output: TailFormat,
+
+    #[command(flatten)]
+    pub(super) socket: Socket,
+
+    #[command(flatten)]
+    pub(super) engine: Engine,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ls {
+    /// List processes too
+    #[arg(long)]
+    pub(super) processes: bool,
+
+    /// How to print: table, or json as one document
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(super) output: LsFormat,
+
+    #[command(flatten)]
+    pub(super) socket: Socket,
+
+    #[command(flatten)]
+    pub(super) engine: Engine,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Doctor {
+    /// How to print: table, or json as one document
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(super) output: LsFormat,
+
+    /// The CRIU to judge for, as for the other commands
+    #[arg(long, value_name = "VERSION")]
+    pub(super) criu: Option<CriuVersion>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Socket {
+    /// The agent's unix socket
+    #[arg(long, value_name = "PATH", default_value = "/run/fdtracker/agent.sock")]
+    pub(super) socket: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Engine {
+    /// The CRIU to judge for [default: the one in PATH, else the newest known]
+    #[arg(long, value_name = "VERSION")]
+    pub(super) criu: Option<CriuVersion>,
+
+    /// How often all counts are compared with the kernel's own list of files
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub(super) audit_interval: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum TailFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum LsFormat {
+    Table,
+    Json,
+}
+
+fn kind() -> impl clap::builder::TypedValueParser<Value = Kind> {
+    PossibleValuesParser::new(Kind::ALL.iter().map(|kind| kind.name()))
+        .try_map(|name| Kind::from_name(&name).ok_or("no such kind"))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a duration of at least 100ms, such as 30s, 500ms or 2m");
+    let parsed: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
+    let duration = Duration::try_from(parsed).map_err(|_| wrong())?;
+    if duration < Duration::from_millis(100) { Err(wrong()) } else { Ok(duration) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        for bad in ["", "30", "-1s", "0s", "1ms", "soon"] {
+            assert!(duration(bad).unwrap_err().contains("such as 30s"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_what_is_right() {
+        let error = |line| parse(line).unwrap_err().to_string();
+        assert!(error("fdtracker tail --kind pidfds").contains("io_uring"));
+        assert!(error("fdtracker tail -o xml").contains("json"));
+        assert!(error("fdtracker ls --criu four").contains("4.1.1"));
+        assert!(error("fdtracker agent --web.listen-address nowhere").contains("invalid socket address"));
+        assert!(error("fdtracker tails").contains("tail"));
+    }
+
+    #[test]
+    fn several_addresses_and_kinds() {
+        let cli = parse("fdtracker agent --web.listen-address 127.0.0.1:1 --web.listen-address [::1]:2").unwrap();
+        let Command::Agent(agent) = cli.command else { panic!() };
+        assert_eq!(agent.listen.len(), 2);
+        let cli = parse("fdtracker tail --kind pidfd --kind io_uring").unwrap();
+        let Command::Tail(tail) = cli.command else { panic!() };
+        assert_eq!(tail.kind, [Kind::Pidfd, Kind::IoUring]);
+    }
+}

@@ -1,0 +1,29 @@
+//! `fdtracker ls`.
+
+use std::process::ExitCode;
+
+use super::{
+    agent,
+    args::{self, LsFormat},
+    output,
+};
+use crate::{bpf::Sizes, http::Client, report::Listing, tracker::Tracker};
+
+pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
+    let listing = match Client::find(&args.socket.socket).await? {
+        Some(agent) => agent.listing(args.processes).await?,
+        None => look(&args)?,
+    };
+    match args.output {
+        LsFormat::Json => output::json(&listing)?,
+        LsFormat::Table => output::listing(&listing)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// No agent runs: one look is enough.
+fn look(args: &args::Ls) -> anyhow::Result<Listing> {
+    let (tracker, _ring) = Tracker::attach(agent::profile(&args.engine)?, Sizes::default())?;
+    tracker.audit()?;
+    Ok(tracker.listing(args.processes)?)
+}

@@ -1,0 +1,105 @@
+//! The command line: what was typed (`args`), one file per command, and how things are printed (`output`).
+//!
+//! Exit codes: 0 as expected; 1 `doctor` found something missing; 2 an error. A closed pipe ends a command quietly.
+
+mod agent;
+mod args;
+mod doctor;
+mod ls;
+mod output;
+mod tail;
+
+use std::{io, process::ExitCode};
+
+use anyhow::Context as _;
+pub use args::Cli;
+use args::Command;
+use clap::Parser as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Parses the command line and runs it.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fdtracker: {}", one_line(&error));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    log_to_stderr(&cli);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the event loop")?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Agent(args) => agent::run(args).await,
+            Command::Tail(args) => tail::run(args).await,
+            Command::Ls(args) => ls::run(args).await,
+            Command::Doctor(args) => doctor::run(&args),
+        }
+    })
+}
+
+fn log_to_stderr(cli: &Cli) {
+    let level = cli.log_level.unwrap_or_else(|| cli.command.default_log_level());
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(format!("{},aya={level}", level)))
+        .with_writer(io::stderr)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .init();
+}
+
+/// An error and its causes, without the log of the kernel's verifier, which fills pages.
+fn one_line(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    let (message, log) = text.split_once(" Verifier output:").unwrap_or((&text, ""));
+    if log.is_empty() {
+        message.to_owned()
+    } else {
+        tracing::debug!("the kernel's verifier says:{log}");
+        format!("{message} (--log-level debug shows the verifier's log)")
+    }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let closed = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(closed))
+}
+
+/// Waits until the user, or the system, wants the command to end.
+async fn told_to_end() -> io::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verifier_log_is_cut_off() {
+        let error = anyhow::anyhow!("load: refused. Verifier output: 0: R1=ctx()\n1: ...");
+        assert_eq!(one_line(&error), "load: refused. (--log-level debug shows the verifier's log)");
+        assert_eq!(one_line(&anyhow::anyhow!("a").context("b")), "b: a");
+    }
+
+    #[test]
+    fn only_a_closed_pipe_is_quiet() {
+        let error = |kind| anyhow::Error::from(io::Error::from(kind)).context("write");
+        assert!(is_closed_pipe(&error(io::ErrorKind::BrokenPipe)));
+        assert!(!is_closed_pipe(&error(io::ErrorKind::PermissionDenied)));
+    }
+}

@@ -1,0 +1,168 @@
+//! `fdtracker tail`.
+
+use std::{
+    io::{self, Write as _},
+    os::fd::AsFd as _,
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, bail};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::broadcast::{self, error::RecvError},
+};
+
+use super::{
+    agent,
+    args::{self, TailFormat},
+    output, told_to_end,
+};
+use crate::{
+    agent::Engine,
+    http::{Client, ClientError, Events, Filter, Line},
+    report::{Listing, Notice},
+};
+
+pub(super) async fn run(args: args::Tail) -> anyhow::Result<ExitCode> {
+    let format = args.output;
+    let follow = async {
+        let mut source = Source::open(&args).await?;
+        while let Some(notice) = source.next().await? {
+            print(&notice, format)?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        ended = follow => ended?,
+        ended = told_to_end() => ended.context("wait for signals")?,
+        () = reader_gone() => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where events come from.
+enum Source {
+    Agent(Events),
+    Own { lines: broadcast::Receiver<Line>, filter: Filter, _engine: Engine },
+}
+
+impl Source {
+    async fn open(args: &args::Tail) -> anyhow::Result<Self> {
+        if let Some(agent) = Client::find(&args.socket.socket).await? {
+            let filter = filter(args, &agent.listing(false).await?)?;
+            return Ok(Self::Agent(agent.events(&filter).await?));
+        }
+        eprintln!(
+            "fdtracker: no agent answers at {}: attaching probes for this command alone",
+            args.socket.socket.display()
+        );
+        let engine = Engine::start(agent::profile(&args.engine)?, args.engine.audit_interval).await?;
+        let lines = engine.lines.subscribe();
+        let filter = filter(args, &engine.tracker.listing(false)?)?;
+        Ok(Self::Own { lines, filter, _engine: engine })
+    }
+
+    /// The next event that is wanted; `None` once the agent has ended.
+    async fn next(&mut self) -> anyhow::Result<Option<Notice>> {
+        match self {
+            Self::Agent(events) => match events.next().await {
+                Ok(None) => bail!(ClientError::Refused("the agent has ended".into())),
+                next => Ok(next?),
+            },
+            Self::Own { lines, filter, .. } => loop {
+                match lines.recv().await {
+                    Ok(line) if filter.lets(&line.notice) => return Ok(Some(line.notice.as_ref().clone())),
+                    Ok(_) => {}
+                    Err(RecvError::Lagged(missed)) => return Ok(Some(Notice::lost(missed))),
+                    Err(RecvError::Closed) => return Ok(None),
+                }
+            },
+        }
+    }
+}
+
+/// Finds the container that is meant.
+fn filter(args: &args::Tail, listing: &Listing) -> anyhow::Result<Filter> {
+    let kinds = args.kind.iter().map(|kind| kind.name().to_owned()).collect();
+    let Some(wanted) = &args.container else { return Ok(Filter { container: None, kinds }) };
+    let exact = listing.containers.iter().find(|c| c.name == *wanted || c.id == *wanted);
+    let found = match exact {
+        Some(container) => container,
+        None => {
+            let mut matches = listing.containers.iter().filter(|c| !wanted.is_empty() && c.id.starts_with(wanted.as_str()));
+            match (matches.next(), matches.next()) {
+                (Some(only), None) => only,
+                (None, _) => bail!("no container {wanted:?}; there are: {}", names(listing)),
+                (Some(_), Some(_)) => bail!("{wanted:?} begins the id of several containers; there are: {}", names(listing)),
+            }
+        }
+    };
+    Ok(Filter { container: Some(found.id.clone()), kinds })
+}
+
+fn names(listing: &Listing) -> String {
+    listing.containers.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+fn print(notice: &Notice, format: TailFormat) -> anyhow::Result<()> {
+    let line = match format {
+        TailFormat::Text => output::notice(notice),
+        TailFormat::Json => serde_json::to_string(notice)?,
+    };
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Waits until whoever reads standard output through a pipe has gone: also when there is nothing to print.
+async fn reader_gone() {
+    let Ok(stdout) = io::stdout().as_fd().try_clone_to_owned() else { return std::future::pending().await };
+    // SAFETY: the fd is owned, so it stays open and the same for as long as it is registered.
+    let watched = unsafe { AsyncFd::register_with_interest(stdout, Interest::ERROR) };
+    // A file can't be watched like this, and doesn't go.
+    let Ok(watched) = watched else { return std::future::pending().await };
+    let _ = watched.ready(Interest::ERROR).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::ContainerRow;
+
+    fn listing() -> Listing {
+        let row = |id: &str, name: &str| ContainerRow {
+            id: id.into(),
+            name: name.into(),
+            runtime: "runc".into(),
+            namespace: None,
+            pod: None,
+            cgroup: "/".into(),
+            state: "ok".into(),
+            counts: vec![],
+            processes: None,
+        };
+        let containers = vec![row("host", "host"), row("abc1", "web"), row("abc2", "db"), row("web2", "web2")];
+        Listing { containers, ..Listing::default() }
+    }
+
+    fn find(wanted: &str) -> Result<Option<String>, String> {
+        let cli = <super::super::Cli as clap::Parser>::try_parse_from(["fdtracker", "tail", "--container", wanted]);
+        let super::super::Command::Tail(args) = cli.unwrap().command else { panic!() };
+        filter(&args, &listing()).map(|filter| filter.container).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn containers_are_found_by_name_and_by_the_beginning_of_the_id() {
+        assert_eq!(find("web"), Ok(Some("abc1".into())));
+        assert_eq!(find("abc2"), Ok(Some("abc2".into())));
+        assert_eq!(find("host"), Ok(Some("host".into())));
+    }
+
+    #[test]
+    fn what_isnt_there_is_told_with_what_is() {
+        assert_eq!(find("nginx").unwrap_err(), r#"no container "nginx"; there are: host, web, db, web2"#);
+        assert!(find("abc").unwrap_err().contains("several"));
+        assert!(find("").is_err());
+    }
+}

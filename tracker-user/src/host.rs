@@ -1,0 +1,188 @@
+//! What this machine is: kernel version, capabilities, clocks, who holds a port.
+
+use std::{
+    fmt, fs, io,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// Version of a kernel, as far as facts depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KernelVersion {
+    /// First number.
+    pub major: u32,
+    /// Second number.
+    pub minor: u32,
+}
+
+impl KernelVersion {
+    /// The running kernel's.
+    ///
+    /// # Errors
+    /// When `/proc` can't be read, or tells no version.
+    pub fn running() -> io::Result<Self> {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        Self::parse(&release)
+            .ok_or_else(|| io::Error::other(format!("no kernel version in {:?}", release.trim())))
+    }
+
+    /// From a release, such as `6.1.0-56-cloud-amd64`.
+    #[must_use]
+    pub fn parse(release: &str) -> Option<Self> {
+        let mut numbers = release.trim().split(|c: char| !c.is_ascii_digit());
+        let mut next = || numbers.next()?.parse().ok();
+        Some(Self { major: next()?, minor: next()? })
+    }
+
+    /// Whether this is at least the given version.
+    #[must_use]
+    pub const fn at_least(self, major: u32, minor: u32) -> bool {
+        self.major > major || self.major == major && self.minor >= minor
+    }
+}
+
+impl fmt::Display for KernelVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// A capability that the agent uses, and what for. Numbers: include/uapi/linux/capability.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capability {
+    /// As `capabilities(7)` spells it.
+    pub name: &'static str,
+    /// What fails without it.
+    pub reason: &'static str,
+    bit: u32,
+}
+
+/// What the agent can't do without. `CAP_SYS_ADMIN` stands in for the first two.
+pub const CAPABILITIES: [Capability; 3] = [
+    Capability { name: "CAP_BPF", reason: "load BPF programs and maps", bit: 39 },
+    Capability { name: "CAP_PERFMON", reason: "attach to tracepoints and read kernel memory", bit: 38 },
+    Capability {
+        name: "CAP_DAC_READ_SEARCH",
+        reason: "read tracefs, and find a cgroup by its id",
+        bit: 2,
+    },
+];
+
+/// The effective capabilities of this process that are missing.
+///
+/// # Errors
+/// When `/proc/self/status` can't be read.
+pub fn missing_capabilities() -> io::Result<Vec<Capability>> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    Ok(missing_from(&status))
+}
+
+fn missing_from(status: &str) -> Vec<Capability> {
+    const SYS_ADMIN: u64 = 1 << 21;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    CAPABILITIES
+        .into_iter()
+        .filter(|cap| {
+            let admin = cap.bit > 32 && effective & SYS_ADMIN != 0;
+            effective & 1 << cap.bit == 0 && !admin
+        })
+        .collect()
+}
+
+/// Turns the kernel's event times (`CLOCK_BOOTTIME`) into wall-clock times.
+#[must_use]
+pub fn wall_clock(boot_ns: u64) -> SystemTime {
+    let age = boot_time_ns().saturating_sub(boot_ns);
+    SystemTime::now().checked_sub(Duration::from_nanos(age)).unwrap_or(UNIX_EPOCH)
+}
+
+fn boot_time_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec that lives through the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// The name of a process: its `comm`. `None` when it has gone.
+#[must_use]
+pub fn comm(pid: u32) -> Option<String> {
+    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned())
+}
+
+/// What an fd of a process is, as its link in `/proc` says. `None` when it has gone.
+#[must_use]
+pub fn fd_link(pid: u32, fd: u32) -> Option<String> {
+    let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
+    Some(link.to_string_lossy().into_owned())
+}
+
+/// Which process listens on a TCP port, as `pid 123 (name)`, as far as this user may see it.
+#[must_use]
+pub fn listener_of(port: u16) -> Option<String> {
+    let inode = ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .find_map(|table| listening_inode(&table, port).map(str::to_owned))?;
+    let target = format!("socket:[{inode}]");
+    for entry in fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Ok(fds) = fs::read_dir(entry.path().join("fd")) else { continue };
+        if fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|link| link == Path::new(&target))) {
+            return Some(format!("pid {pid} ({})", comm(pid).unwrap_or_default()));
+        }
+    }
+    None
+}
+
+/// The inode of the socket that listens (state 0A) on a port, from `/proc/net/tcp`.
+fn listening_inode(table: &str, port: u16) -> Option<&str> {
+    let suffix = format!(":{port:04X}");
+    table.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let local = words.next()?;
+        let (_remote, state) = (words.next()?, words.next()?);
+        let inode = words.nth(5)?;
+        (local.ends_with(&suffix) && state == "0A").then_some(inode)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_releases() {
+        let parse = |release| KernelVersion::parse(release).map(|v| (v.major, v.minor));
+        assert_eq!(parse("6.1.0-56-cloud-amd64\n"), Some((6, 1)));
+        assert_eq!(parse("5.10.262"), Some((5, 10)));
+        assert_eq!(parse("7.3-rc1"), Some((7, 3)));
+        assert_eq!(parse("next"), None);
+        assert!(KernelVersion { major: 6, minor: 1 }.at_least(5, 15));
+        assert!(!KernelVersion { major: 5, minor: 10 }.at_least(5, 15));
+    }
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        let names = |mask: u64| -> Vec<_> {
+            missing_from(&format!("Name:\tx\nCapEff:\t{mask:016x}\n")).iter().map(|cap| cap.name).collect()
+        };
+        assert_eq!(names(u64::MAX), [""; 0]);
+        assert_eq!(names(0), ["CAP_BPF", "CAP_PERFMON", "CAP_DAC_READ_SEARCH"]);
+        assert_eq!(names(1 << 21), ["CAP_DAC_READ_SEARCH"]);
+        assert_eq!(names(1 << 39 | 1 << 2), ["CAP_PERFMON"]);
+    }
+
+    #[test]
+    fn finds_the_listening_socket() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
+             0: 0100007F:2648 0100007F:1F90 01 00000000:00000000 00:00000000 00000000     0        0 111 1 x\n   \
+             1: 0100007F:2648 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 222 1 x\n";
+        assert_eq!(listening_inode(table, 0x2648), Some("222"));
+        assert_eq!(listening_inode(table, 80), None);
+    }
+}

@@ -1,0 +1,278 @@
+//! From tables to processes to containers. Pure: it is given what the kernel side holds, and who owns which cgroup.
+//!
+//! The counts live in the kernel (`TABLES`), where fork, exec, exit, dup, close and cgroup moves keep them current. The
+//! inventory adds them up anew whenever somebody asks, so it has no state that could go stale, and no event that it
+//! misses can make it wrong.
+
+mod counts;
+mod ledger;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+pub use counts::{Counts, Totals};
+pub use ledger::{Key, Ledger};
+use tracker_ebpf::{Flow, TABLE_STALE, Table};
+
+use crate::{
+    runtime::{Container, Owner},
+    verdict::{Profile, Verdict, judge},
+};
+
+/// Everything that holds fds: the host, the containers, and what could not be told.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    /// Processes that are in no container.
+    pub host: Entry,
+    /// Containers, by name and id.
+    pub containers: Vec<(Arc<Container>, Entry)>,
+    /// Processes of cgroups that had gone before they could be looked at.
+    pub unknown: Entry,
+}
+
+/// What the host, or a container, holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entry {
+    /// Slots per kind, now.
+    pub counts: Counts,
+    /// Slots filled and emptied since the agent started.
+    pub totals: Totals,
+    /// A count is being repaired: it isn't exact.
+    pub stale: bool,
+    /// Slots per kind by process (thread group), where there are any.
+    pub processes: BTreeMap<u32, Counts>,
+}
+
+impl Entry {
+    fn charge(&mut self, table: &Table) {
+        self.counts.add(&table.n);
+        self.stale |= table.flags & TABLE_STALE != 0;
+        if table.n.iter().any(|n| *n != 0) {
+            self.processes.entry(table.tgid).or_default().add(&table.n);
+        }
+    }
+
+    /// The worst verdict of all slots that are counted.
+    #[must_use]
+    pub fn verdict(&self, profile: &Profile) -> Verdict {
+        self.counts.iter().map(|(kind, _)| judge(kind, profile)).max().unwrap_or(Verdict::Ok)
+    }
+
+    /// The verdict, or `stale`.
+    #[must_use]
+    pub fn state(&self, profile: &Profile) -> &'static str {
+        if self.stale { "stale" } else { self.verdict(profile).name() }
+    }
+}
+
+impl Inventory {
+    /// Adds up tables and flows.
+    ///
+    /// `containers` are listed also when they hold nothing. `owner` tells whose a cgroup is.
+    pub fn take(
+        tables: &[(u64, Table)],
+        flows: &[(u64, Flow)],
+        ledger: &Ledger,
+        containers: Vec<Arc<Container>>,
+        mut owner: impl FnMut(u64) -> Owner,
+    ) -> Self {
+        let mut entries: BTreeMap<Key, Entry> = BTreeMap::new();
+        let mut known: BTreeMap<Key, Arc<Container>> = BTreeMap::new();
+        let mut learn = |owner: Owner| {
+            let key = Key::of(&owner);
+            if let Owner::Container(container) = owner {
+                known.entry(key.clone()).or_insert(container);
+            }
+            key
+        };
+        for container in containers {
+            let key = learn(Owner::Container(container));
+            entries.entry(key).or_default();
+        }
+        for (_, table) in tables {
+            let key = learn(owner(table.cgroup_id));
+            entries.entry(key).or_default().charge(table);
+        }
+        for (cgroup, flow) in flows {
+            // A container that has gone, and whose flows are still there, isn't listed for their sake.
+            let key = Key::of(&owner(*cgroup));
+            if let Some(entry) = entries.get_mut(&key) {
+                entry.totals.add(flow);
+            } else if !matches!(key, Key::Container(_)) {
+                entries.entry(key).or_default().totals.add(flow);
+            }
+        }
+        for (key, entry) in &mut entries {
+            entry.totals.merge(&ledger.retired(key));
+        }
+        Self::arrange(entries, &known)
+    }
+
+    fn arrange(mut entries: BTreeMap<Key, Entry>, known: &BTreeMap<Key, Arc<Container>>) -> Self {
+        let host = entries.remove(&Key::Host).unwrap_or_default();
+        let unknown = entries.remove(&Key::Unknown).unwrap_or_default();
+        let mut containers: Vec<_> = entries
+            .into_iter()
+            .filter_map(|(key, entry)| known.get(&key).map(|container| (Arc::clone(container), entry)))
+            .collect();
+        containers.sort_by(|(a, _), (b, _)| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        Self { host, containers, unknown }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracker_ebpf::Kind;
+
+    use super::*;
+    use crate::{
+        host::KernelVersion,
+        runtime::Runtime,
+        verdict::{NEWEST_KNOWN, Profile},
+    };
+
+    fn container(name: &str) -> Arc<Container> {
+        Arc::new(Container {
+            id: name.into(),
+            name: name.into(),
+            runtime: Runtime::Runc,
+            pod_uid: None,
+            cgroup: format!("/{name}"),
+        })
+    }
+
+    /// Cgroup 1 is the host's, 2 and 3 are web's, 4 is db's, 5 has gone.
+    fn owner(cgroup: u64) -> Owner {
+        match cgroup {
+            1 => Owner::Host,
+            2 | 3 => Owner::Container(container("web")),
+            4 => Owner::Container(container("db")),
+            _ => Owner::Unknown,
+        }
+    }
+
+    fn table(cgroup_id: u64, tgid: u32, slots: &[(Kind, i64)]) -> (u64, Table) {
+        let mut n = [0; Kind::COUNT];
+        for (kind, count) in slots {
+            n[kind.index()] = *count;
+        }
+        let files = 0xffff_0000 + u64::from(tgid);
+        (files, Table { n, seq: 0, generation: 1, cgroup_id, tgid, visited: 0, high_fd: 0, flags: 0 })
+    }
+
+    fn flow(kind: Kind, opened: u64, closed: u64) -> Flow {
+        let mut flow = Flow { opened: [0; Kind::COUNT], closed: [0; Kind::COUNT] };
+        flow.opened[kind.index()] = opened;
+        flow.closed[kind.index()] = closed;
+        flow
+    }
+
+    fn take(tables: &[(u64, Table)], flows: &[(u64, Flow)]) -> Inventory {
+        let all = vec![container("web"), container("db")];
+        Inventory::take(tables, flows, &Ledger::default(), all, owner)
+    }
+
+    fn entry<'a>(inventory: &'a Inventory, name: &str) -> &'a Entry {
+        inventory.containers.iter().find(|(c, _)| c.name == name).map(|(_, entry)| entry).unwrap()
+    }
+
+    fn profile(criu: &str) -> Profile {
+        Profile::new(Some(criu.parse().unwrap()), None, KernelVersion { major: 6, minor: 12 })
+    }
+
+    #[test]
+    fn tables_add_up_to_processes_and_containers() {
+        let inventory = take(
+            &[
+                table(2, 10, &[(Kind::Pidfd, 2), (Kind::Epoll, 1)]),
+                // Another table of the same process, and one in a cgroup that the container made.
+                table(2, 10, &[(Kind::Pidfd, 1)]),
+                table(3, 11, &[(Kind::Pidfd, 4)]),
+                table(1, 1, &[(Kind::Eventfd, 5)]),
+            ],
+            &[],
+        );
+        let web = entry(&inventory, "web");
+        assert_eq!(web.counts.get(Kind::Pidfd), 7);
+        assert_eq!(web.processes[&10].get(Kind::Pidfd), 3);
+        assert_eq!(web.processes[&11].get(Kind::Pidfd), 4);
+        assert_eq!(inventory.host.counts.get(Kind::Eventfd), 5);
+    }
+
+    #[test]
+    fn a_container_that_holds_nothing_is_listed() {
+        let inventory = take(&[], &[]);
+        let names: Vec<_> = inventory.containers.iter().map(|(c, _)| c.name.as_str()).collect();
+        assert_eq!(names, ["db", "web"]);
+        assert_eq!(entry(&inventory, "db"), &Entry::default());
+    }
+
+    #[test]
+    fn a_container_that_came_after_the_list_was_made_is_listed() {
+        let inventory =
+            Inventory::take(&[table(4, 7, &[(Kind::Tun, 1)])], &[], &Ledger::default(), vec![], owner);
+        assert_eq!(entry(&inventory, "db").counts.get(Kind::Tun), 1);
+    }
+
+    #[test]
+    fn a_table_that_moves_takes_its_counts_along() {
+        let before = take(&[table(1, 10, &[(Kind::Pidfd, 2)])], &[]);
+        assert_eq!(before.host.counts.get(Kind::Pidfd), 2);
+        let after = take(&[table(4, 10, &[(Kind::Pidfd, 2)])], &[]);
+        assert_eq!(after.host.counts.get(Kind::Pidfd), 0);
+        assert_eq!(entry(&after, "db").counts.get(Kind::Pidfd), 2);
+    }
+
+    #[test]
+    fn a_process_that_closed_everything_isnt_listed() {
+        let inventory = take(&[table(4, 10, &[(Kind::Pidfd, 0)])], &[]);
+        assert!(entry(&inventory, "db").processes.is_empty());
+    }
+
+    #[test]
+    fn flows_add_up_over_cgroups_and_what_was_retired() {
+        let mut ledger = Ledger::default();
+        ledger.retire(&Owner::Container(container("web")), &flow(Kind::Pidfd, 100, 100));
+        ledger.retire(&Owner::Host, &flow(Kind::Pidfd, 7, 7));
+        let flows = [(2, flow(Kind::Pidfd, 3, 1)), (3, flow(Kind::Pidfd, 2, 2)), (1, flow(Kind::Pidfd, 1, 0))];
+        let inventory = Inventory::take(&[], &flows, &ledger, vec![container("web")], owner);
+        let web = &entry(&inventory, "web").totals;
+        assert_eq!((web.opened.get(Kind::Pidfd), web.closed.get(Kind::Pidfd)), (105, 103));
+        assert_eq!(inventory.host.totals.opened.get(Kind::Pidfd), 8);
+    }
+
+    #[test]
+    fn flows_of_a_container_that_has_gone_dont_bring_it_back() {
+        let inventory = Inventory::take(&[], &[(4, flow(Kind::Pidfd, 3, 3))], &Ledger::default(), vec![], owner);
+        assert!(inventory.containers.is_empty());
+    }
+
+    #[test]
+    fn what_cant_be_told_shares_one_entry() {
+        let tables = [table(8, 10, &[(Kind::Tun, 1)]), table(9, 11, &[(Kind::Tun, 1)])];
+        let inventory = take(&tables, &[(9, flow(Kind::Tun, 1, 0))]);
+        assert_eq!(inventory.unknown.counts.get(Kind::Tun), 2);
+        assert_eq!(inventory.unknown.totals.opened.get(Kind::Tun), 1);
+    }
+
+    #[test]
+    fn a_container_is_as_bad_as_its_worst_slot() {
+        let state = |slots: &[(Kind, i64)], criu: &str| {
+            let inventory = take(&[table(4, 10, slots)], &[]);
+            entry(&inventory, "db").state(&profile(criu))
+        };
+        let pidfd = [(Kind::Eventfd, 1), (Kind::Pidfd, 1)];
+        assert_eq!(state(&[], "4.0"), "ok");
+        assert_eq!(state(&[(Kind::Eventfd, 1)], "4.0"), "ok");
+        assert_eq!(state(&pidfd, "4.0"), "blocked");
+        assert_eq!(state(&pidfd, &NEWEST_KNOWN.to_string()), "unknown");
+    }
+
+    #[test]
+    fn a_table_under_repair_makes_its_container_stale() {
+        let mut broken = table(4, 10, &[(Kind::Eventfd, 1)]);
+        broken.1.flags = TABLE_STALE;
+        let inventory = take(&[broken], &[]);
+        assert_eq!(entry(&inventory, "db").state(&profile("4.0")), "stale");
+        assert_eq!(entry(&inventory, "web").state(&profile("4.0")), "ok");
+    }
+}

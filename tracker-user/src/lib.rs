@@ -1,0 +1,32 @@
+//! fdtracker tells, for every running container and at every moment, whether CRIU could dump it, and which open fds stand
+//! in the way.
+//!
+//! Data flows one way:
+//!
+//! ```text
+//! bpf ──▶ inventory ──▶ verdict ──▶ { metrics, http, tail, ls }
+//!            ▲
+//!         runtime (cgroup → container)
+//! ```
+//!
+//! - [`bpf`]: the kernel side: probes, counts, audits. Knows nothing of containers.
+//! - [`runtime`]: which container a cgroup belongs to. Knows nothing of BPF.
+//! - [`inventory`]: from fd tables to processes to containers. Pure.
+//! - [`verdict`]: what CRIU would say. Pure.
+//! - [`tracker`]: puts these together: the one owner of the agent's state.
+//! - [`agent`]: its tasks: events, audits.
+//! - [`report`]: what users are shown, as plain data.
+//! - [`metrics`], [`http`], [`cli`]: how they are shown it.
+
+pub mod agent;
+pub mod bpf;
+pub mod cli;
+pub mod criu;
+pub mod host;
+pub mod http;
+pub mod inventory;
+pub mod metrics;
+pub mod report;
+pub mod runtime;
+pub mod tracker;
+pub mod verdict;

@@ -1,0 +1,265 @@
+//! `/metrics`, made anew from a snapshot at every scrape: a series can't outlive what it is about.
+
+use prometheus::{
+    Encoder as _, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    core::{Collector, GenericCounterVec, GenericGaugeVec},
+    process_collector::ProcessCollector,
+};
+
+use crate::{
+    inventory::Entry,
+    report::{HOST, UNKNOWN},
+    tracker::Snapshot,
+    verdict::{Profile, Verdict, judge},
+};
+
+/// The labels that tell containers apart, as kubelet's and cadvisor's metrics do.
+const CONTAINER: [&str; 3] = ["namespace", "pod", "container"];
+
+/// Renders a snapshot in Prometheus' text format.
+///
+/// # Errors
+/// Never in practice: the metrics' names and labels are fixed.
+pub fn render(snapshot: &Snapshot) -> Result<Vec<u8>, prometheus::Error> {
+    let registry = Registry::new();
+    let containers = Containers::register(&registry)?;
+    containers.entry(HOST, &snapshot.inventory.host, &snapshot.profile);
+    let unknown = &snapshot.inventory.unknown;
+    if *unknown != Entry::default() {
+        containers.entry(UNKNOWN, unknown, &snapshot.profile);
+    }
+    for (container, entry) in &snapshot.inventory.containers {
+        containers.entry(&container.name, entry, &snapshot.profile);
+    }
+    own(&registry, snapshot)?;
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&registry.gather(), &mut text)?;
+    Ok(text)
+}
+
+/// Metrics of containers.
+struct Containers {
+    open: IntGaugeVec,
+    opened: IntCounterVec,
+    closed: IntCounterVec,
+    checkpointable: IntGaugeVec,
+    stale: IntGaugeVec,
+}
+
+impl Containers {
+    fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let kind: Vec<&str> = CONTAINER.into_iter().chain(["kind"]).collect();
+        let verdict: Vec<&str> = kind.iter().copied().chain(["verdict"]).collect();
+        Ok(Self {
+            open: gauges(
+                registry,
+                "fdtracker_open_fds",
+                "Open file descriptors of a kind that can matter to a checkpoint, with what CRIU would make of each: ok, needs_option, unknown or blocked.",
+                &verdict,
+            )?,
+            opened: counters(
+                registry,
+                "fdtracker_fds_opened_total",
+                "File descriptors that came to be open since the agent started: opened, duplicated, received or inherited.",
+                &kind,
+            )?,
+            closed: counters(
+                registry,
+                "fdtracker_fds_closed_total",
+                "File descriptors that ceased to be open since the agent started: closed, replaced, or lost by exec or exit.",
+                &kind,
+            )?,
+            checkpointable: gauges(
+                registry,
+                "fdtracker_container_checkpointable",
+                "1 if none of the file descriptors that are counted stops a dump, 0 if one does or needs an option; absent while that is unknown or a count is being repaired. TCP states, unix peers, locks, terminals and mounts are not looked at.",
+                &CONTAINER,
+            )?,
+            stale: gauges(
+                registry,
+                "fdtracker_container_stale",
+                "1 while a count of the container is being repaired, so that it may not be exact.",
+                &CONTAINER,
+            )?,
+        })
+    }
+
+    /// Containers of the same name add up: they can't be told apart by their labels.
+    fn entry(&self, name: &str, entry: &Entry, profile: &Profile) {
+        let labels = ["", "", name];
+        for (kind, n) in entry.counts.iter() {
+            let verdict = judge(kind, profile).name();
+            self.open.with_label_values(&["", "", name, kind.name(), verdict]).add(n);
+        }
+        for (counter, counts) in [(&self.opened, &entry.totals.opened), (&self.closed, &entry.totals.closed)] {
+            for (kind, n) in counts.iter() {
+                counter.with_label_values(&["", "", name, kind.name()]).inc_by(n.unsigned_abs());
+            }
+        }
+        if entry.stale {
+            self.stale.with_label_values(&labels).set(1);
+            return;
+        }
+        let checkpointable = match entry.verdict(profile) {
+            Verdict::Ok => 1,
+            Verdict::NeedsOption | Verdict::Blocked => 0,
+            Verdict::Unknown => return,
+        };
+        self.checkpointable.with_label_values(&labels).set(checkpointable);
+    }
+}
+
+/// Metrics of the agent itself.
+fn own(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Error> {
+    gauges(registry, "fdtracker_build_info", "The agent's version.", &["version"])?
+        .with_label_values(&[env!("CARGO_PKG_VERSION")])
+        .set(1);
+    gauges(
+        registry,
+        "fdtracker_criu_info",
+        "The CRIU that verdicts are about, and where its version comes from: given, path or assumed.",
+        &["version", "source"],
+    )?
+    .with_label_values(&[snapshot.profile.version.to_string(), snapshot.profile.source.to_string()])
+    .set(1);
+    gauges(
+        registry,
+        "fdtracker_feeder_info",
+        "The probes that keep counts current, and whether these are live.",
+        &["feeder", "live"],
+    )?
+    .with_label_values(&[snapshot.feeder.to_string().as_str(), "true"])
+    .set(1);
+    let ready = IntGauge::new("fdtracker_ready", "1 once what was open before the agent started is counted.")?;
+    ready.set(i64::from(snapshot.ready));
+    registry.register(Box::new(ready))?;
+    let lost = counters(
+        registry,
+        "fdtracker_events_lost_total",
+        "Events and changes lost, by stage. ring and reader: only not shown in tail; the others make a count stale until the next audit.",
+        &["stage"],
+    )?;
+    for (stage, count) in &snapshot.lost {
+        lost.with_label_values(&[*stage]).inc_by(*count);
+    }
+    audits(registry, snapshot)?;
+    registry.register(Box::new(ProcessCollector::for_self()))
+}
+
+fn audits(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Error> {
+    let audits =
+        counters(registry, "fdtracker_audits_total", "Comparisons of all counts with the kernel's own list of files.", &["result"])?;
+    audits.with_label_values(&["ok"]).inc_by(snapshot.audits.finished);
+    audits.with_label_values(&["error"]).inc_by(snapshot.audits.failed);
+    let corrections = prometheus::IntCounter::new(
+        "fdtracker_audit_corrections_total",
+        "File descriptors that an audit found counted wrongly, and put right; 0 in a healthy agent.",
+    )?;
+    corrections.inc_by(snapshot.audits.corrections);
+    registry.register(Box::new(corrections))?;
+    let took = prometheus::Gauge::new("fdtracker_audit_duration_seconds", "How long the last audit took.")?;
+    took.set(snapshot.audits.last.as_secs_f64());
+    registry.register(Box::new(took))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    registered(registry, GenericGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    registered(registry, GenericCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use tracker_ebpf::Kind;
+
+    use super::*;
+    use crate::{
+        bpf::Feeder,
+        host::KernelVersion,
+        inventory::{Counts, Inventory},
+        runtime::{Container, Runtime},
+        tracker::AuditStats,
+    };
+
+    fn entry(kind: Kind, n: i64) -> Entry {
+        let mut counts = [0_i64; Kind::COUNT];
+        counts[kind.index()] = n;
+        let mut entry = Entry { counts: Counts::from(&counts), ..Entry::default() };
+        entry.totals.opened.add(&counts);
+        entry
+    }
+
+    fn text(containers: &[(&str, Entry)]) -> String {
+        let container = |name: &str| {
+            let (id, cgroup) = (name.to_owned(), format!("/{name}"));
+            Arc::new(Container { id, name: name.into(), runtime: Runtime::Runc, pod_uid: None, cgroup })
+        };
+        let snapshot = Snapshot {
+            inventory: Inventory {
+                containers: containers.iter().map(|(name, entry)| (container(name), entry.clone())).collect(),
+                ..Inventory::default()
+            },
+            profile: Profile::new("4.0".parse().ok(), None, KernelVersion { major: 6, minor: 1 }),
+            feeder: Feeder::Tracepoint,
+            lost: vec![("ring", 3)],
+            audits: AuditStats { finished: 2, failed: 0, corrections: 0, last: Duration::from_millis(5) },
+            ready: true,
+        };
+        String::from_utf8(render(&snapshot).unwrap()).unwrap()
+    }
+
+    #[track_caller]
+    fn has(text: &str, line: &str) {
+        assert!(text.lines().any(|l| l == line), "no line {line}\nin\n{text}");
+    }
+
+    #[test]
+    fn counts_and_verdicts() {
+        let text = text(&[("web", entry(Kind::Pidfd, 2)), ("db", entry(Kind::Eventfd, 1))]);
+        has(&text, r#"fdtracker_open_fds{container="web",kind="pidfd",namespace="",pod="",verdict="blocked"} 2"#);
+        has(&text, r#"fdtracker_fds_opened_total{container="web",kind="pidfd",namespace="",pod=""} 2"#);
+        has(&text, r#"fdtracker_container_checkpointable{container="web",namespace="",pod=""} 0"#);
+        has(&text, r#"fdtracker_container_checkpointable{container="db",namespace="",pod=""} 1"#);
+        has(&text, r#"fdtracker_container_checkpointable{container="host",namespace="",pod=""} 1"#);
+    }
+
+    #[test]
+    fn what_isnt_known_isnt_called_checkpointable() {
+        let stale = Entry { stale: true, ..entry(Kind::Pidfd, 1) };
+        let text = text(&[("epoll", entry(Kind::Epoll, 1)), ("stale", stale)]);
+        assert!(!text.contains(r#"checkpointable{container="epoll""#));
+        assert!(!text.contains(r#"checkpointable{container="stale""#));
+        has(&text, r#"fdtracker_container_stale{container="stale",namespace="",pod=""} 1"#);
+    }
+
+    #[test]
+    fn containers_of_one_name_add_up() {
+        let text = text(&[("web", entry(Kind::Pidfd, 2)), ("web", entry(Kind::Pidfd, 3))]);
+        has(&text, r#"fdtracker_open_fds{container="web",kind="pidfd",namespace="",pod="",verdict="blocked"} 5"#);
+    }
+
+    #[test]
+    fn the_agent_itself() {
+        let text = text(&[]);
+        has(&text, r#"fdtracker_feeder_info{feeder="tracepoint",live="true"} 1"#);
+        has(&text, r#"fdtracker_events_lost_total{stage="ring"} 3"#);
+        has(&text, r#"fdtracker_audits_total{result="ok"} 2"#);
+        has(&text, "fdtracker_ready 1");
+        assert!(text.contains("fdtracker_build_info{version="));
+        assert!(text.contains("process_resident_memory_bytes"));
+    }
+}

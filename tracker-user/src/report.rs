@@ -1,0 +1,352 @@
+//! What users are shown, as plain data: the JSON of `ls` and `tail`, and of the agent's socket.
+//!
+//! Field names are stable.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use tracker_ebpf::Kind;
+
+use crate::{
+    bpf::{Change, Event},
+    host,
+    inventory::{Counts, Entry, Inventory},
+    runtime::{Container, Owner},
+    verdict::{Profile, judge},
+};
+
+/// The document that `ls -o json` prints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// The CRIU that verdicts are about.
+    pub criu: Criu,
+    /// The host first, then containers by name.
+    pub containers: Vec<ContainerRow>,
+}
+
+/// The CRIU that verdicts are about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Criu {
+    /// Its version.
+    pub version: String,
+    /// `given`, `path` or `assumed`.
+    pub source: String,
+}
+
+/// A container, or the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerRow {
+    /// Full id; `host` for the host.
+    pub id: String,
+    /// Name, or the id's first 12 digits.
+    pub name: String,
+    /// What runs it; `host` for the host.
+    pub runtime: String,
+    /// Kubernetes namespace.
+    pub namespace: Option<String>,
+    /// Kubernetes pod.
+    pub pod: Option<String>,
+    /// Path from the cgroup hierarchy's root.
+    pub cgroup: String,
+    /// The worst verdict of what is counted, or `stale` while a count is being repaired.
+    pub state: String,
+    /// Open fds per kind; kinds without any are left out.
+    pub counts: Vec<Count>,
+    /// Processes that have any, by pid; with `--processes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<Vec<ProcessRow>>,
+}
+
+/// Open fds of a kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// The kind's name.
+    pub kind: String,
+    /// What CRIU would make of each.
+    pub verdict: String,
+    /// How many.
+    pub count: i64,
+}
+
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessRow {
+    /// Its pid, in the initial pid namespace.
+    pub pid: u32,
+    /// Its name; empty when it has gone.
+    pub comm: String,
+    /// Its open fds per kind.
+    pub counts: Vec<Count>,
+}
+
+/// The name, id and runtime of the host's entry.
+pub const HOST: &str = "host";
+
+/// The name of the entry for what could not be told.
+pub const UNKNOWN: &str = "unknown";
+
+impl Listing {
+    /// Lists an inventory.
+    #[must_use]
+    pub fn new(inventory: &Inventory, profile: &Profile, processes: bool) -> Self {
+        let mut containers = vec![ContainerRow::new(&Owner::Host, &inventory.host, profile, processes)];
+        if inventory.unknown.counts.total() > 0 {
+            containers.push(ContainerRow::new(&Owner::Unknown, &inventory.unknown, profile, processes));
+        }
+        containers.extend(inventory.containers.iter().map(|(container, entry)| {
+            ContainerRow::new(&Owner::Container(container.clone()), entry, profile, processes)
+        }));
+        let criu = Criu { version: profile.version.to_string(), source: profile.source.to_string() };
+        Self { criu, containers }
+    }
+}
+
+impl ContainerRow {
+    fn new(owner: &Owner, entry: &Entry, profile: &Profile, processes: bool) -> Self {
+        let Who { id, name, runtime, cgroup, .. } = Who::of(owner);
+        let process = |(pid, counts): (&u32, &Counts)| ProcessRow {
+            pid: *pid,
+            comm: host::comm(*pid).unwrap_or_default(),
+            counts: rows(counts, profile),
+        };
+        Self {
+            id,
+            name,
+            runtime,
+            namespace: None,
+            pod: None,
+            cgroup,
+            state: entry.state(profile).to_owned(),
+            counts: rows(&entry.counts, profile),
+            processes: processes.then(|| entry.processes.iter().map(process).collect()),
+        }
+    }
+}
+
+fn rows(counts: &Counts, profile: &Profile) -> Vec<Count> {
+    counts
+        .iter()
+        .map(|(kind, count)| Count { kind: kind.name().into(), verdict: judge(kind, profile).name().into(), count })
+        .collect()
+}
+
+/// How an owner is called.
+struct Who {
+    id: String,
+    name: String,
+    runtime: String,
+    cgroup: String,
+}
+
+impl Who {
+    fn of(owner: &Owner) -> Self {
+        let fixed = |name: &str, cgroup: &str| Self {
+            id: name.into(),
+            name: name.into(),
+            runtime: name.into(),
+            cgroup: cgroup.into(),
+        };
+        match owner {
+            Owner::Host => fixed(HOST, "/"),
+            Owner::Unknown => fixed(UNKNOWN, ""),
+            Owner::Container(c) => {
+                let Container { id, name, runtime, cgroup, .. } = c.as_ref();
+                Self { id: id.clone(), name: name.clone(), runtime: runtime.to_string(), cgroup: cgroup.clone() }
+            }
+        }
+    }
+}
+
+/// One line of `tail -o json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// When it happened: RFC 3339, UTC, microseconds.
+    pub time: String,
+    /// `opened`, `closed`, `forked`, `execed`, `exited`, `unshared`, `moved`, or `lost`.
+    pub event: String,
+    /// The container's name; `host` for the host.
+    pub container: String,
+    /// The container's full id.
+    pub container_id: String,
+    /// What runs it.
+    pub runtime: String,
+    /// Kubernetes namespace.
+    pub namespace: Option<String>,
+    /// Kubernetes pod.
+    pub pod: Option<String>,
+    /// Process, in the initial pid namespace.
+    pub pid: u32,
+    /// Thread that caused it.
+    pub tid: u32,
+    /// The thread's name.
+    pub comm: String,
+    /// `opened`, `closed`: the fd number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd: Option<u32>,
+    /// `opened`, `closed`: the file's kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// `opened`, `closed`: what CRIU would make of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
+    /// `opened`, of a kind that has no name of its own: what the fd's link in `/proc` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
+    /// `forked`, `execed`, `exited`, `unshared`, `moved`: all of the table's fds that are counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub counts: Vec<Count>,
+    /// `lost`: how many events were not shown. Counts are exact all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<u64>,
+}
+
+impl Notice {
+    /// Describes an event; `None` for one that is only for the agent itself.
+    #[must_use]
+    pub fn new(event: &Event, owner: &Owner, profile: &Profile) -> Option<Self> {
+        let Who { id, name, runtime, .. } = Who::of(owner);
+        let mut notice = Self {
+            time: timestamp(host::wall_clock(event.time_ns)),
+            event: String::new(),
+            container: name,
+            container_id: id,
+            runtime,
+            namespace: None,
+            pod: None,
+            pid: event.pid,
+            tid: event.tid,
+            comm: event.comm.clone().or_else(|| host::comm(event.pid)).unwrap_or_default(),
+            fd: None,
+            kind: None,
+            verdict: None,
+            link: None,
+            counts: Vec::new(),
+            lost: None,
+        };
+        match &event.change {
+            Change::Opened { fd, tag } => {
+                notice.slot("opened", *fd, tag.kind()?, profile);
+                if tag.kind() == Some(Kind::AnonOther) {
+                    notice.link = host::fd_link(event.pid, *fd);
+                }
+            }
+            Change::Closed { fd, tag } => notice.slot("closed", *fd, tag.kind()?, profile),
+            Change::Forked(counts) => notice.table("forked", counts, profile),
+            Change::Execed(counts) => notice.table("execed", counts, profile),
+            Change::Exited(counts) => notice.table("exited", counts, profile),
+            Change::Unshared(counts) => notice.table("unshared", counts, profile),
+            Change::Moved(counts) => notice.table("moved", counts, profile),
+            Change::Uncertain => return None,
+        }
+        Some(notice)
+    }
+
+    /// Says that a reader was too slow for the events, or the agent for the kernel.
+    #[must_use]
+    pub fn lost(count: u64) -> Self {
+        let unknown = Who::of(&Owner::Unknown);
+        Self {
+            time: timestamp(SystemTime::now()),
+            event: "lost".into(),
+            container: unknown.name,
+            container_id: unknown.id,
+            runtime: unknown.runtime,
+            namespace: None,
+            pod: None,
+            pid: 0,
+            tid: 0,
+            comm: String::new(),
+            fd: None,
+            kind: None,
+            verdict: None,
+            link: None,
+            counts: Vec::new(),
+            lost: Some(count),
+        }
+    }
+
+    fn slot(&mut self, event: &str, fd: u32, kind: Kind, profile: &Profile) {
+        self.event = event.into();
+        self.fd = Some(fd);
+        self.kind = Some(kind.name().into());
+        self.verdict = Some(judge(kind, profile).name().into());
+    }
+
+    fn table(&mut self, event: &str, counts: &Counts, profile: &Profile) {
+        self.event = event.into();
+        self.counts = rows(counts, profile);
+    }
+
+    /// Whether this is about a kind. What was lost is about every kind.
+    #[must_use]
+    pub fn is_about(&self, kind: &str) -> bool {
+        self.lost.is_some()
+            || self.kind.as_deref() == Some(kind)
+            || self.counts.iter().any(|count| count.kind == kind)
+    }
+}
+
+/// RFC 3339 with microseconds.
+fn timestamp(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).map_or_else(|_| String::new(), |t| format!("{t:.6}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tracker_ebpf::Tag;
+
+    use super::*;
+    use crate::host::KernelVersion;
+
+    fn profile() -> Profile {
+        Profile::new("4.0".parse().ok(), None, KernelVersion { major: 6, minor: 1 })
+    }
+
+    fn event(change: Change) -> Event {
+        Event { pid: 7, tid: 8, comm: Some("ibus".into()), time_ns: 1, cgroup_id: 1, change }
+    }
+
+    #[test]
+    fn the_fields_of_an_opened_fd() {
+        let tag = Tag::new(Kind::Pidfd.index() as u64, 0);
+        let opened = event(Change::Opened { fd: 9, tag });
+        let mut notice = Notice::new(&opened, &Owner::Host, &profile()).unwrap();
+        notice.time = "2026-01-01T00:00:00.000000Z".into();
+        assert_eq!(
+            serde_json::to_string(&notice).unwrap(),
+            r#"{"time":"2026-01-01T00:00:00.000000Z","event":"opened","container":"host","container_id":"host","runtime":"host","namespace":null,"pod":null,"pid":7,"tid":8,"comm":"ibus","fd":9,"kind":"pidfd","verdict":"blocked"}"#
+        );
+    }
+
+    #[test]
+    fn the_fields_of_an_exit() {
+        let mut n = [0_u32; Kind::COUNT];
+        n[Kind::Eventfd.index()] = 2;
+        let exited = event(Change::Exited(Counts::from(&n)));
+        let notice = Notice::new(&exited, &Owner::Host, &profile()).unwrap();
+        let json = serde_json::to_value(&notice).unwrap();
+        assert_eq!(json["counts"], serde_json::json!([{"kind": "eventfd", "verdict": "ok", "count": 2}]));
+        assert!(json.get("fd").is_none());
+        assert!(notice.is_about("eventfd") && !notice.is_about("pidfd"));
+    }
+
+    #[test]
+    fn a_loss_is_about_everything() {
+        assert!(Notice::lost(3).is_about("pidfd"));
+    }
+
+    #[test]
+    fn timestamps_are_rfc_3339() {
+        let at = std::time::UNIX_EPOCH + std::time::Duration::from_micros(1_500_000);
+        assert_eq!(timestamp(at), "1970-01-01T00:00:01.500000Z");
+    }
+
+    #[test]
+    fn a_listing_has_the_host_first() {
+        let listing = Listing::new(&Inventory::default(), &profile(), true);
+        let json = serde_json::to_value(&listing).unwrap();
+        assert_eq!(json["containers"][0]["name"], "host");
+        assert_eq!(json["containers"][0]["processes"], serde_json::json!([]));
+        assert_eq!(json["criu"]["version"], "4.0");
+    }
+}

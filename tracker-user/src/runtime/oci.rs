@@ -1,0 +1,130 @@
+//! What runc and crun write down of the containers that they started: which cgroup is which container's, whatever its
+//! name.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use super::path::Runtime;
+
+/// Where the low-level runtimes keep the state of containers: by themselves, and under an engine. One directory of
+/// containers each; `*` stands for every directory.
+const STATE_DIRS: [(&str, Runtime); 7] = [
+    ("/run/runc", Runtime::Runc),
+    ("/run/crun", Runtime::Crun),
+    ("/run/containerd/runc/*", Runtime::Containerd),
+    ("/run/docker/runtime-runc/moby", Runtime::Docker),
+    ("/run/docker/runtime-crun/moby", Runtime::Docker),
+    ("/run/user/*/runc", Runtime::Runc),
+    ("/run/user/*/crun", Runtime::Crun),
+];
+
+/// A container that a low-level runtime has state of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) id: String,
+    pub(super) runtime: Runtime,
+    /// Path in the hierarchy.
+    pub(super) cgroup: String,
+}
+
+/// As runc writes it: `state.json`.
+#[derive(Deserialize)]
+struct RuncState {
+    cgroup_paths: HashMap<String, String>,
+}
+
+/// As crun writes it: `status`.
+#[derive(Deserialize)]
+struct CrunStatus {
+    #[serde(rename = "cgroup-path")]
+    cgroup_path: String,
+}
+
+/// Reads all states. One that comes, goes or can't be understood meanwhile is left out.
+pub(super) fn states(hierarchy_root: &Path) -> Vec<State> {
+    let mut found = Vec::new();
+    for (pattern, runtime) in STATE_DIRS {
+        for container in expand(pattern).iter().flat_map(|dir| subdirs(dir)) {
+            let Some(id) = container.file_name().and_then(|name| name.to_str()) else { continue };
+            if let Some(cgroup) = cgroup_of(&container, hierarchy_root) {
+                found.push(State { id: id.to_owned(), runtime, cgroup });
+            }
+        }
+    }
+    found
+}
+
+fn cgroup_of(container: &Path, hierarchy_root: &Path) -> Option<String> {
+    if let Ok(json) = fs::read(container.join("state.json")) {
+        return runc_cgroup(&json, hierarchy_root);
+    }
+    let json = fs::read(container.join("status")).ok()?;
+    crun_cgroup(&json)
+}
+
+/// runc names the cgroup's directory in each hierarchy: by controller on v1, under "" on v2.
+fn runc_cgroup(json: &[u8], hierarchy_root: &Path) -> Option<String> {
+    let state: RuncState = serde_json::from_slice(json).ok()?;
+    let paths = state.cgroup_paths.values();
+    paths.filter_map(|path| Path::new(path).strip_prefix(hierarchy_root).ok()?.to_str()).find_map(absolute)
+}
+
+fn crun_cgroup(json: &[u8]) -> Option<String> {
+    let status: CrunStatus = serde_json::from_slice(json).ok()?;
+    absolute(status.cgroup_path.trim_start_matches('/'))
+}
+
+/// The root itself is nobody's container.
+fn absolute(path: &str) -> Option<String> {
+    let path = path.trim_end_matches('/');
+    (!path.is_empty()).then(|| format!("/{path}"))
+}
+
+fn expand(pattern: &str) -> Vec<PathBuf> {
+    match pattern.split_once("/*") {
+        None => vec![pattern.into()],
+        Some((parent, rest)) => {
+            subdirs(Path::new(parent)).into_iter().map(|dir| dir.join(rest.trim_start_matches('/'))).collect()
+        }
+    }
+}
+
+fn subdirs(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries.flatten().filter(|e| e.file_type().is_ok_and(|ty| ty.is_dir())).map(|e| e.path()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runc_v1() {
+        let json = br#"{"id":"web","cgroup_paths":{"memory":"/sys/fs/cgroup/memory/shop/web",
+            "":"/sys/fs/cgroup/unified/shop/web","cpu":"/sys/fs/cgroup/cpu/shop/web"}}"#;
+        assert_eq!(runc_cgroup(json, Path::new("/sys/fs/cgroup/memory")).as_deref(), Some("/shop/web"));
+        assert_eq!(runc_cgroup(json, Path::new("/sys/fs/cgroup/pids")), None);
+    }
+
+    #[test]
+    fn runc_v2() {
+        let json = br#"{"cgroup_paths":{"":"/sys/fs/cgroup/system.slice/runc-web.scope"}}"#;
+        let found = runc_cgroup(json, Path::new("/sys/fs/cgroup"));
+        assert_eq!(found.as_deref(), Some("/system.slice/runc-web.scope"));
+        let root = br#"{"cgroup_paths":{"":"/sys/fs/cgroup"}}"#;
+        assert_eq!(runc_cgroup(root, Path::new("/sys/fs/cgroup")), None);
+    }
+
+    #[test]
+    fn crun() {
+        let found = crun_cgroup(br#"{"pid":5,"cgroup-path":"/web","scope":null}"#);
+        assert_eq!(found.as_deref(), Some("/web"));
+        assert_eq!(crun_cgroup(br#"{"cgroup-path":"/"}"#), None);
+        assert_eq!(crun_cgroup(b"{"), None);
+    }
+}

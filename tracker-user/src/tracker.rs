@@ -1,0 +1,222 @@
+//! Puts the kernel side, the runtimes and the rules together: the one owner of the agent's state.
+//!
+//! Two locks, never held at once in the other order: `kernel` (maps, audits), then `names` (cgroups, containers). Events take
+//! only `names`, so an audit doesn't hold them up.
+
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use aya::maps::{MapData, RingBuf};
+use thiserror::Error;
+
+use crate::{
+    bpf::{Audit, BpfError, Change, Event, Feeder, Kernel, Sizes},
+    inventory::{Inventory, Ledger},
+    report::Listing,
+    runtime::{Hierarchy, HierarchyError, Owner, Resolver},
+    verdict::Profile,
+};
+
+/// Why the tracker can't start or answer.
+#[derive(Debug, Error)]
+pub enum TrackerError {
+    /// The kernel side.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// Containers can't be told apart.
+    #[error(transparent)]
+    Hierarchy(#[from] HierarchyError),
+}
+
+/// Everything that the agent knows.
+pub struct Tracker {
+    kernel: Mutex<Kernel>,
+    names: Mutex<Names>,
+    profile: Profile,
+    ready: AtomicBool,
+    audits: Mutex<AuditStats>,
+    late_readers: AtomicU64,
+}
+
+struct Names {
+    resolver: Resolver,
+    ledger: Ledger,
+}
+
+/// What audits have done so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AuditStats {
+    /// Audits that were finished.
+    pub finished: u64,
+    /// Audits that failed.
+    pub failed: u64,
+    /// Slots put right, adoption not included.
+    pub corrections: u64,
+    /// How long the last one took.
+    pub last: Duration,
+}
+
+/// All that `/metrics` is made from: one moment.
+pub struct Snapshot {
+    /// Who holds what.
+    pub inventory: Inventory,
+    /// The CRIU that verdicts are about.
+    pub profile: Profile,
+    /// The feeder.
+    pub feeder: Feeder,
+    /// Events lost, by stage.
+    pub lost: Vec<(&'static str, u64)>,
+    /// What audits have done.
+    pub audits: AuditStats,
+    /// Adoption is done.
+    pub ready: bool,
+}
+
+impl Tracker {
+    /// Attaches the probes. Counts are right once [`Tracker::audit`] has run for the first time.
+    ///
+    /// # Errors
+    /// When the machine lacks something.
+    pub fn attach(profile: Profile, sizes: Sizes) -> Result<(Self, RingBuf<MapData>), TrackerError> {
+        let hierarchy = Hierarchy::find()?;
+        let (kernel, ring) = Kernel::attach(&hierarchy, sizes)?;
+        let names = Names { resolver: Resolver::new(hierarchy), ledger: Ledger::default() };
+        let tracker = Self {
+            kernel: Mutex::new(kernel),
+            names: Mutex::new(names),
+            profile,
+            ready: AtomicBool::new(false),
+            audits: Mutex::default(),
+            late_readers: AtomicU64::new(0),
+        };
+        Ok((tracker, ring))
+    }
+
+    /// The CRIU that verdicts are about.
+    #[must_use]
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Whether what was open before the start has been adopted.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// Compares all counts with the truth, and puts them right. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// When the kernel's lists or maps can't be read.
+    pub fn audit(&self) -> Result<Audit, TrackerError> {
+        let result = self.audit_and_tidy();
+        let mut stats = lock(&self.audits);
+        match &result {
+            Ok(audit) => {
+                stats.finished += 1;
+                stats.last = audit.took;
+                if self.ready.swap(true, Ordering::AcqRel) {
+                    stats.corrections += audit.corrections;
+                }
+            }
+            Err(_) => stats.failed += 1,
+        }
+        result
+    }
+
+    fn audit_and_tidy(&self) -> Result<Audit, TrackerError> {
+        let mut kernel = lock(&self.kernel);
+        let audit = kernel.audit()?;
+        let mut names = lock(&self.names);
+        names.retire_flows(&kernel)?;
+        Ok(audit)
+    }
+
+    /// Who holds what, now.
+    ///
+    /// # Errors
+    /// When the maps can't be read.
+    pub fn inventory(&self) -> Result<Inventory, TrackerError> {
+        let kernel = lock(&self.kernel);
+        self.inventory_of(&kernel)
+    }
+
+    fn inventory_of(&self, kernel: &Kernel) -> Result<Inventory, TrackerError> {
+        let mut names = lock(&self.names);
+        // Containers before tables: a table's cgroup that isn't known by then is looked up by itself.
+        let containers = names.resolver.refresh();
+        let (tables, flows) = (kernel.tables()?, kernel.flows()?);
+        let Names { resolver, ledger } = &mut *names;
+        Ok(Inventory::take(&tables, &flows, ledger, containers, |cgroup| resolver.owner(cgroup)))
+    }
+
+    /// Who holds what, as users are shown it.
+    ///
+    /// # Errors
+    /// When the maps can't be read.
+    pub fn listing(&self, processes: bool) -> Result<Listing, TrackerError> {
+        Ok(Listing::new(&self.inventory()?, &self.profile, processes))
+    }
+
+    /// Everything that is exported.
+    ///
+    /// # Errors
+    /// When the maps can't be read.
+    pub fn snapshot(&self) -> Result<Snapshot, TrackerError> {
+        let kernel = lock(&self.kernel);
+        let mut lost: Vec<_> =
+            kernel.losses()?.into_iter().map(|(loss, count)| (loss.stage(), count)).collect();
+        lost.push(("reader", self.late_readers.load(Ordering::Relaxed)));
+        Ok(Snapshot {
+            inventory: self.inventory_of(&kernel)?,
+            profile: self.profile,
+            feeder: kernel.feeder(),
+            lost,
+            audits: *lock(&self.audits),
+            ready: self.is_ready(),
+        })
+    }
+
+    /// Whose table an event is about.
+    #[must_use]
+    pub fn owner(&self, event: &Event) -> Owner {
+        let mut names = lock(&self.names);
+        // By the time a container's program runs, its runtime has written down whose cgroup it is.
+        if matches!(event.change, Change::Execed(_) | Change::Moved(_)) {
+            names.resolver.reconsider(event.cgroup_id);
+        }
+        names.resolver.owner(event.cgroup_id)
+    }
+
+    /// Counts events that a reader was too slow for.
+    pub fn count_late_reader(&self, events: u64) {
+        self.late_readers.fetch_add(events, Ordering::Relaxed);
+    }
+}
+
+impl Names {
+    /// Takes over what cgroups that have gone had counted, so that the kernel's map stays small and counters never fall.
+    fn retire_flows(&mut self, kernel: &Kernel) -> Result<(), BpfError> {
+        let containers = self.resolver.refresh();
+        for (cgroup, flow) in kernel.flows()? {
+            if self.resolver.is_gone(cgroup) {
+                let owner = self.resolver.last_owner(cgroup);
+                self.ledger.retire(&owner, &flow);
+                kernel.forget_flow(cgroup)?;
+            }
+        }
+        self.resolver.forget_gone();
+        self.ledger.retain_containers(|cgroup| containers.iter().any(|c| c.cgroup == cgroup));
+        Ok(())
+    }
+}
+
+/// A panic while the lock was held left nothing half done: every value is replaced as a whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,144 @@
+//! The CRIU that a verdict is about.
+
+use std::{fmt, str::FromStr};
+
+use thiserror::Error;
+
+use crate::host::KernelVersion;
+
+/// A CRIU release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CriuVersion {
+    /// First number.
+    pub major: u32,
+    /// Second number.
+    pub minor: u32,
+    /// Third number; 0 where the release has two.
+    pub patch: u32,
+}
+
+impl CriuVersion {
+    /// A release.
+    #[must_use]
+    pub const fn new(major: u32, minor: u32, patch: u32) -> Self {
+        Self { major, minor, patch }
+    }
+}
+
+/// The oldest release that the rules were checked against.
+pub const OLDEST_KNOWN: CriuVersion = CriuVersion::new(3, 17, 1);
+
+/// The newest release that the rules were checked against; a newer one is judged like it.
+pub const NEWEST_KNOWN: CriuVersion = CriuVersion::new(4, 2, 1);
+
+impl fmt::Display for CriuVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)?;
+        if self.patch > 0 {
+            write!(f, ".{}", self.patch)?;
+        }
+        Ok(())
+    }
+}
+
+/// What was given is no CRIU version.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("{0:?} is not a CRIU version, such as 4.1.1 ({OLDEST_KNOWN} to {NEWEST_KNOWN} are known)")]
+pub struct ParseVersionError(String);
+
+impl FromStr for CriuVersion {
+    type Err = ParseVersionError;
+
+    fn from_str(text: &str) -> Result<Self, ParseVersionError> {
+        let bad = || ParseVersionError(text.to_owned());
+        let numbers: Vec<u32> =
+            text.trim().split('.').map(str::parse).collect::<Result<_, _>>().map_err(|_| bad())?;
+        match *numbers.as_slice() {
+            [major, minor] => Ok(Self::new(major, minor, 0)),
+            [major, minor, patch] => Ok(Self::new(major, minor, patch)),
+            _ => Err(bad()),
+        }
+    }
+}
+
+/// Where a profile's version comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The user said so.
+    Given,
+    /// The `criu` in the agent's `PATH`.
+    Path,
+    /// No CRIU was found: the newest known is assumed.
+    Assumed,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Given => "given",
+            Self::Path => "path",
+            Self::Assumed => "assumed",
+        })
+    }
+}
+
+/// What a verdict depends on besides the fd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// The release.
+    pub version: CriuVersion,
+    /// Where the version comes from.
+    pub source: Source,
+    /// The kernel that CRIU would run on.
+    pub kernel: KernelVersion,
+}
+
+impl Profile {
+    /// A profile: the version given, else the one found, else the newest known.
+    #[must_use]
+    pub fn new(given: Option<CriuVersion>, found: Option<CriuVersion>, kernel: KernelVersion) -> Self {
+        let (version, source) = match (given, found) {
+            (Some(version), _) => (version, Source::Given),
+            (None, Some(version)) => (version, Source::Path),
+            (None, None) => (NEWEST_KNOWN, Source::Assumed),
+        };
+        Self { version, source, kernel }
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CRIU {}", self.version)?;
+        match self.source {
+            Source::Given => Ok(()),
+            Source::Path => write!(f, " (found in PATH)"),
+            Source::Assumed => write!(f, " (none found: the newest known is assumed; set one with --criu)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        assert_eq!("4.1.1".parse(), Ok(CriuVersion::new(4, 1, 1)));
+        assert_eq!("4.2".parse(), Ok(CriuVersion::new(4, 2, 0)));
+        assert!(CriuVersion::new(3, 17, 1) < CriuVersion::new(4, 0, 0));
+        assert_eq!(CriuVersion::new(4, 2, 0).to_string(), "4.2");
+        for bad in ["", "4", "four", "4.1.1.1", "4.-1", "4.1-rc1"] {
+            assert!(bad.parse::<CriuVersion>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_user_is_believed_first() {
+        let kernel = KernelVersion { major: 6, minor: 1 };
+        let (a, b) = (CriuVersion::new(3, 19, 0), CriuVersion::new(4, 0, 0));
+        assert_eq!(Profile::new(Some(a), Some(b), kernel).version, a);
+        assert_eq!(Profile::new(None, Some(b), kernel).source, Source::Path);
+        let assumed = Profile::new(None, None, kernel);
+        assert_eq!((assumed.version, assumed.source), (NEWEST_KNOWN, Source::Assumed));
+    }
+}
