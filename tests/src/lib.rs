@@ -1,0 +1,413 @@
+//! What the integration tests share: agents, fixtures, cgroups, and the truth that `/proc` tells.
+//!
+//! Nothing here sleeps to let something happen: [`eventually`] polls with a deadline. Everything that a test starts or makes
+//! goes when its value is dropped, also when the test fails.
+
+use std::{
+    collections::BTreeMap,
+    ffi::CString,
+    fmt::Display,
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use fdtracker::runtime::Hierarchy;
+use tempfile::TempDir;
+use tracker_ebpf::{ANON_INODES, Kind};
+
+mod container;
+
+pub use container::{Container, make_root};
+
+/// How long anything may take that should happen at once: the machine may be busy.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Polls until `f` gives a value; panics with what it said last.
+#[track_caller]
+pub fn eventually<T, E: Display>(what: &str, mut f: impl FnMut() -> Result<T, E>) -> T {
+    let start = Instant::now();
+    loop {
+        match f() {
+            Ok(value) => return value,
+            Err(last) if start.elapsed() > DEADLINE => panic!("{what}: not within {DEADLINE:?}: {last}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+/// `Ok` if both are equal.
+pub fn same<T: PartialEq + std::fmt::Debug>(found: T, expected: T) -> Result<(), String> {
+    if found == expected { Ok(()) } else { Err(format!("found {found:?}, expected {expected:?}")) }
+}
+
+/// The binary under test: beside this test's own.
+///
+/// # Panics
+/// If it isn't there.
+pub fn fdtracker() -> PathBuf {
+    let path = std::env::var_os("FDTRACKER").map_or_else(|| target_dir().join("fdtracker"), PathBuf::from);
+    assert!(path.exists(), "{} isn't there: cargo build -p tracker-user makes it", path.display());
+    path
+}
+
+/// The fixture.
+pub fn fdzoo() -> PathBuf {
+    target_dir().join("fdzoo")
+}
+
+fn target_dir() -> PathBuf {
+    let me = std::env::current_exe().expect("this test's own path");
+    me.parent().and_then(Path::parent).expect("target/PROFILE/deps").to_owned()
+}
+
+/// A running `fdtracker agent` with a socket and a port of its own.
+pub struct Agent {
+    child: Child,
+    /// `--web.listen-address`.
+    pub address: SocketAddr,
+    /// `--socket`.
+    pub socket: PathBuf,
+    _dir: TempDir,
+}
+
+impl Agent {
+    /// Starts an agent and waits until it is ready.
+    pub fn start(arguments: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a directory for the socket");
+        let socket = dir.path().join("agent.sock");
+        let mut child = Command::new(fdtracker())
+            .args(["agent", "--web.listen-address", "127.0.0.1:0", "--socket"])
+            .arg(&socket)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start the agent");
+        let log = BufReader::new(child.stderr.take().expect("its standard error"));
+        let address = listening_address(log);
+        let agent = Self { child, address, socket, _dir: dir };
+        eventually("the agent is ready", || match agent.get("/readyz") {
+            (200, _) => Ok(()),
+            (status, body) => Err(format!("{status} {body}")),
+        });
+        agent
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Status and body of a GET.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        self.request("GET", path)
+    }
+
+    /// Status and body of a request.
+    pub fn request(&self, method: &str, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.address).expect("connect to the agent");
+        write!(stream, "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").expect("send");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("receive");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
+        (status, body.to_owned())
+    }
+
+    /// What it exports.
+    pub fn metrics(&self) -> Metrics {
+        let (status, text) = self.get("/metrics");
+        assert_eq!(status, 200, "{text}");
+        Metrics(text)
+    }
+
+    /// A command that talks to this agent.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(fdtracker());
+        command.args(arguments).arg("--socket").arg(&self.socket).stdin(Stdio::null());
+        command
+    }
+
+    /// The document that `ls -o json --processes` prints.
+    pub fn ls(&self) -> serde_json::Value {
+        let output = self.command(&["ls", "-o", "json", "--processes"]).output().expect("run ls");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("ls prints JSON")
+    }
+
+    /// One container of `ls`.
+    pub fn container(&self, id: &str) -> Result<serde_json::Value, String> {
+        let ls = self.ls();
+        let all = ls["containers"].as_array().expect("a list of containers");
+        all.iter().find(|c| c["id"] == id).cloned().ok_or_else(|| format!("no container {id}"))
+    }
+
+    /// The counts of one container, by kind.
+    pub fn counts(&self, id: &str) -> Result<BTreeMap<String, i64>, String> {
+        Ok(counts_of(&self.container(id)?["counts"]))
+    }
+
+    /// Asks it to end, and waits. Returns its exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        // SAFETY: the child hasn't been waited for, so the pid is its own.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGINT) };
+        self.child.wait().ok().and_then(|status| status.code())
+    }
+
+    /// Kills it, as the kernel's out-of-memory killer would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Reads the agent's log until it says where it listens, and goes on reading so that it never blocks.
+fn listening_address(mut log: BufReader<impl std::io::Read + Send + 'static>) -> SocketAddr {
+    let mut seen = String::new();
+    loop {
+        let mut line = String::new();
+        let read = log.read_line(&mut line).expect("read the agent's log");
+        assert!(read > 0, "the agent ended:\n{seen}");
+        seen.push_str(&line);
+        if let Some((_, rest)) = line.split_once("listening on http://") {
+            let address = rest.split('/').next().and_then(|a| a.parse().ok()).expect("an address in the log");
+            std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::stderr()));
+            return address;
+        }
+    }
+}
+
+/// Counts in JSON, by kind.
+pub fn counts_of(counts: &serde_json::Value) -> BTreeMap<String, i64> {
+    let rows = counts.as_array().expect("a list of counts");
+    rows.iter()
+        .map(|row| (row["kind"].as_str().expect("a kind").to_owned(), row["count"].as_i64().expect("a count")))
+        .collect()
+}
+
+/// Metrics in Prometheus' text format.
+pub struct Metrics(
+    /// The text.
+    pub String,
+);
+
+impl Metrics {
+    /// The value of the one series of this name whose labels include these; 0 if there is none.
+    pub fn get(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.find(name, labels).unwrap_or(0.0)
+    }
+
+    /// As [`Metrics::get`], if there is one.
+    pub fn find(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let wanted: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        let mut found = self.0.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let rest = series.strip_prefix(name)?;
+            let labels: Vec<&str> = rest.trim_matches(['{', '}']).split(',').collect();
+            let matches = (rest.is_empty() || rest.starts_with('{'))
+                && wanted.iter().all(|label| labels.contains(&label.as_str()));
+            matches.then(|| value.parse().expect("a number"))
+        });
+        let value = found.next();
+        assert!(found.next().is_none(), "several series {name}{labels:?} in\n{}", self.0);
+        value
+    }
+}
+
+/// A running fixture, `fdzoo`.
+pub struct Zoo {
+    child: Child,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Zoo {
+    /// Starts the fixture by this command; what runs in the end must be `fdzoo`.
+    pub fn start(mut command: Command) -> Self {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start the fixture");
+        let commands = child.stdin.take().expect("its standard input");
+        let answers = BufReader::new(child.stdout.take().expect("its standard output"));
+        Self { child, commands, answers }
+    }
+
+    /// Starts the fixture in a cgroup.
+    pub fn in_cgroup(cgroup: &Cgroup) -> Self {
+        let mut zoo = Self::start(Command::new(fdzoo()));
+        let pid = zoo.child.id();
+        cgroup.add(pid);
+        assert_eq!(zoo.ask("pid"), Ok(vec![pid.into()]));
+        zoo
+    }
+
+    /// Gives a command, and waits for the answer.
+    pub fn ask(&mut self, command: &str) -> Result<Vec<i64>, String> {
+        writeln!(self.commands, "{command}").expect("the fixture reads commands");
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).expect("the fixture answers");
+        match answer.trim().split_once(' ').unwrap_or((answer.trim(), "")) {
+            ("ok", numbers) => {
+                Ok(numbers.split_whitespace().map(|n| n.parse().expect("a number")).collect())
+            }
+            ("no", reason) => Err(reason.to_owned()),
+            _ => panic!("the fixture answered {answer:?} to {command:?}"),
+        }
+    }
+
+    /// Gives a command that must work, and returns the first number of the answer, or 0.
+    #[track_caller]
+    pub fn must(&mut self, command: &str) -> i64 {
+        let answer = self.ask(command).unwrap_or_else(|reason| panic!("{command}: {reason}"));
+        answer.first().copied().unwrap_or(0)
+    }
+
+    /// The pid of what was started.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it, and waits.
+    pub fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Zoo {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The cgroup hierarchy of the machine.
+pub fn hierarchy() -> Hierarchy {
+    Hierarchy::find().expect("a cgroup hierarchy")
+}
+
+/// A cgroup named as a container's. Goes, with all that is in it, when dropped.
+pub struct Cgroup {
+    /// The container's id.
+    pub id: String,
+    dir: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes `/docker/ID`.
+    pub fn docker() -> Self {
+        let id = random_id();
+        let dir = hierarchy().root().join("docker").join(&id);
+        fs::create_dir_all(&dir).expect("make a cgroup");
+        Self { id, dir }
+    }
+
+    /// The name that the container goes by.
+    pub fn name(&self) -> &str {
+        &self.id[..12]
+    }
+
+    /// Moves a process here.
+    pub fn add(&self, pid: u32) {
+        fs::write(self.dir.join("cgroup.procs"), pid.to_string()).expect("move a process to a cgroup");
+    }
+
+    /// Processes that are here.
+    pub fn pids(&self) -> Vec<u32> {
+        let text = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// What `/proc` says is open here, by kind.
+    pub fn truth(&self) -> BTreeMap<String, i64> {
+        let mut sum = BTreeMap::new();
+        for pid in self.pids() {
+            for (kind, n) in truth(pid) {
+                *sum.entry(kind).or_default() += n;
+            }
+        }
+        sum
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let start = Instant::now();
+        while start.elapsed() < DEADLINE {
+            for pid in self.pids() {
+                // SAFETY: the process is in a cgroup that this test made for its own.
+                unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+            }
+            if fs::remove_dir(&self.dir).is_ok() || !self.dir.exists() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // `docker` goes too if nobody else has anything in it.
+        let _ = self.dir.parent().map(fs::remove_dir);
+    }
+}
+
+/// 64 hexadecimal digits that nobody else has.
+pub fn random_id() -> String {
+    let mut bytes = [0_u8; 32];
+    fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).expect("random bytes");
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// What `/proc` says that a process has open, by kind. Sockets are left out: their links tell no family.
+pub fn truth(pid: u32) -> BTreeMap<String, i64> {
+    let mut counts = BTreeMap::new();
+    let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return counts };
+    for fd in fds.flatten() {
+        if let Some(kind) = kind_of(&fd.path()) {
+            *counts.entry(kind.name().to_owned()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+fn kind_of(fd: &Path) -> Option<Kind> {
+    let link = fs::read_link(fd).ok()?.to_string_lossy().into_owned();
+    if let Some(name) = link.strip_prefix("anon_inode:") {
+        let known = ANON_INODES.iter().find(|(anon, _)| *anon == name).map(|(_, kind)| *kind);
+        let kvm = name.starts_with("kvm-").then_some(Kind::Kvm);
+        return Some(known.or(kvm).unwrap_or(Kind::AnonOther));
+    }
+    if link.starts_with("pidfd:") {
+        return Some(Kind::Pidfd);
+    }
+    if link == "/secretmem (deleted)" {
+        return Some(Kind::MemfdSecret);
+    }
+    let meta = fs::metadata(fd).ok()?;
+    let (major, minor) = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
+    match meta.mode() & libc::S_IFMT {
+        libc::S_IFBLK => Some(Kind::BlockDevice),
+        libc::S_IFCHR => match (major, minor) {
+            (1 | 5 | 128..=143, _) => None,
+            (10, 200) => Some(Kind::Tun),
+            _ => Some(Kind::CharDevice),
+        },
+        libc::S_IFREG if magic(fd) == Some(0x1980_0202) => Some(Kind::Mqueue),
+        _ => None,
+    }
+}
+
+fn magic(path: &Path) -> Option<i64> {
+    let path = CString::new(path.to_str()?).ok()?;
+    // SAFETY: the structure is plain data, which the call fills; the path is NUL-terminated.
+    unsafe {
+        let mut stat: libc::statfs = std::mem::zeroed();
+        (libc::statfs(path.as_ptr(), &raw mut stat) == 0).then_some(stat.f_type)
+    }
+}

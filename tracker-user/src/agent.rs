@@ -38,7 +38,8 @@ impl Engine {
     /// # Errors
     /// When the machine lacks something, or the first audit fails.
     pub async fn start(profile: Profile, audit_every: Duration) -> Result<Self, TrackerError> {
-        let (tracker, ring) = Tracker::attach(profile, Sizes::default())?;
+        let (tracker, ring) = Tracker::load(profile, Sizes::default())?;
+        tracker.attach_feeder()?;
         let tracker = Arc::new(tracker);
         let (lines, _) = broadcast::channel(BACKLOG);
         let doubt = Arc::new(Notify::new());

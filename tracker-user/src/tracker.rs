@@ -78,13 +78,13 @@ pub struct Snapshot {
 }
 
 impl Tracker {
-    /// Attaches the probes. Counts are right once [`Tracker::audit`] has run for the first time.
+    /// Loads the auditor, which is enough for one look: counts are those of the last [`Tracker::audit`].
     ///
     /// # Errors
     /// When the machine lacks something.
-    pub fn attach(profile: Profile, sizes: Sizes) -> Result<(Self, RingBuf<MapData>), TrackerError> {
+    pub fn load(profile: Profile, sizes: Sizes) -> Result<(Self, RingBuf<MapData>), TrackerError> {
         let hierarchy = Hierarchy::find()?;
-        let (kernel, ring) = Kernel::attach(&hierarchy, sizes)?;
+        let (kernel, ring) = Kernel::load(&hierarchy, sizes)?;
         let names = Names { resolver: Resolver::new(hierarchy), ledger: Ledger::default() };
         let tracker = Self {
             kernel: Mutex::new(kernel),
@@ -95,6 +95,14 @@ impl Tracker {
             late_readers: AtomicU64::new(0),
         };
         Ok((tracker, ring))
+    }
+
+    /// Attaches the probes: counts are live from the next [`Tracker::audit`] on.
+    ///
+    /// # Errors
+    /// When the machine lacks something.
+    pub fn attach_feeder(&self) -> Result<(), TrackerError> {
+        Ok(lock(&self.kernel).attach_feeder()?)
     }
 
     /// The CRIU that verdicts are about.

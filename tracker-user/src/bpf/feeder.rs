@@ -12,6 +12,8 @@ use super::{BpfError, attach_error, program};
 /// A set of probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feeder {
+    /// No probes: counts are of the last audit.
+    None,
     /// Exits of syscalls, and fork, exec and exit: needs neither kprobes nor BPF trampolines.
     Tracepoint,
 }
@@ -19,6 +21,7 @@ pub enum Feeder {
 impl fmt::Display for Feeder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::None => "none",
             Self::Tracepoint => "tracepoint",
         })
     }
@@ -79,8 +82,17 @@ const SYSCALLS: &[(&str, &[&str])] = &[
     ("recvmmsg", &["recvmmsg"]),
 ];
 
+/// How much of a feeder to attach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All of it.
+    Whole,
+    /// Each program once: enough to know that the kernel takes it. The kernel needs some 80 ms to detach from each syscall.
+    Sample,
+}
+
 /// Loads and attaches the tracepoint feeder.
-pub(super) fn attach(ebpf: &mut Ebpf, tracefs: &Path) -> Result<(), BpfError> {
+pub(super) fn attach(ebpf: &mut Ebpf, tracefs: &Path, extent: Extent) -> Result<(), BpfError> {
     // Moves, exits and execs first, then closes, then opens: the order matters to nobody, but a table that is
     // met by an open is then followed to its end.
     let move_probe: &mut RawTracePoint = program(ebpf, "cgroup_attach_task")?;
@@ -101,6 +113,9 @@ pub(super) fn attach(ebpf: &mut Ebpf, tracefs: &Path) -> Result<(), BpfError> {
                 continue;
             }
             probe.attach("syscalls", &event).map_err(|e| attach_error(name, e))?;
+            if extent == Extent::Sample {
+                break;
+            }
         }
     }
     Ok(())

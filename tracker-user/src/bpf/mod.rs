@@ -37,7 +37,7 @@ pub use prerequisites::{Finding, Missing, Status, TRACEFS, check, findings};
 use thiserror::Error;
 use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Flow, Loss, Slot, Table, Tag, mode, resync};
 
-use self::offsets::Globals;
+use self::{feeder::Extent, offsets::Globals, prerequisites::{kernel_btf, tracefs}};
 use crate::{host::KernelVersion, runtime::Hierarchy};
 
 /// The BPF object, built by `cargo xtask build-ebpf`.
@@ -124,11 +124,11 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads the programs and attaches the feeder. Nothing is adopted yet: that is the first [`Kernel::audit`].
+    /// Loads the auditor. Nothing is counted yet: that is the first [`Kernel::audit`]. Returns the ring of events too.
     ///
     /// # Errors
     /// When the kernel lacks something, or refuses; the message says what, and what to do.
-    pub fn attach(hierarchy: &Hierarchy, sizes: Sizes) -> Result<(Self, RingBuf<MapData>), BpfError> {
+    pub fn load(hierarchy: &Hierarchy, sizes: Sizes) -> Result<(Self, RingBuf<MapData>), BpfError> {
         let kernel = check()?;
         let mut ebpf = load(hierarchy, sizes, kernel)?;
         fill_anon_names(&mut ebpf)?;
@@ -137,10 +137,25 @@ impl Kernel {
         audit.load("task_file", &btf).map_err(|e| attach_error("audit", e))?;
         let resync: &mut RawTracePoint = program(&mut ebpf, "resync")?;
         resync.load().map_err(|e| attach_error("resync", e))?;
-        feeder::attach(&mut ebpf, &prerequisites::tracefs()?)?;
         let ring = ebpf.take_map("EVENTS").ok_or_else(|| BpfError::Object("map EVENTS".into()))?;
         let ring = RingBuf::try_from(ring).map_err(|source| BpfError::Map { map: "EVENTS", source })?;
-        Ok((Self { ebpf, feeder: Feeder::Tracepoint, pass: 0 }, ring))
+        Ok((Self { ebpf, feeder: Feeder::None, pass: 0 }, ring))
+    }
+
+    /// Attaches the feeder: from now on counts are live.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program.
+    pub fn attach_feeder(&mut self) -> Result<(), BpfError> {
+        feeder::attach(&mut self.ebpf, &tracefs()?, Extent::Whole)?;
+        self.feeder = Feeder::Tracepoint;
+        Ok(())
+    }
+
+    /// Attaches each program of the feeder once, and so finds out whether the kernel takes it.
+    fn try_feeder(&mut self) -> Result<Feeder, BpfError> {
+        feeder::attach(&mut self.ebpf, &tracefs()?, Extent::Sample)?;
+        Ok(Feeder::Tracepoint)
     }
 
     /// The feeder that is attached.
@@ -280,7 +295,7 @@ fn hash_fd<'a>(map: &'a Map, name: &str) -> Result<BorrowedFd<'a>, BpfError> {
 }
 
 fn load(hierarchy: &Hierarchy, sizes: Sizes, kernel: KernelVersion) -> Result<Ebpf, BpfError> {
-    let btf = prerequisites::kernel_btf()?;
+    let btf = kernel_btf()?;
     let globals = Globals::find(&btf, hierarchy, kernel)?;
     let mut loader = EbpfLoader::new();
     globals.set(&mut loader);

@@ -8,7 +8,7 @@ use std::{
 
 use thiserror::Error;
 
-use super::{Feeder, Kernel, Sizes};
+use super::{Kernel, Sizes};
 use crate::{
     host::{Capability, KernelVersion, missing_capabilities},
     runtime::Hierarchy,
@@ -195,14 +195,10 @@ fn pid_namespace() -> Finding {
 
 fn feeder(hierarchy: &Hierarchy) -> Finding {
     let sizes = Sizes { tables: 1024, slots: 1024, ring: 1 << 16 };
-    match Kernel::attach(hierarchy, sizes) {
-        Ok((kernel, _)) => Finding::new(
-            "feeder",
-            Status::Ok,
-            match kernel.feeder() {
-                Feeder::Tracepoint => "tracepoint: its programs load and attach; counts are live",
-            },
-        ),
+    match Kernel::load(hierarchy, sizes).and_then(|(mut kernel, _)| kernel.try_feeder()) {
+        Ok(feeder) => {
+            Finding::new("feeder", Status::Ok, format!("{feeder}: its programs load and attach; counts are live"))
+        }
         Err(error) => Finding::new("feeder", Status::Fail, format!("{:#}", anyhow::Error::from(error))),
     }
 }

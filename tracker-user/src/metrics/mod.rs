@@ -7,6 +7,7 @@ use prometheus::{
 };
 
 use crate::{
+    bpf::Feeder,
     inventory::Entry,
     report::{HOST, UNKNOWN},
     tracker::Snapshot,
@@ -128,7 +129,7 @@ fn own(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Error
         "The probes that keep counts current, and whether these are live.",
         &["feeder", "live"],
     )?
-    .with_label_values(&[snapshot.feeder.to_string().as_str(), "true"])
+    .with_label_values(&[snapshot.feeder.to_string(), (snapshot.feeder != Feeder::None).to_string()])
     .set(1);
     let ready = IntGauge::new("fdtracker_ready", "1 once what was open before the agent started is counted.")?;
     ready.set(i64::from(snapshot.ready));
@@ -188,7 +189,6 @@ mod tests {
 
     use super::*;
     use crate::{
-        bpf::Feeder,
         host::KernelVersion,
         inventory::{Counts, Inventory},
         runtime::{Container, Runtime},

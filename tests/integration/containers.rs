@@ -1,0 +1,220 @@
+//! Containers that runc starts: who they are, and what is counted for them.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Stdio},
+    time::{Duration, Instant, SystemTime},
+};
+
+use fdtracker_tests::{Agent, Cgroup, Container, Zoo, eventually, same, truth};
+use libtest_mimic::Trial;
+
+use crate::{Needs, agent, test};
+
+const RUNC: Needs = Needs::Programs(&["runc"]);
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        test("containers::runc", RUNC, runc),
+        test("containers::a_cgroup_of_any_name", RUNC, a_cgroup_of_any_name),
+        test("containers::tail_shows_an_open_at_once", RUNC, tail_shows_an_open_at_once),
+        test("containers::tail_filters", Needs::Root, tail_filters),
+        test("containers::the_host", Needs::Root, the_host),
+        test("containers::comes_and_goes", RUNC, comes_and_goes),
+    ]
+}
+
+/// Waits until `ls` counts for a container what `/proc` says of its process.
+#[track_caller]
+fn agrees(agent: &Agent, container: &Container) {
+    let pid = container.init();
+    eventually("the agent agrees with /proc", || same(agent.counts(&container.id)?, truth(pid)));
+}
+
+fn runc() {
+    let agent = agent();
+    let mut container = Container::start(None, Some("/docker/ID"));
+    let zoo = &mut container.zoo;
+    let first = zoo.must("open pidfd");
+    zoo.must(&format!("dup {first}"));
+    zoo.must(&format!("pass {first}"));
+    agrees(&agent, &container);
+    let found = agent.container(&container.id).expect("the container");
+    assert_eq!(found["runtime"], "docker");
+    assert_eq!(found["name"], container.id[..12]);
+    assert_eq!(found["state"], "blocked");
+    assert_eq!(found["counts"], serde_json::json!([{"kind": "pidfd", "verdict": "blocked", "count": 3}]));
+    assert_eq!(found["processes"][0]["pid"], container.init());
+    assert_eq!(found["processes"][0]["comm"], "fdzoo");
+
+    let name = &container.id[..12];
+    let metrics = agent.metrics();
+    let labels = [("container", name), ("kind", "pidfd"), ("verdict", "blocked")];
+    assert_eq!(metrics.get("fdtracker_open_fds", &labels), 3.0);
+    assert_eq!(metrics.find("fdtracker_container_checkpointable", &[("container", name)]), Some(0.0));
+
+    container.zoo.must("close_range 3 100 0");
+    agrees(&agent, &container);
+    let metrics = agent.metrics();
+    assert_eq!(metrics.find("fdtracker_open_fds", &labels), None);
+    assert_eq!(metrics.find("fdtracker_container_checkpointable", &[("container", name)]), Some(1.0));
+    let opened = metrics.get("fdtracker_fds_opened_total", &labels[..2]);
+    assert_eq!((opened, metrics.get("fdtracker_fds_closed_total", &labels[..2])), (3.0, 3.0));
+}
+
+fn a_cgroup_of_any_name() {
+    let agent = agent();
+    let id = format!("zoo-{}", std::process::id());
+    let mut container = Container::start(Some(&id), Some("/fdtracker-test/ID"));
+    container.zoo.must("open eventfd");
+    agrees(&agent, &container);
+    let found = agent.container(&id).expect("the container");
+    assert_eq!((&found["runtime"], &found["name"]), (&"runc".into(), &id.clone().into()));
+    assert_eq!(found["cgroup"], format!("/fdtracker-test/{id}"));
+}
+
+/// A running `tail -o json`.
+struct Tail {
+    child: Child,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Tail {
+    /// Starts it, and waits until it follows: a canary's open in a cgroup of its own is seen.
+    fn start(agent: &Agent, arguments: &[&str]) -> Self {
+        let mut child = agent
+            .command(&[&["tail", "-o", "json"], arguments].concat())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start tail");
+        let lines = BufReader::new(child.stdout.take().expect("its standard output"));
+        Self { child, lines }
+    }
+
+    fn next(&mut self) -> serde_json::Value {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).expect("read tail");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?} is not JSON: {error}"))
+    }
+
+    /// Skips to the event of this name and fd.
+    fn until(&mut self, event: &str, fd: i64) -> serde_json::Value {
+        loop {
+            let line = self.next();
+            if line["event"] == event && line["fd"] == fd {
+                return line;
+            }
+        }
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Opens and closes pidfds until `tail` shows one: then it follows.
+fn wait_until_it_follows(tail: &mut Tail, zoo: &mut Zoo) {
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let start = Instant::now();
+            while !done.load(std::sync::atomic::Ordering::Relaxed) && start.elapsed() < Duration::from_secs(20) {
+                let fd = zoo.must("open pidfd");
+                zoo.must(&format!("close {fd}"));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        tail.next();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+fn tail_shows_an_open_at_once() {
+    let agent = agent();
+    let mut container = Container::start(None, Some("/docker/ID"));
+    eventually("the container is there", || agent.container(&container.id));
+    let mut tail = Tail::start(&agent, &["--container", &container.id[..12], "--kind", "pidfd"]);
+    wait_until_it_follows(&mut tail, &mut container.zoo);
+    container.zoo.must("open eventfd");
+    let fd = container.zoo.must("open pidfd");
+    container.zoo.must(&format!("dup2 {fd} 77"));
+    let line = tail.until("opened", 77);
+    let shown = SystemTime::now();
+    assert_eq!(line["container"], container.id[..12]);
+    assert_eq!(line["container_id"], container.id);
+    assert_eq!((&line["comm"], &line["kind"], &line["verdict"]), (&"fdzoo".into(), &"pidfd".into(), &"blocked".into()));
+    assert_eq!(line["pid"], container.init());
+    // How late it was is shown, not judged here: a busy machine has no bound. That it is not seconds late is.
+    let time: String = serde_json::from_value(line["time"].clone()).expect("a time");
+    let age = age(&time, shown);
+    eprintln!("shown {age:?} after it happened");
+    assert!(age < Duration::from_secs(2), "{time} was shown {age:?} late");
+    container.zoo.must("close 77");
+    assert_eq!(tail.until("closed", 77)["kind"], "pidfd");
+}
+
+/// How long before `now` an RFC 3339 time is; only its seconds of the day are looked at.
+fn age(time: &str, now: SystemTime) -> Duration {
+    let clock = time.split(['T', 'Z']).nth(1).expect("a time of day");
+    let parts: Vec<f64> = clock.split(':').map(|part| part.parse().expect("a number")).collect();
+    let at = parts[0] * 3600.0 + parts[1] * 60.0 + parts[2];
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs_f64() % 86_400.0;
+    Duration::from_secs_f64((now - at).rem_euclid(86_400.0))
+}
+
+fn tail_filters() {
+    let (agent, watched, other) = (agent(), Cgroup::docker(), Cgroup::docker());
+    let (mut zoo, mut loud) = (Zoo::in_cgroup(&watched), Zoo::in_cgroup(&other));
+    eventually("the container is there", || agent.container(&watched.id));
+    let mut tail = Tail::start(&agent, &["--container", &watched.id, "--kind", "pidfd", "--kind", "timerfd"]);
+    wait_until_it_follows(&mut tail, &mut zoo);
+    loud.must("open pidfd");
+    zoo.must("open eventfd");
+    let fd = zoo.must("open timerfd");
+    let line = tail.until("opened", fd);
+    assert_eq!((&line["kind"], &line["container_id"]), (&"timerfd".into(), &watched.id.clone().into()));
+    let child = zoo.must("fork");
+    let forked = std::iter::from_fn(|| Some(tail.next())).find(|l| l["event"] == "forked").expect("a fork");
+    assert_eq!(forked["pid"], child);
+    assert!(forked["counts"].to_string().contains("timerfd"), "{forked}");
+}
+
+fn the_host() {
+    let agent = agent();
+    let mut zoo = Zoo::start(std::process::Command::new(fdtracker_tests::fdzoo()));
+    zoo.must("open landlock");
+    let pid = zoo.pid();
+    let mine = |agent: &Agent| -> Result<serde_json::Value, String> {
+        let host = agent.container("host")?;
+        let processes = host["processes"].as_array().expect("a list").clone();
+        processes.into_iter().find(|p| p["pid"] == pid).ok_or_else(|| format!("no process {pid}"))
+    };
+    let found = eventually("the host has the process", || mine(&agent));
+    assert_eq!(found["counts"], serde_json::json!([{"kind": "landlock", "verdict": "blocked", "count": 1}]));
+    let host = agent.container("host").expect("the host");
+    assert_eq!((&host["runtime"], &host["cgroup"]), (&"host".into(), &"/".into()));
+    zoo.end();
+    eventually("the process has gone", || match mine(&agent) {
+        Ok(found) => Err(found.to_string()),
+        Err(_) => Ok(()),
+    });
+}
+
+fn comes_and_goes() {
+    let agent = agent();
+    let id = {
+        let mut container = Container::start(None, Some("/docker/ID"));
+        container.zoo.must("open pidfd");
+        agrees(&agent, &container);
+        container.id.clone()
+    };
+    eventually("the container has gone", || match agent.container(&id) {
+        Ok(found) => Err(found.to_string()),
+        Err(_) => Ok(()),
+    });
+    // No series is left of it.
+    assert!(!agent.metrics().0.contains(&id[..12]));
+}

@@ -1,0 +1,253 @@
+//! Every way in which a slot comes to hold a file, or ceases to: counts equal what `/proc` says after each step.
+
+use std::collections::BTreeMap;
+
+use fdtracker_tests::{Agent, Cgroup, Zoo, eventually, same};
+use libtest_mimic::Trial;
+use tracker_ebpf::Kind;
+
+use crate::{Needs::Root, agent, test};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        test("life_cycle::every_kind", Root, every_kind),
+        test("life_cycle::what_is_not_counted", Root, what_is_not_counted),
+        test("life_cycle::dup_and_close", Root, dup_and_close),
+        test("life_cycle::dup_over_another_kind", Root, dup_over_another_kind),
+        test("life_cycle::close_range", Root, close_range),
+        test("life_cycle::pidfds_of_all_makers", Root, pidfds_of_all_makers),
+        test("life_cycle::scm_rights", Root, scm_rights),
+        test("life_cycle::fork_and_kill", Root, fork_and_kill),
+        test("life_cycle::exec_closes_on_exec", Root, exec_closes_on_exec),
+        test("life_cycle::spawn", Root, spawn),
+        test("life_cycle::shared_table", Root, shared_table),
+        test("life_cycle::threads_with_tables_of_their_own", Root, threads_with_tables_of_their_own),
+        test("life_cycle::many_fds", Root, many_fds),
+        test("life_cycle::moved_to_another_cgroup", Root, moved_to_another_cgroup),
+        test("life_cycle::exit", Root, exit),
+    ]
+}
+
+/// Waits until the agent counts for this cgroup what `/proc` says. What `/proc` can't tell (sockets) is left out.
+#[track_caller]
+fn agrees(agent: &Agent, cgroup: &Cgroup) {
+    eventually("the agent agrees with /proc", || {
+        let mut counted = agent.counts(&cgroup.id)?;
+        counted.retain(|kind, _| !is_socket(kind));
+        same(counted, cgroup.truth())
+    });
+}
+
+fn is_socket(kind: &str) -> bool {
+    use Kind::{Alg, Bluetooth, Can, Mptcp, Packet, Ping, Sctp, SocketOther, Vsock, Xdp};
+    let sockets = [Alg, Bluetooth, Can, Mptcp, Packet, Ping, Sctp, SocketOther, Vsock, Xdp];
+    sockets.iter().any(|socket| socket.name() == kind)
+}
+
+#[track_caller]
+fn counts(agent: &Agent, cgroup: &Cgroup, expected: &[(&str, i64)]) {
+    let expected: BTreeMap<String, i64> = expected.iter().map(|(kind, n)| ((*kind).to_owned(), *n)).collect();
+    eventually("the counts", || same(agent.counts(&cgroup.id)?, expected.clone()));
+}
+
+fn every_kind() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let mut opened = Vec::new();
+    for kind in Kind::ALL {
+        match zoo.ask(&format!("open {}", kind.name())) {
+            Ok(fd) => opened.push((*kind, fd[0])),
+            Err(reason) => eprintln!("{}: not here: {reason}", kind.name()),
+        }
+    }
+    // A KVM machine's fd stays open only if there is KVM; the rest is on every kernel that the agent runs on.
+    for kind in [Kind::Eventfd, Kind::Pidfd, Kind::Epoll, Kind::PerfEvent, Kind::BpfMap, Kind::BpfProg, Kind::Inotify] {
+        assert!(opened.iter().any(|(k, _)| *k == kind), "{} could not be opened", kind.name());
+    }
+    let expected: Vec<(&str, i64)> = opened.iter().map(|(kind, _)| (kind.name(), 1)).collect();
+    counts(&agent, &cgroup, &expected);
+    agrees(&agent, &cgroup);
+    for (_, fd) in opened {
+        zoo.must(&format!("close {fd}"));
+    }
+    counts(&agent, &cgroup, &[]);
+}
+
+fn what_is_not_counted() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    for kind in ["null", "dir", "tcp", "udp", "unix", "netlink", "memfd"] {
+        zoo.must(&format!("open {kind}"));
+    }
+    zoo.must("open eventfd");
+    counts(&agent, &cgroup, &[("eventfd", 1)]);
+}
+
+fn dup_and_close() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let fd = zoo.must("open pidfd");
+    let copy = zoo.must(&format!("dup {fd}"));
+    zoo.must(&format!("dupfd {fd} 300"));
+    zoo.must(&format!("dup2 {fd} 400"));
+    counts(&agent, &cgroup, &[("pidfd", 4)]);
+    agrees(&agent, &cgroup);
+    zoo.must(&format!("close {copy}"));
+    zoo.must("close 300");
+    counts(&agent, &cgroup, &[("pidfd", 2)]);
+}
+
+fn dup_over_another_kind() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let (pidfd, eventfd) = (zoo.must("open pidfd"), zoo.must("open eventfd"));
+    zoo.must(&format!("dup2 {pidfd} {eventfd}"));
+    counts(&agent, &cgroup, &[("pidfd", 2)]);
+    let null = zoo.must("open null");
+    zoo.must(&format!("dup2 {null} {eventfd}"));
+    zoo.must(&format!("dup2 {null} {pidfd}"));
+    counts(&agent, &cgroup, &[]);
+    agrees(&agent, &cgroup);
+}
+
+fn close_range() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let fd = zoo.must("open pidfd");
+    for to in [350, 355, 360, 700] {
+        zoo.must(&format!("dup2 {fd} {to}"));
+    }
+    counts(&agent, &cgroup, &[("pidfd", 5)]);
+    zoo.must("close_range 350 360 0");
+    counts(&agent, &cgroup, &[("pidfd", 2)]);
+    agrees(&agent, &cgroup);
+}
+
+fn pidfds_of_all_makers() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let fd = zoo.must("open pidfd");
+    zoo.must("clone_pidfd");
+    zoo.must(&format!("getfd {fd}"));
+    let mut expected = 3;
+    for newer in ["peerpidfd", "scm_pidfd"] {
+        match zoo.ask(newer) {
+            Ok(_) => expected += 1,
+            Err(reason) => eprintln!("{newer}: not here: {reason}"),
+        }
+    }
+    counts(&agent, &cgroup, &[("pidfd", expected)]);
+    agrees(&agent, &cgroup);
+}
+
+fn scm_rights() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let fd = zoo.must("open pidfd");
+    let received = zoo.must(&format!("pass {fd}"));
+    counts(&agent, &cgroup, &[("pidfd", 2)]);
+    zoo.must(&format!("close {fd}"));
+    zoo.must(&format!("close {received}"));
+    counts(&agent, &cgroup, &[]);
+}
+
+fn fork_and_kill() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    zoo.must("open pidfd");
+    zoo.must("open eventfd");
+    let child = zoo.must("fork");
+    counts(&agent, &cgroup, &[("pidfd", 2), ("eventfd", 2)].map(|(k, n)| (k, n)));
+    agrees(&agent, &cgroup);
+    let processes = agent.container(&cgroup.id).expect("the container")["processes"].clone();
+    let pids: Vec<i64> = processes.as_array().expect("a list").iter().filter_map(|p| p["pid"].as_i64()).collect();
+    assert!(pids.contains(&child) && pids.contains(&zoo.pid().into()), "{processes}");
+    zoo.must(&format!("kill {child}"));
+    counts(&agent, &cgroup, &[("eventfd", 1), ("pidfd", 1)]);
+}
+
+fn exec_closes_on_exec() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let goes = zoo.must("open pidfd");
+    zoo.must("open eventfd");
+    zoo.must(&format!("cloexec {goes}"));
+    counts(&agent, &cgroup, &[("eventfd", 1), ("pidfd", 1)]);
+    zoo.must("exec");
+    zoo.must("pid");
+    counts(&agent, &cgroup, &[("eventfd", 1)]);
+    agrees(&agent, &cgroup);
+}
+
+fn spawn() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    zoo.must("open eventfd");
+    let child = zoo.must("vfork_exec");
+    counts(&agent, &cgroup, &[("eventfd", 2)]);
+    agrees(&agent, &cgroup);
+    zoo.must(&format!("kill {child}"));
+    counts(&agent, &cgroup, &[("eventfd", 1)]);
+}
+
+fn shared_table() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    zoo.must("open eventfd");
+    let sharer = zoo.must("sharer 3");
+    // One table, whoever looks at it.
+    counts(&agent, &cgroup, &[("eventfd", 4)]);
+    zoo.must(&format!("kill {sharer}"));
+    counts(&agent, &cgroup, &[("eventfd", 4)]);
+    agrees(&agent, &cgroup);
+}
+
+fn threads_with_tables_of_their_own() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let fd = zoo.must("open eventfd");
+    for to in [350, 355, 360] {
+        zoo.must(&format!("dup2 {fd} {to}"));
+    }
+    zoo.must("thread_unshare");
+    zoo.must("thread_close_range 350 355");
+    // Both threads have ended, and their tables with them.
+    counts(&agent, &cgroup, &[("eventfd", 4)]);
+    agrees(&agent, &cgroup);
+}
+
+fn many_fds() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    for _ in 0..600 {
+        zoo.must("open eventfd");
+    }
+    counts(&agent, &cgroup, &[("eventfd", 600)]);
+    let child = zoo.must("fork");
+    counts(&agent, &cgroup, &[("eventfd", 1200)]);
+    zoo.must(&format!("kill {child}"));
+    counts(&agent, &cgroup, &[("eventfd", 600)]);
+    zoo.must("close_range 3 2000 0");
+    counts(&agent, &cgroup, &[]);
+}
+
+fn moved_to_another_cgroup() {
+    let (agent, from, to) = (agent(), Cgroup::docker(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&from);
+    zoo.must("open pidfd");
+    counts(&agent, &from, &[("pidfd", 1)]);
+    to.add(zoo.pid());
+    counts(&agent, &to, &[("pidfd", 1)]);
+    counts(&agent, &from, &[]);
+}
+
+fn exit() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    zoo.must("open pidfd");
+    counts(&agent, &cgroup, &[("pidfd", 1)]);
+    zoo.end();
+    counts(&agent, &cgroup, &[]);
+    // Nothing had to be put right on the way.
+    assert_eq!(agent.metrics().get("fdtracker_audit_corrections_total", &[]), 0.0);
+}

@@ -1,0 +1,72 @@
+//! Agents that start late, are killed, or find another in their place.
+
+use std::process::Command;
+
+use fdtracker_tests::{Agent, Cgroup, Zoo, eventually, fdtracker, same};
+use libtest_mimic::Trial;
+
+use crate::{Needs::Root, test};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        test("restart::adopts_what_was_open_before", Root, adopts_what_was_open_before),
+        test("restart::leaves_nothing_behind", Root, leaves_nothing_behind),
+        test("restart::alone_without_an_agent", Root, alone_without_an_agent),
+    ]
+}
+
+fn adopts_what_was_open_before() {
+    let cgroup = Cgroup::docker();
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let fd = zoo.must("open pidfd");
+    zoo.must("open io_uring");
+    let child = zoo.must("fork");
+    let mut agent = Agent::start(&["--criu", "4.0"]);
+    // At once: adoption is what /readyz waits for.
+    assert_eq!(agent.counts(&cgroup.id), Ok(cgroup.truth()));
+    let labels = [("container", cgroup.name()), ("kind", "pidfd")];
+    assert_eq!(agent.metrics().get("fdtracker_fds_opened_total", &labels), 0.0, "adoption is no opening");
+    // What was adopted is followed like the rest.
+    zoo.must(&format!("close {fd}"));
+    eventually("the close is counted", || same(agent.counts(&cgroup.id)?, cgroup.truth()));
+    zoo.must(&format!("kill {child}"));
+    eventually("the exit is counted", || same(agent.counts(&cgroup.id)?, cgroup.truth()));
+    assert_eq!(agent.metrics().get("fdtracker_audit_corrections_total", &[]), 0.0);
+
+    // Killed, it leaves its socket behind; the next one isn't stopped by it.
+    agent.kill();
+    let (socket, port) = (agent.socket.clone(), agent.address.to_string());
+    assert!(socket.exists());
+    let zoo_has = cgroup.truth();
+    let mut next = Command::new(fdtracker());
+    next.args(["agent", "--web.listen-address", &port, "--socket"]).arg(&socket);
+    let mut next = next.spawn().expect("start the next agent");
+    eventually("the next agent counts", || same(agent.counts(&cgroup.id)?, zoo_has.clone()));
+    // SAFETY: the child hasn't been waited for, so the pid is its own.
+    unsafe { libc::kill(next.id() as i32, libc::SIGTERM) };
+    assert_eq!(next.wait().expect("wait for the next agent").code(), Some(0));
+}
+
+fn leaves_nothing_behind() {
+    let mut agent = Agent::start(&[]);
+    let (pid, socket) = (agent.pid(), agent.socket.clone());
+    assert!(socket.exists());
+    assert_eq!(agent.stop(), Some(0));
+    assert!(!socket.exists());
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+fn alone_without_an_agent() {
+    let cgroup = Cgroup::docker();
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    zoo.must("open io_uring");
+    let output = Command::new(fdtracker())
+        .args(["ls", "-o", "json", "--socket", "/nonexistent/agent.sock"])
+        .output()
+        .expect("run ls");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let ls: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let found = ls["containers"].as_array().expect("a list").iter().find(|c| c["id"] == *cgroup.id).cloned();
+    let counts = found.expect("the container")["counts"].clone();
+    assert_eq!(counts, serde_json::json!([{"kind": "io_uring", "verdict": "blocked", "count": 1}]));
+}

@@ -1,0 +1,400 @@
+//! A process that opens, copies, passes and closes file descriptors on command: one command per line on standard input, one
+//! answer per line on standard output.
+//!
+//! An answer is `ok [NUMBER…]`, or `no REASON` where the kernel doesn't have what was asked for.
+
+use std::{
+    ffi::{CStr, CString},
+    io::{self, BufRead as _, Write as _},
+    mem, ptr,
+};
+
+use libc::{c_int, c_long, pid_t};
+
+type Answer = Result<Vec<i64>, io::Error>;
+
+fn main() {
+    for line in io::stdin().lock().lines() {
+        let Ok(line) = line else { return };
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let answer = match run(&words) {
+            Ok(numbers) => numbers.iter().fold("ok".to_owned(), |text, n| format!("{text} {n}")),
+            Err(error) => format!("no {error}"),
+        };
+        println!("{answer}");
+        if words == ["quit"] {
+            return;
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Answer {
+    let number = |at: usize| -> Result<c_int, io::Error> {
+        words.get(at).and_then(|w| w.parse().ok()).ok_or_else(|| io::Error::other(format!("bad command {words:?}")))
+    };
+    match words.first().copied().unwrap_or_default() {
+        "pid" => Ok(vec![std::process::id().into()]),
+        "open" => one(open(words.get(1).copied().unwrap_or_default())),
+        "close" => none(call(libc::SYS_close, &[number(1)?.into()])),
+        "dup" => one(call(libc::SYS_dup, &[number(1)?.into()])),
+        "dup2" => one(call(libc::SYS_dup3, &[number(1)?.into(), number(2)?.into(), 0])),
+        "dupfd" => {
+            one(call(libc::SYS_fcntl, &[number(1)?.into(), libc::F_DUPFD_CLOEXEC.into(), number(2)?.into()]))
+        }
+        "close_range" => {
+            none(call(libc::SYS_close_range, &[number(1)?.into(), number(2)?.into(), number(3)?.into()]))
+        }
+        "cloexec" => none(call(libc::SYS_fcntl, &[number(1)?.into(), libc::F_SETFD.into(), libc::FD_CLOEXEC.into()])),
+        "getfd" => getfd(number(1)?),
+        "pass" => pass(number(1)?),
+        "clone_pidfd" => clone_pidfd(),
+        "peerpidfd" => peer_pidfd(),
+        "scm_pidfd" => scm_pidfd(),
+        "fork" => fork(),
+        "vfork_exec" => vfork_exec(),
+        "sharer" => sharer(number(1)?),
+        "kill" => kill(number(1)?),
+        "thread_unshare" => thread(|| call(libc::SYS_unshare, &[libc::CLONE_FILES.into()])),
+        "thread_close_range" => {
+            let (first, last) = (number(1)?, number(2)?);
+            thread(move || {
+                const CLOSE_RANGE_UNSHARE: i64 = 2;
+                call(libc::SYS_close_range, &[first.into(), last.into(), CLOSE_RANGE_UNSHARE])
+            })
+        }
+        "exec" => exec(),
+        "churn" => churn(number(1)?),
+        "quit" => Ok(vec![]),
+        _ => Err(io::Error::other(format!("unknown command {words:?}"))),
+    }
+}
+
+fn check(result: c_long) -> Result<i64, io::Error> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn one(result: Result<i64, io::Error>) -> Answer {
+    result.map(|n| vec![n])
+}
+
+fn none(result: Result<i64, io::Error>) -> Answer {
+    result.map(|_| vec![])
+}
+
+/// A syscall of integers and of pointers that outlive it.
+fn call(number: c_long, args: &[i64]) -> Result<i64, io::Error> {
+    let arg = |i: usize| args.get(i).copied().unwrap_or(0);
+    // SAFETY: callers pass integers, or addresses of values that live through the call.
+    check(unsafe { libc::syscall(number, arg(0), arg(1), arg(2), arg(3), arg(4), arg(5)) })
+}
+
+fn address<T>(value: &T) -> i64 {
+    ptr::from_ref(value) as i64
+}
+
+/// Opens a file of this kind; the names are [`tracker_ebpf::Kind`]'s.
+fn open(kind: &str) -> Result<i64, io::Error> {
+    match kind {
+        "eventfd" => call(libc::SYS_eventfd2, &[0, 0]),
+        "epoll" => call(libc::SYS_epoll_create1, &[0]),
+        "signalfd" => call(libc::SYS_signalfd4, &[-1, address(&0_u64), 8, 0]),
+        "timerfd" => call(libc::SYS_timerfd_create, &[libc::CLOCK_MONOTONIC.into(), 0]),
+        "inotify" => call(libc::SYS_inotify_init1, &[0]),
+        "fanotify" => call(libc::SYS_fanotify_init, &[0, 0]),
+        "pidfd" => call(libc::SYS_pidfd_open, &[std::process::id().into(), 0]),
+        "io_uring" => {
+            // struct io_uring_params, which the kernel fills.
+            let mut params = [0_u64; 16];
+            call(libc::SYS_io_uring_setup, &[4, params.as_mut_ptr() as i64])
+        }
+        "perf_event" => perf_event(),
+        "bpf_map" => bpf(0, &[2 | 4 << 32, 4 | 1 << 32]),
+        "bpf_prog" => bpf_prog(),
+        "bpf_link" => {
+            let prog = bpf_prog()?;
+            let name = CString::new("sys_enter").unwrap_or_default();
+            let link = bpf(17, &[name.as_ptr() as u64, prog as u64]);
+            close(prog);
+            link
+        }
+        "btf" => btf(),
+        "userfaultfd" => call(libc::SYS_userfaultfd, &[libc::O_NONBLOCK.into()]),
+        "fscontext" => {
+            let name = CString::new("tmpfs").unwrap_or_default();
+            call(libc::SYS_fsopen, &[name.as_ptr() as i64, 0])
+        }
+        "seccomp_notify" => seccomp_notify(),
+        "landlock" => call(libc::SYS_landlock_create_ruleset, &[address(&1_u64), 8, 0]),
+        "memfd_secret" => call(libc::SYS_memfd_secret, &[0]),
+        "mqueue" => mqueue(),
+        "vsock" => socket(40, 1, 0),
+        "alg" => socket(38, 5, 0),
+        "xdp" => socket(44, 3, 0),
+        "packet" => socket(17, 3, 0),
+        "bluetooth" => socket(31, 3, 1),
+        "can" => socket(29, 3, 1),
+        "mptcp" => socket(2, 1, 262),
+        "sctp" => socket(2, 1, 132),
+        "ping" => socket(2, 2, 1),
+        "tun" => path(c"/dev/net/tun"),
+        "char_device" => path(c"/dev/fuse"),
+        "kvm" => {
+            let device = path(c"/dev/kvm")?;
+            let vm = call(libc::SYS_ioctl, &[device, 0xae01, 0]);
+            close(device);
+            vm
+        }
+        "block_device" => block_device(),
+        // Not counted: they must not show up anywhere.
+        "null" => path(c"/dev/null"),
+        "dir" => path(c"/"),
+        "tcp" => socket(2, 1, 0),
+        "udp" => socket(2, 2, 0),
+        "unix" => socket(1, 1, 0),
+        "netlink" => socket(16, 3, 0),
+        "memfd" => call(libc::SYS_memfd_create, &[c"zoo".as_ptr() as i64, 0]),
+        other => Err(io::Error::other(format!("unknown kind {other}"))),
+    }
+}
+
+fn close(fd: i64) {
+    // SAFETY: the fd was made by the caller, who has no other use for it.
+    unsafe { libc::close(fd as c_int) };
+}
+
+fn socket(family: i64, ty: i64, protocol: i64) -> Result<i64, io::Error> {
+    call(libc::SYS_socket, &[family, ty, protocol])
+}
+
+fn path(path: &CStr) -> Result<i64, io::Error> {
+    call(libc::SYS_openat, &[libc::AT_FDCWD.into(), path.as_ptr() as i64, libc::O_RDONLY.into(), 0])
+}
+
+fn block_device() -> Result<i64, io::Error> {
+    let mut last = io::ErrorKind::NotFound.into();
+    for name in [c"/dev/vda", c"/dev/sda", c"/dev/nvme0n1", c"/dev/loop0"] {
+        match path(name) {
+            Ok(fd) => return Ok(fd),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn perf_event() -> Result<i64, io::Error> {
+    // struct perf_event_attr: a software clock of this task.
+    let mut attr = [0_u32; 32];
+    attr[0] = 1;
+    attr[1] = 128;
+    call(libc::SYS_perf_event_open, &[address(&attr), 0, -1, -1, 0])
+}
+
+fn bpf(command: i64, attr: &[u64]) -> Result<i64, io::Error> {
+    let mut padded = [0_u64; 16];
+    padded[..attr.len()].copy_from_slice(attr);
+    call(libc::SYS_bpf, &[command, address(&padded), 128])
+}
+
+fn bpf_prog() -> Result<i64, io::Error> {
+    const BPF_PROG_LOAD: i64 = 5;
+    const RAW_TRACEPOINT: u64 = 17;
+    // r0 = 0; exit
+    let code: [u64; 2] = [0xb7, 0x95];
+    let license = CString::new("GPL").unwrap_or_default();
+    bpf(BPF_PROG_LOAD, &[RAW_TRACEPOINT | 2 << 32, address(&code) as u64, license.as_ptr() as u64])
+}
+
+fn btf() -> Result<i64, io::Error> {
+    const BPF_BTF_LOAD: i64 = 18;
+    // A header, one `int`, and the string "\0x\0".
+    let words: [u32; 10] = [0x0001_eb9f, 24, 0, 16, 16, 3, 1, 1 << 24, 4, 0x20];
+    let mut data: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+    data.extend(b"\0x\0");
+    bpf(BPF_BTF_LOAD, &[data.as_ptr() as u64, 0, data.len() as u64])
+}
+
+fn seccomp_notify() -> Result<i64, io::Error> {
+    const SET_MODE_FILTER: i64 = 1;
+    const NEW_LISTENER: i64 = 8;
+    // struct sock_filter: return SECCOMP_RET_ALLOW
+    let filter: [u64; 1] = [0x7fff_0000 << 32 | 0x06];
+    let program: [u64; 2] = [1, address(&filter) as u64];
+    call(libc::SYS_seccomp, &[SET_MODE_FILTER, NEW_LISTENER, address(&program)])
+}
+
+fn mqueue() -> Result<i64, io::Error> {
+    let name = CString::new(format!("zoo{}", std::process::id())).unwrap_or_default();
+    let fd = call(libc::SYS_mq_open, &[name.as_ptr() as i64, i64::from(libc::O_RDWR | libc::O_CREAT), 0o600, 0]);
+    call(libc::SYS_mq_unlink, &[name.as_ptr() as i64])?;
+    fd
+}
+
+/// Steals a file from itself: `pidfd_getfd`.
+fn getfd(fd: c_int) -> Answer {
+    let me = open("pidfd")?;
+    let got = call(libc::SYS_pidfd_getfd, &[me, fd.into(), 0]);
+    close(me);
+    one(got)
+}
+
+const PASSCRED_PIDFD: c_int = 76;
+
+/// Sends an fd to itself over a socket, by `SCM_RIGHTS`.
+fn pass(fd: c_int) -> Answer {
+    let (a, b) = pair()?;
+    let mut control = [0_u64; 8];
+    // cmsghdr: length, level SOL_SOCKET, type SCM_RIGHTS, fd
+    control[0] = 20;
+    control[1] = 1 | 1 << 32;
+    control[2] = u64::from(fd as u32);
+    message(libc::SYS_sendmsg, a, &mut control, 24)?;
+    let mut control = [0_u64; 8];
+    message(libc::SYS_recvmsg, b, &mut control, 64)?;
+    close(a);
+    close(b);
+    Ok(vec![(control[2] as u32).into()])
+}
+
+/// Receives a pidfd of the sender with a message, by `SCM_PIDFD`.
+fn scm_pidfd() -> Answer {
+    let (a, b) = pair()?;
+    call(libc::SYS_setsockopt, &[b, 1, PASSCRED_PIDFD.into(), address(&1_u32), 4])?;
+    let mut control = [0_u64; 8];
+    message(libc::SYS_sendmsg, a, &mut control, 0)?;
+    let mut control = [0_u64; 8];
+    message(libc::SYS_recvmsg, b, &mut control, 64)?;
+    close(a);
+    close(b);
+    Ok(vec![(control[2] as u32).into()])
+}
+
+fn pair() -> Result<(i64, i64), io::Error> {
+    let fds = [0 as c_int; 2];
+    call(libc::SYS_socketpair, &[1, libc::SOCK_STREAM.into(), 0, address(&fds)])?;
+    // SAFETY: the call has filled the array behind the compiler's back.
+    let fds = unsafe { ptr::from_ref(&fds).read_volatile() };
+    Ok((fds[0].into(), fds[1].into()))
+}
+
+fn message(number: c_long, socket: i64, control: &mut [u64; 8], len: usize) -> Result<i64, io::Error> {
+    let mut byte = [0_u8];
+    let mut data = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    // SAFETY: a message header is plain data.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = &raw mut data;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = len;
+    call(number, &[socket, address(&header), 0])
+}
+
+/// The peer's pidfd of a socket pair: `SO_PEERPIDFD`.
+fn peer_pidfd() -> Answer {
+    const SO_PEERPIDFD: i64 = 77;
+    let (a, b) = pair()?;
+    let fd = -1 as c_int;
+    let len = 4_u32;
+    let got = call(libc::SYS_getsockopt, &[a, 1, SO_PEERPIDFD, address(&fd), address(&len)]);
+    close(a);
+    close(b);
+    got?;
+    // SAFETY: the call has filled the integer behind the compiler's back.
+    Ok(vec![unsafe { ptr::from_ref(&fd).read_volatile() }.into()])
+}
+
+/// A child with `clone3(CLONE_PIDFD)`, which ends at once. Answers the pidfd.
+fn clone_pidfd() -> Answer {
+    let fd = -1 as c_int;
+    // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, …
+    let args: [u64; 11] = [0x1000, address(&fd) as u64, 0, 0, libc::SIGCHLD as u64, 0, 0, 0, 0, 0, 0];
+    let pid = call(libc::SYS_clone3, &[address(&args), 88])?;
+    if pid == 0 {
+        // SAFETY: the child does nothing else.
+        unsafe { libc::_exit(0) };
+    }
+    wait(pid as pid_t);
+    // SAFETY: the call has filled the integer behind the compiler's back.
+    Ok(vec![unsafe { ptr::from_ref(&fd).read_volatile() }.into()])
+}
+
+/// A child that waits to be killed.
+fn fork() -> Answer {
+    // SAFETY: this process has one thread, and the child only waits.
+    let pid = check(unsafe { libc::fork() }.into())?;
+    if pid == 0 {
+        linger();
+    }
+    Ok(vec![pid])
+}
+
+/// A child that executes `sleep`-like work: this program again, which waits for commands that never come.
+fn vfork_exec() -> Answer {
+    let child = std::process::Command::new("/proc/self/exe")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()?;
+    let pid = child.id();
+    // It ends when its standard input does, at the latest with this process.
+    mem::forget(child);
+    Ok(vec![pid.into()])
+}
+
+/// A process that shares this table (`CLONE_FILES`), opens this many eventfds in it, and waits to be killed.
+fn sharer(count: c_int) -> Answer {
+    extern "C" fn child(count: *mut libc::c_void) -> c_int {
+        for _ in 0..count as usize {
+            let _ = open("eventfd");
+        }
+        linger();
+    }
+    let stack = vec![0_u8; 64 * 1024].leak();
+    let top = stack.as_mut_ptr_range().end;
+    let flags = libc::CLONE_FILES | libc::CLONE_VM | libc::SIGCHLD;
+    // SAFETY: the stack is leaked, so the child has it for good.
+    let pid = check(unsafe { libc::clone(child, top.cast(), flags, count as usize as *mut libc::c_void) }.into())?;
+    Ok(vec![pid])
+}
+
+fn linger() -> ! {
+    // SAFETY: the call has no precondition. With its parent goes this process, whatever happens to the test.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    loop {
+        // SAFETY: the call has no precondition.
+        unsafe { libc::pause() };
+    }
+}
+
+fn kill(pid: pid_t) -> Answer {
+    // SAFETY: the pid is of a child that this process made and has not waited for.
+    check(unsafe { libc::kill(pid, libc::SIGKILL) }.into())?;
+    wait(pid);
+    Ok(vec![])
+}
+
+fn wait(pid: pid_t) {
+    // SAFETY: the status isn't asked for. Children made by `clone` are waited for too.
+    unsafe { libc::waitpid(pid, ptr::null_mut(), libc::__WALL) };
+}
+
+/// Runs this in a thread, and waits for it to end.
+fn thread(f: impl FnOnce() -> Result<i64, io::Error> + Send + 'static) -> Answer {
+    let result = std::thread::spawn(f).join().map_err(|_| io::Error::other("panicked"))?;
+    none(result)
+}
+
+/// Executes this program again: it goes on reading commands.
+fn exec() -> Answer {
+    println!("ok");
+    io::stdout().flush()?;
+    let error = std::os::unix::process::CommandExt::exec(&mut std::process::Command::new("/proc/self/exe"));
+    Err(error)
+}
+
+/// Opens and closes a pidfd and an eventfd, this many times.
+fn churn(times: c_int) -> Answer {
+    for _ in 0..times {
+        close(open("pidfd")?);
+        close(open("eventfd")?);
+    }
+    Ok(vec![])
+}

@@ -1,0 +1,93 @@
+//! Real OCI containers, by runc.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use tempfile::TempDir;
+
+use crate::{Zoo, fdzoo, random_id};
+
+/// A running container whose only process is the fixture. Goes, with its cgroups, when dropped.
+pub struct Container {
+    /// Its id, as runc knows it.
+    pub id: String,
+    /// The fixture in it.
+    pub zoo: Zoo,
+    _bundle: TempDir,
+}
+
+impl Container {
+    /// Starts the fixture in a container. `cgroup`, if given, is its path, in which `ID` stands for the container's id.
+    pub fn start(id: Option<&str>, cgroup: Option<&str>) -> Self {
+        let id = id.map_or_else(random_id, str::to_owned);
+        let bundle = tempfile::tempdir().expect("a directory for the bundle");
+        make_root(&bundle.path().join("rootfs"));
+        let spec = spec(cgroup.map(|path| path.replace("ID", &id)).as_deref());
+        fs::write(bundle.path().join("config.json"), spec.to_string()).expect("write config.json");
+        let mut runc = Command::new("runc");
+        runc.args(["run", "--bundle"]).arg(bundle.path()).arg(&id);
+        Self { zoo: Zoo::start(runc), id, _bundle: bundle }
+    }
+
+    /// The pid of its first process, on the host.
+    pub fn init(&self) -> u32 {
+        let output = Command::new("runc").args(["state", &self.id]).output().expect("run runc state");
+        let state: serde_json::Value = serde_json::from_slice(&output.stdout).expect("runc state prints JSON");
+        state["pid"].as_u64().expect("a pid") as u32
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = Command::new("runc").args(["delete", "--force", &self.id]).stderr(Stdio::null()).status();
+        self.zoo.end();
+    }
+}
+
+/// A root with the fixture and the libraries that it needs.
+pub fn make_root(root: &Path) {
+    for dir in ["proc", "dev", "sys", "tmp"] {
+        fs::create_dir_all(root.join(dir)).expect("make the root");
+    }
+    fs::set_permissions(root, fs::Permissions::from_mode(0o755)).expect("make the root readable");
+    let fixture = fdzoo();
+    fs::copy(&fixture, root.join("fdzoo")).expect("copy the fixture");
+    let output = Command::new("ldd").arg(&fixture).output().expect("run ldd");
+    let text = String::from_utf8_lossy(&output.stdout);
+    for library in text.split_whitespace().filter(|word| word.starts_with('/')) {
+        let to = root.join(library.trim_start_matches('/'));
+        fs::create_dir_all(to.parent().expect("a library has a directory")).expect("make the root");
+        fs::copy(library, to).expect("copy a library");
+    }
+}
+
+fn spec(cgroup: Option<&str>) -> serde_json::Value {
+    let all = ["bounding", "effective", "permitted"];
+    let capabilities = ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_KILL", "CAP_NET_ADMIN"];
+    let mut spec = serde_json::json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": false,
+            "user": {"uid": 0, "gid": 0},
+            "args": ["/fdzoo"],
+            "env": ["PATH=/"],
+            "cwd": "/",
+            "capabilities": all.iter().map(|set| (*set, capabilities)).collect::<std::collections::BTreeMap<_, _>>(),
+        },
+        "root": {"path": "rootfs", "readonly": false},
+        "hostname": "zoo",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+        ],
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}]},
+    });
+    if let Some(path) = cgroup {
+        spec["linux"]["cgroupsPath"] = path.into();
+    }
+    spec
+}
