@@ -41,7 +41,11 @@ fn adopts_what_was_open_before() {
     let mut next = Command::new(fdtracker());
     next.args(["agent", "--web.listen-address", &port, "--socket"]).arg(&socket);
     let mut next = next.spawn().expect("start the next agent");
-    eventually("the next agent counts", || same(agent.counts(&cgroup.id)?, zoo_has.clone()));
+    eventually("the next agent is ready", || match std::net::TcpStream::connect(agent.address) {
+        Ok(_) => same(agent.get("/readyz").0, 200),
+        Err(error) => Err(error.to_string()),
+    });
+    assert_eq!(agent.counts(&cgroup.id), Ok(zoo_has));
     // SAFETY: the child hasn't been waited for, so the pid is its own.
     unsafe { libc::kill(next.id() as i32, libc::SIGTERM) };
     assert_eq!(next.wait().expect("wait for the next agent").code(), Some(0));

@@ -4,6 +4,7 @@
 //! carry `S_IFREG` though `fstat` shows none.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel_str_bytes;
+use aya_log_ebpf::debug;
 use tracker_ebpf::{ANON_NAME_LEN, Fop, Kind};
 
 use crate::{
@@ -158,9 +159,11 @@ unsafe fn anon_inode(file: *const u8) -> KindIndex {
 extern "C" fn learn(f_op: u64, name: u64) -> u64 {
     let mut fop = Fop { kind: Kind::AnonOther.index() as u64, name: [0; ANON_NAME_LEN] };
     // SAFETY: the helper checks the address and writes at most the buffer.
-    if unsafe { bpf_probe_read_kernel_str_bytes(name as *const u8, &mut fop.name) }.is_err() {
+    let Ok(read) = (unsafe { bpf_probe_read_kernel_str_bytes(name as *const u8, &mut fop.name) }) else {
         return fop.kind;
-    }
+    };
+    // SAFETY: the kernel's names are ASCII; user space prints whatever comes, lossily.
+    debug!((), "learnt an anonymous inode: {}", unsafe { core::str::from_utf8_unchecked(read) });
     // SAFETY: user space fills the map before it attaches anything, and never changes it.
     if let Some(kind) = unsafe { ANON_NAMES.get(&fop.name) } {
         fop.kind = *kind;

@@ -1,13 +1,16 @@
 //! The agent's tasks: it reads events from the ring, sends them on to whoever follows, and audits.
 
-use std::{sync::Arc, time::Duration};
+use std::{os::fd::AsRawFd, sync::Arc, time::Duration};
 
 use aya::maps::{MapData, RingBuf};
+use aya_log::EbpfLogger;
 use tokio::{
     io::unix::AsyncFd,
     sync::{Notify, broadcast},
     task::JoinHandle,
 };
+
+use tracing_log::LogTracer;
 
 use crate::{
     bpf::{BpfError, Change, Event, Sizes, decode},
@@ -29,32 +32,43 @@ pub struct Engine {
     pub tracker: Arc<Tracker>,
     /// What it sees.
     pub lines: Lines,
+    doubt: Arc<Notify>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Engine {
-    /// Attaches the probes, counts what is open already, and follows events from then on.
+    /// Loads the programs, and reads events from now on. There are none yet.
     ///
     /// # Errors
-    /// When the machine lacks something, or the first audit fails.
-    pub async fn start(profile: Profile, audit_every: Duration) -> Result<Self, TrackerError> {
-        let (tracker, ring) = Tracker::load(profile, Sizes::default())?;
-        tracker.attach_feeder()?;
+    /// When the machine lacks something.
+    pub fn load(profile: Profile) -> Result<Self, TrackerError> {
+        let (tracker, rings) = Tracker::load(profile, Sizes::default())?;
         let tracker = Arc::new(tracker);
         let (lines, _) = broadcast::channel(BACKLOG);
         let doubt = Arc::new(Notify::new());
         let reader = Reader { tracker: Arc::clone(&tracker), lines: lines.clone(), doubt: Arc::clone(&doubt) };
-        let ring = register(ring)?;
-        let mut engine = Self { tracker: Arc::clone(&tracker), lines, tasks: vec![tokio::spawn(reader.run(ring))] };
-        let first = audit(&tracker).await?;
+        let mut tasks = vec![tokio::spawn(reader.run(register(rings.events)?))];
+        if let Some(log) = rings.log {
+            tasks.push(tokio::spawn(forward_log(register(log)?)));
+        }
+        Ok(Self { tracker, lines, doubt, tasks })
+    }
+
+    /// Attaches the probes, and counts what is open already. From then on counts are exact and live.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program, or the first audit fails.
+    pub async fn attach(&mut self, audit_every: Duration) -> Result<(), TrackerError> {
+        blocking(&self.tracker, Tracker::attach_feeder).await?;
+        let first = blocking(&self.tracker, Tracker::audit).await?;
         tracing::info!(
-            feeder = "tracepoint",
             adopted = first.corrections,
             took = ?first.took,
             "attached; what was open already is counted"
         );
-        engine.tasks.push(tokio::spawn(audit_forever(tracker, doubt, audit_every)));
-        Ok(engine)
+        let tracker = Arc::clone(&self.tracker);
+        self.tasks.push(tokio::spawn(audit_forever(tracker, Arc::clone(&self.doubt), audit_every)));
+        Ok(())
     }
 }
 
@@ -66,25 +80,33 @@ impl Drop for Engine {
     }
 }
 
-fn register(ring: RingBuf<MapData>) -> Result<AsyncFd<RingBuf<MapData>>, BpfError> {
-    // SAFETY: the ring owns its fd, which stays open and the same for as long as the ring is registered.
+/// Registers a ring with the event loop.
+fn register<R: AsRawFd>(ring: R) -> Result<AsyncFd<R>, BpfError> {
+    // SAFETY: a ring owns its fd, which stays open and the same for as long as the ring is registered.
     unsafe { AsyncFd::register(ring) }.map_err(|error| BpfError::Call {
         call: "wait for",
-        object: "the ring EVENTS".into(),
+        object: "a ring".into(),
         source: error.into(),
     })
 }
 
-/// An audit on a thread of its own, so that events go on meanwhile.
-async fn audit(tracker: &Arc<Tracker>) -> Result<crate::bpf::Audit, TrackerError> {
+/// Passes on what the programs log.
+async fn forward_log(mut log: AsyncFd<EbpfLogger<LogTracer>>) {
+    while let Ok(mut guard) = log.readable_mut().await {
+        guard.get_inner_mut().flush();
+        guard.clear_ready();
+    }
+}
+
+/// Runs what takes milliseconds on a thread of its own, so that events and requests go on meanwhile.
+async fn blocking<T: Send + 'static>(
+    tracker: &Arc<Tracker>,
+    work: fn(&Tracker) -> Result<T, TrackerError>,
+) -> Result<T, TrackerError> {
     let tracker = Arc::clone(tracker);
-    tokio::task::spawn_blocking(move || tracker.audit()).await.unwrap_or_else(|panic| {
-        Err(BpfError::Call {
-            call: "run",
-            object: "an audit".into(),
-            source: std::io::Error::other(panic),
-        }
-        .into())
+    tokio::task::spawn_blocking(move || work(&tracker)).await.unwrap_or_else(|panic| {
+        let source = std::io::Error::other(panic);
+        Err(BpfError::Call { call: "run", object: "a task of the tracker".into(), source }.into())
     })
 }
 
@@ -94,7 +116,7 @@ async fn audit_forever(tracker: Arc<Tracker>, doubt: Arc<Notify>, every: Duratio
             () = tokio::time::sleep(every) => {}
             () = doubt.notified() => tokio::time::sleep(COALESCE).await,
         }
-        match audit(&tracker).await {
+        match blocking(&tracker, Tracker::audit).await {
             Ok(audit) => tracing::debug!(?audit, "audited"),
             Err(error) => tracing::error!(error = %format!("{:#}", anyhow::Error::from(error)), "audit"),
         }

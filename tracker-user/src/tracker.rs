@@ -11,11 +11,10 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{MapData, RingBuf};
 use thiserror::Error;
 
 use crate::{
-    bpf::{Audit, BpfError, Change, Event, Feeder, Kernel, Sizes},
+    bpf::{Audit, BpfError, Change, Event, Feeder, Kernel, Rings, Sizes},
     inventory::{Inventory, Ledger},
     report::Listing,
     runtime::{Hierarchy, HierarchyError, Owner, Resolver},
@@ -63,8 +62,8 @@ pub struct AuditStats {
 
 /// All that `/metrics` is made from: one moment.
 pub struct Snapshot {
-    /// Who holds what.
-    pub inventory: Inventory,
+    /// Who holds what; `None` until adoption is done.
+    pub inventory: Option<Inventory>,
     /// The CRIU that verdicts are about.
     pub profile: Profile,
     /// The feeder.
@@ -82,9 +81,9 @@ impl Tracker {
     ///
     /// # Errors
     /// When the machine lacks something.
-    pub fn load(profile: Profile, sizes: Sizes) -> Result<(Self, RingBuf<MapData>), TrackerError> {
+    pub fn load(profile: Profile, sizes: Sizes) -> Result<(Self, Rings), TrackerError> {
         let hierarchy = Hierarchy::find()?;
-        let (kernel, ring) = Kernel::load(&hierarchy, sizes)?;
+        let (kernel, rings) = Kernel::load(&hierarchy, sizes)?;
         let names = Names { resolver: Resolver::new(hierarchy), ledger: Ledger::default() };
         let tracker = Self {
             kernel: Mutex::new(kernel),
@@ -94,7 +93,7 @@ impl Tracker {
             audits: Mutex::default(),
             late_readers: AtomicU64::new(0),
         };
-        Ok((tracker, ring))
+        Ok((tracker, rings))
     }
 
     /// Attaches the probes: counts are live from the next [`Tracker::audit`] on.
@@ -180,13 +179,15 @@ impl Tracker {
         let mut lost: Vec<_> =
             kernel.losses()?.into_iter().map(|(loss, count)| (loss.stage(), count)).collect();
         lost.push(("reader", self.late_readers.load(Ordering::Relaxed)));
+        let ready = self.is_ready();
         Ok(Snapshot {
-            inventory: self.inventory_of(&kernel)?,
+            // Until adoption is done, counts would be too small.
+            inventory: ready.then(|| self.inventory_of(&kernel)).transpose()?,
             profile: self.profile,
             feeder: kernel.feeder(),
             lost,
             audits: *lock(&self.audits),
-            ready: self.is_ready(),
+            ready,
         })
     }
 

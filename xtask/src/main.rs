@@ -1,1 +1,46 @@
-fn main(){}
+//! The project's chores, one file each: `cargo xtask --help`.
+//!
+//! Every command that changes the machine is printed before it is run.
+
+mod build_ebpf;
+mod command;
+mod machine;
+mod run;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// fdtracker's chores
+#[derive(Parser)]
+#[command(name = "cargo xtask", subcommand_required = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build and run the agent in the foreground with its live view (asks for root by sudo)
+    Run(run::Args),
+    /// Install what the tests need, rebuild the BPF object and compare it, and run every test
+    Test(test::Args),
+    /// Build the BPF object from source into tracker-ebpf/prebuilt
+    BuildEbpf(build_ebpf::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Run(args) => run::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::BuildEbpf(args) => build_ebpf::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

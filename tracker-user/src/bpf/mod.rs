@@ -30,11 +30,13 @@ use aya::{
     maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
     programs::{Iter, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _},
 };
+use aya_log::EbpfLogger;
 pub use btf::BtfError;
 pub use event::{Change, Event};
 pub use feeder::Feeder;
 pub use prerequisites::{Finding, Missing, Status, TRACEFS, check, findings};
 use thiserror::Error;
+use tracing_log::LogTracer;
 use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Flow, Loss, Slot, Table, Tag, mode, resync};
 
 use self::{feeder::Extent, offsets::Globals, prerequisites::{kernel_btf, tracefs}};
@@ -71,6 +73,9 @@ pub enum BpfError {
     /// The object lacks something: it isn't the one that belongs to this build.
     #[error("the BPF object has no {0}: it doesn't belong to this build (cargo xtask build-ebpf makes it)")]
     Object(String),
+    /// The programs' log can't be read.
+    #[error("read the log of the BPF programs")]
+    Log(#[from] aya_log::Error),
     /// A map can't be used.
     #[error("use the BPF map {map}")]
     Map {
@@ -110,6 +115,14 @@ impl Default for Sizes {
     }
 }
 
+/// What the kernel side tells user space as it happens. Kept for as long as the programs are.
+pub struct Rings {
+    /// Records for [`decode`].
+    pub events: RingBuf<MapData>,
+    /// The programs' own log, at `--log-level debug`.
+    pub log: Option<EbpfLogger<LogTracer>>,
+}
+
 /// Decodes a record of the ring; `None` for one that isn't any.
 #[must_use]
 pub fn decode(record: &[u8]) -> Option<Event> {
@@ -128,18 +141,20 @@ impl Kernel {
     ///
     /// # Errors
     /// When the kernel lacks something, or refuses; the message says what, and what to do.
-    pub fn load(hierarchy: &Hierarchy, sizes: Sizes) -> Result<(Self, RingBuf<MapData>), BpfError> {
+    pub fn load(hierarchy: &Hierarchy, sizes: Sizes) -> Result<(Self, Rings), BpfError> {
         let kernel = check()?;
-        let mut ebpf = load(hierarchy, sizes, kernel)?;
+        let log = tracing::enabled!(tracing::Level::DEBUG);
+        let mut ebpf = load(hierarchy, sizes, kernel, log)?;
+        let log = log.then(|| EbpfLogger::init_with_logger(&mut ebpf, LogTracer::new())).transpose()?;
         fill_anon_names(&mut ebpf)?;
         let btf = aya::Btf::from_sys_fs()?;
         let audit: &mut Iter = program(&mut ebpf, "audit")?;
         audit.load("task_file", &btf).map_err(|e| attach_error("audit", e))?;
         let resync: &mut RawTracePoint = program(&mut ebpf, "resync")?;
         resync.load().map_err(|e| attach_error("resync", e))?;
-        let ring = ebpf.take_map("EVENTS").ok_or_else(|| BpfError::Object("map EVENTS".into()))?;
-        let ring = RingBuf::try_from(ring).map_err(|source| BpfError::Map { map: "EVENTS", source })?;
-        Ok((Self { ebpf, feeder: Feeder::None, pass: 0 }, ring))
+        let events = ebpf.take_map("EVENTS").ok_or_else(|| BpfError::Object("map EVENTS".into()))?;
+        let events = RingBuf::try_from(events).map_err(|source| BpfError::Map { map: "EVENTS", source })?;
+        Ok((Self { ebpf, feeder: Feeder::None, pass: 0 }, Rings { events, log }))
     }
 
     /// Attaches the feeder: from now on counts are live.
@@ -294,7 +309,7 @@ fn hash_fd<'a>(map: &'a Map, name: &str) -> Result<BorrowedFd<'a>, BpfError> {
     }
 }
 
-fn load(hierarchy: &Hierarchy, sizes: Sizes, kernel: KernelVersion) -> Result<Ebpf, BpfError> {
+fn load(hierarchy: &Hierarchy, sizes: Sizes, kernel: KernelVersion, log: bool) -> Result<Ebpf, BpfError> {
     let btf = kernel_btf()?;
     let globals = Globals::find(&btf, hierarchy, kernel)?;
     let mut loader = EbpfLoader::new();
@@ -303,6 +318,12 @@ fn load(hierarchy: &Hierarchy, sizes: Sizes, kernel: KernelVersion) -> Result<Eb
         .map_max_entries("TABLES", sizes.tables)
         .map_max_entries("SLOTS", sizes.slots)
         .map_max_entries("EVENTS", sizes.ring);
+    // Off, the programs' log calls are removed before the verifier looks at them, and their ring is as small as can be.
+    let log_level: u8 = if log { aya_log::Level::Debug as u8 } else { 0 };
+    loader.override_global("AYA_LOG_LEVEL", &log_level, true);
+    if !log {
+        loader.map_max_entries("AYA_LOGS", 4096);
+    }
     loader.load(OBJECT).map_err(BpfError::Load)
 }
 

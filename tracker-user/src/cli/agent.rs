@@ -5,7 +5,7 @@ use std::{io::Write as _, process::ExitCode};
 use anyhow::Context as _;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{args, output, told_to_end};
+use super::{EndSignals, args, output};
 use crate::{
     agent::Engine,
     criu, host,
@@ -15,6 +15,7 @@ use crate::{
 };
 
 pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
+    let end = EndSignals::catch()?;
     let profile = profile(&args.engine)?;
     // First, because a taken port or another agent is told at once.
     let listeners = Listeners::bind(&args.listen, &args.socket.socket).await?;
@@ -22,23 +23,23 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
         tracing::info!("listening on http://{address}/metrics");
     }
     tracing::info!("verdicts are about {profile}");
-    let engine = Engine::start(profile, args.engine.audit_interval).await?;
+    let mut engine = Engine::load(profile)?;
     let service = Service { tracker: engine.tracker.clone(), lines: engine.lines.clone() };
     let socket = listeners.serve(&service);
-    let live = async {
+    let work = async {
+        engine.attach(args.engine.audit_interval).await?;
         if args.live {
             output::listing(&engine.tracker.listing(false)?)?;
-            print(&engine.lines).await
-        } else {
-            std::future::pending().await
+            print(&engine.lines).await?;
         }
+        std::future::pending().await
     };
     let ended = tokio::select! {
-        ended = told_to_end() => ended.context("wait for signals"),
-        ended = live => ended,
+        () = end.wait() => Ok(()),
+        ended = work => ended,
     };
-    tracing::info!("ending: detaching all probes");
     drop(socket);
+    tracing::info!("ending: detaching all probes, for which the kernel needs some seconds");
     ended.map(|()| ExitCode::SUCCESS)
 }
 

@@ -23,7 +23,7 @@ pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
 
 /// No agent runs: one look is enough.
 fn look(args: &args::Ls) -> anyhow::Result<Listing> {
-    let (tracker, _ring) = Tracker::load(agent::profile(&args.engine)?, Sizes::default())?;
+    let (tracker, _rings) = Tracker::load(agent::profile(&args.engine)?, Sizes::default())?;
     tracker.audit()?;
     Ok(tracker.listing(args.processes)?)
 }

@@ -6,16 +6,16 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::broadcast::{self, error::RecvError},
 };
 
 use super::{
-    agent,
+    EndSignals, agent,
     args::{self, TailFormat},
-    output, told_to_end,
+    output,
 };
 use crate::{
     agent::Engine,
@@ -24,6 +24,7 @@ use crate::{
 };
 
 pub(super) async fn run(args: args::Tail) -> anyhow::Result<ExitCode> {
+    let end = EndSignals::catch()?;
     let format = args.output;
     let follow = async {
         let mut source = Source::open(&args).await?;
@@ -34,7 +35,7 @@ pub(super) async fn run(args: args::Tail) -> anyhow::Result<ExitCode> {
     };
     tokio::select! {
         ended = follow => ended?,
-        ended = told_to_end() => ended.context("wait for signals")?,
+        () = end.wait() => {}
         () = reader_gone() => {}
     }
     Ok(ExitCode::SUCCESS)
@@ -56,8 +57,9 @@ impl Source {
             "fdtracker: no agent answers at {}: attaching probes for this command alone",
             args.socket.socket.display()
         );
-        let engine = Engine::start(agent::profile(&args.engine)?, args.engine.audit_interval).await?;
+        let mut engine = Engine::load(agent::profile(&args.engine)?)?;
         let lines = engine.lines.subscribe();
+        engine.attach(args.engine.audit_interval).await?;
         let filter = filter(args, &engine.tracker.listing(false)?)?;
         Ok(Self::Own { lines, filter, _engine: engine })
     }

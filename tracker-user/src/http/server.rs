@@ -265,6 +265,9 @@ impl Service {
     }
 
     fn containers(&self, query: &str) -> Response<Body> {
+        if !self.tracker.is_ready() {
+            return self.ready();
+        }
         let processes = parameters(query).any(|(name, value)| name == "processes" && value == "true");
         match self.tracker.listing(processes).map_err(|e| format!("{:#}", anyhow::Error::from(e))) {
             Ok(listing) => match serde_json::to_vec(&listing) {

@@ -23,14 +23,15 @@ const CONTAINER: [&str; 3] = ["namespace", "pod", "container"];
 /// Never in practice: the metrics' names and labels are fixed.
 pub fn render(snapshot: &Snapshot) -> Result<Vec<u8>, prometheus::Error> {
     let registry = Registry::new();
-    let containers = Containers::register(&registry)?;
-    containers.entry(HOST, &snapshot.inventory.host, &snapshot.profile);
-    let unknown = &snapshot.inventory.unknown;
-    if *unknown != Entry::default() {
-        containers.entry(UNKNOWN, unknown, &snapshot.profile);
-    }
-    for (container, entry) in &snapshot.inventory.containers {
-        containers.entry(&container.name, entry, &snapshot.profile);
+    if let Some(inventory) = &snapshot.inventory {
+        let containers = Containers::register(&registry)?;
+        containers.entry(HOST, &inventory.host, &snapshot.profile);
+        if inventory.unknown != Entry::default() {
+            containers.entry(UNKNOWN, &inventory.unknown, &snapshot.profile);
+        }
+        for (container, entry) in &inventory.containers {
+            containers.entry(&container.name, entry, &snapshot.profile);
+        }
     }
     own(&registry, snapshot)?;
     let mut text = Vec::new();
@@ -209,10 +210,10 @@ mod tests {
             Arc::new(Container { id, name: name.into(), runtime: Runtime::Runc, pod_uid: None, cgroup })
         };
         let snapshot = Snapshot {
-            inventory: Inventory {
+            inventory: Some(Inventory {
                 containers: containers.iter().map(|(name, entry)| (container(name), entry.clone())).collect(),
                 ..Inventory::default()
-            },
+            }),
             profile: Profile::new("4.0".parse().ok(), None, KernelVersion { major: 6, minor: 1 }),
             feeder: Feeder::Tracepoint,
             lost: vec![("ring", 3)],

@@ -1,0 +1,27 @@
+//! `cargo xtask run`: the agent in the foreground, with nothing to set up.
+
+use std::os::unix::process::CommandExt as _;
+
+use anyhow::Context as _;
+
+use crate::{
+    command::{cargo, must, workspace},
+    machine::{as_root, mount_tracefs},
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Passed on to `fdtracker agent`; see `fdtracker agent --help`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    agent: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    must(cargo()?.args(["build", "--release", "--locked", "--package", "tracker-user"]))?;
+    mount_tracefs()?;
+    let binary = workspace()?.join("target/release/fdtracker");
+    let mut agent = as_root(&binary);
+    agent.args(["agent", "--live"]).args(&args.agent);
+    // In place of this program, so that signals reach the agent itself.
+    Err(agent.exec()).with_context(|| format!("start {}", binary.display()))
+}

@@ -1,0 +1,66 @@
+//! `cargo xtask test`: everything that must hold, from nothing.
+
+use std::{process::Command, time::Instant};
+
+use crate::{
+    build_ebpf,
+    command::{cargo, must, output, tools},
+    machine::{Package, find, install, is_root, mount_tracefs},
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Refuse to install anything; say what is needed instead
+    #[arg(long)]
+    no_install: bool,
+
+    /// Run only tests whose name contains this
+    filter: Option<String>,
+}
+
+/// What the tests start, and the package that has it.
+const PROGRAMS: &[(&str, Package)] = &[
+    ("runc", Package::Install("runc")),
+    ("promtool", Package::Extract { package: "prometheus", programs: &["promtool"] }),
+];
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let missing: Vec<Package> =
+        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+    let needed: Vec<Package> = missing.into_iter().chain(build_ebpf::missing_packages()).collect();
+    install(&needed, !args.no_install)?;
+    build_ebpf::run(&build_ebpf::Args { check: true, no_install: args.no_install })?;
+    mount_tracefs()?;
+
+    let filter = args.filter.as_slice();
+    // Built first: the integration tests run the binary.
+    must(cargo()?.args(["build", "--locked", "--package", "tracker-user", "--package", "fdtracker-tests"]))?;
+    must(cargo()?.args(["test", "--locked", "--workspace", "--exclude", "fdtracker-tests", "--"]).args(filter))?;
+    must(integration()?.args(["test", "--locked", "--package", "fdtracker-tests", "--"]).args(filter))?;
+    eprintln!("all tests passed in {} s", start.elapsed().as_secs());
+    Ok(())
+}
+
+/// cargo, which runs tests as root, with the project's tools in `PATH`.
+fn integration() -> anyhow::Result<Command> {
+    let mut path = vec![tools()?.join("bin")];
+    path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    let path = std::env::join_paths(path)?;
+    let mut cargo = cargo()?;
+    cargo.env("PATH", &path);
+    if !is_root() {
+        // sudo sets a PATH of its own.
+        let runner = format!("sudo -E env PATH={}", path.to_string_lossy());
+        let host = host_triple()?.replace('-', "_").to_uppercase();
+        cargo.env(format!("CARGO_TARGET_{host}_RUNNER"), runner);
+    }
+    Ok(cargo)
+}
+
+fn host_triple() -> anyhow::Result<String> {
+    let version = output(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).ok_or_else(|| anyhow::anyhow!("rustc -vV tells no host"))
+}
+
