@@ -199,6 +199,8 @@ fn shared_table() {
     counts(&agent, &cgroup, &[("eventfd", 4)]);
     zoo.must(&format!("kill {sharer}"));
     counts(&agent, &cgroup, &[("eventfd", 4)]);
+    // Whether the table stays was in doubt, until an audit looked.
+    eventually("the doubt is gone", || same(agent.container(&cgroup.id)?["state"].clone(), "ok".into()));
     agrees(&agent, &cgroup);
 }
 

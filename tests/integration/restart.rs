@@ -10,6 +10,7 @@ use crate::{Needs::Root, test};
 pub fn trials() -> Vec<Trial> {
     vec![
         test("restart::adopts_what_was_open_before", Root, adopts_what_was_open_before),
+        test("restart::an_audit_heals_what_probes_missed", Root, an_audit_heals_what_probes_missed),
         test("restart::leaves_nothing_behind", Root, leaves_nothing_behind),
         test("restart::alone_without_an_agent", Root, alone_without_an_agent),
     ]
@@ -49,6 +50,28 @@ fn adopts_what_was_open_before() {
     // SAFETY: the child hasn't been waited for, so the pid is its own.
     unsafe { libc::kill(next.id() as i32, libc::SIGTERM) };
     assert_eq!(next.wait().expect("wait for the next agent").code(), Some(0));
+}
+
+fn an_audit_heals_what_probes_missed() {
+    let cgroup = Cgroup::docker();
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let agent = Agent::start(&["--audit-interval", "200ms"]);
+    let fd = match zoo.ask("open_unseen") {
+        Ok(fd) => fd[0],
+        Err(reason) => return eprintln!("no 32-bit system calls here: {reason}"),
+    };
+    eventually("the open is found", || same(agent.counts(&cgroup.id)?, cgroup.truth()));
+    assert_eq!(agent.counts(&cgroup.id).map(|counts| counts["eventfd"]), Ok(1));
+    zoo.must(&format!("close_unseen {fd}"));
+    eventually("the close is found", || same(agent.counts(&cgroup.id)?, cgroup.truth()));
+    // Both were counted as what they are: corrections, an opening and a closing.
+    let labels = [("container", cgroup.name()), ("kind", "eventfd")];
+    eventually("the counters", || {
+        let metrics = agent.metrics();
+        let corrections = metrics.get("fdtracker_audit_corrections_total", &[]);
+        let opened = metrics.get("fdtracker_fds_opened_total", &labels);
+        same((corrections, opened, metrics.get("fdtracker_fds_closed_total", &labels)), (2.0, 1.0, 1.0))
+    });
 }
 
 fn leaves_nothing_behind() {

@@ -11,9 +11,18 @@ use crate::{
     maps::{EVENTS, lose},
 };
 
+/// Whom an event is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// The task that the program runs in.
+    Current,
+    /// The table's user: the program runs in a task that acts on another.
+    User,
+}
+
 /// Fills a record's head in place: a record put together on the stack would be copied byte by byte.
 #[inline(always)]
-fn fill(header: *mut Header, event: u32, files: u64, fd: u32, cgroup_id: u64) {
+fn fill(header: *mut Header, event: u32, files: u64, fd: u32, table: *const Table, who: Who) {
     // SAFETY: the pointer is into a ring entry that was just reserved.
     unsafe {
         (*header).event = event;
@@ -21,16 +30,22 @@ fn fill(header: *mut Header, event: u32, files: u64, fd: u32, cgroup_id: u64) {
         // SAFETY: the helper has no precondition.
         (*header).time_ns = bpf_ktime_get_boot_ns();
         (*header).files = files;
-        (*header).cgroup_id = cgroup_id;
-        (*header).tgid = current_tgid();
-        (*header).pid = current_pid();
-        (*header).comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
+        (*header).cgroup_id = (*table).cgroup_id;
+        if who == Who::Current {
+            (*header).tgid = current_tgid();
+            (*header).pid = current_pid();
+            (*header).comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
+        } else {
+            (*header).tgid = (*table).tgid;
+            (*header).pid = (*table).tgid;
+            (*header).comm = [0; COMM_LEN];
+        }
     }
 }
 
 /// A slot was filled or emptied.
 #[inline(always)]
-pub(crate) fn slot(code: u32, files: u64, fd: u32, tag: Tag, cgroup_id: u64, tgid: u32, mode: u32) {
+pub(crate) fn slot(code: u32, files: u64, fd: u32, tag: Tag, table: *const Table, mode: u32) {
     let Some(mut entry): Option<RingBufEntry<SlotEvent>> = EVENTS.reserve(0) else {
         lose(Loss::Ring);
         return;
@@ -38,20 +53,16 @@ pub(crate) fn slot(code: u32, files: u64, fd: u32, tag: Tag, cgroup_id: u64, tgi
     let record = entry.as_mut_ptr();
     // SAFETY: the entry was reserved for this type.
     unsafe {
-        fill(&raw mut (*record).header, code, files, fd, cgroup_id);
+        let who = if mode & mode::REMOTE == 0 { Who::Current } else { Who::User };
+        fill(&raw mut (*record).header, code, files, fd, table, who);
         (*record).tag = tag;
-        if mode & mode::REMOTE != 0 {
-            (*record).header.tgid = tgid;
-            (*record).header.pid = tgid;
-            (*record).header.comm = [0; COMM_LEN];
-        }
     }
     entry.submit(0);
 }
 
 /// Something happened to a whole table. Nothing is said of a table that holds nothing, unless `always`.
 #[inline(always)]
-pub(crate) fn table(code: u32, files: u64, table: *const Table, always: bool) {
+pub(crate) fn table(code: u32, files: u64, table: *const Table, who: Who, always: bool) {
     let Some(mut entry): Option<RingBufEntry<TableEvent>> = EVENTS.reserve(0) else {
         lose(Loss::Ring);
         return;
@@ -60,7 +71,7 @@ pub(crate) fn table(code: u32, files: u64, table: *const Table, always: bool) {
     let mut sum = 0;
     // SAFETY: the entry was reserved for this type, and `table` comes from the map.
     unsafe {
-        fill(&raw mut (*record).header, code, files, 0, (*table).cgroup_id);
+        fill(&raw mut (*record).header, code, files, 0, table, who);
         for kind in 0..Kind::COUNT {
             let n = (*table).n[kind] as u32;
             (*record).n[kind] = n;

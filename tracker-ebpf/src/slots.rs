@@ -123,13 +123,11 @@ extern "C" fn change_slot(files: u64, fd: u32, mode: u32) -> u32 {
             flow((*table).cgroup_id, was, now);
         }
         if mode & mode::QUIET == 0 {
-            let cgroup = (*table).cgroup_id;
-            let tgid = (*table).tgid;
             if was != Tag::EMPTY {
-                notify::slot(event::CLOSED, files, fd, was, cgroup, tgid, mode);
+                notify::slot(event::CLOSED, files, fd, was, table, mode);
             }
             if now != Tag::EMPTY {
-                notify::slot(event::OPENED, files, fd, now, cgroup, tgid, mode);
+                notify::slot(event::OPENED, files, fd, now, table, mode);
             }
         }
     }

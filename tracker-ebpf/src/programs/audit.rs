@@ -1,15 +1,16 @@
 //! The auditor: the iterator, which reads the absolute truth, and the program by which user space acts on it.
 
 use aya_ebpf::{
-    bindings::seq_file, helpers::generated::bpf_seq_write, macros::raw_tracepoint,
-    programs::RawTracePointContext,
+    bindings::seq_file, cty::c_void, helpers::generated::bpf_seq_write, programs::RawTracePointContext,
 };
-use tracker_ebpf::{FileRecord, mode, resync};
+use tracker_ebpf::{FileRecord, TABLE_STALE, mode, resync};
 
 use crate::{
     classify::{NOT_COUNTED, classify},
     kernel::{Direct, OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, cgroup_id, is_own},
     maps::{CONTROL, SCRATCH, TABLES},
+    notify::Who,
+    programs::lifecycle,
     slots::scan,
 };
 
@@ -69,9 +70,11 @@ extern "C" fn audit(ctx: *const TaskFile) -> i32 {
 }
 
 /// Run by user space (`BPF_PROG_TEST_RUN`, Linux 5.10), never attached: acts on one table as a probe would, with
-/// preemption off. The arguments are [`resync`]'s.
-#[raw_tracepoint(tracepoint = "sys_exit")]
-fn resync(ctx: RawTracePointContext) -> u32 {
+/// preemption off. The arguments are [`resync`]'s. aya's macro for raw tracepoints drops what a program returns.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tp/sys_exit")]
+extern "C" fn resync(ctx: *mut c_void) -> u32 {
+    let ctx = RawTracePointContext::new(ctx);
     let files: u64 = ctx.arg(1);
     match ctx.arg::<u64>(0) {
         resync::SCAN => {
@@ -82,20 +85,21 @@ fn resync(ctx: RawTracePointContext) -> u32 {
                     (*scratch).remote_cgroup_id = ctx.arg(3);
                 }
             }
-            let changes = scan(files, ctx.arg::<u32>(4) | mode::REMOTE);
             if let Some(table) = TABLES.get_ptr_mut(files) {
                 // SAFETY: the pointer comes from the map.
                 unsafe {
+                    // The scan marks it again if it fails.
+                    (*table).flags &= !TABLE_STALE;
                     (*table).cgroup_id = ctx.arg(3);
                 }
             }
-            changes
+            scan(files, ctx.arg::<u32>(4) | mode::REMOTE)
         }
         resync::FORGET => {
             if let Some(table) = TABLES.get_ptr(files) {
                 // SAFETY: the pointer comes from the map.
                 if unsafe { (*table).generation } == ctx.arg::<u64>(2) {
-                    let _ = TABLES.remove(files);
+                    lifecycle::end(files, table, Who::User);
                 }
             }
             0

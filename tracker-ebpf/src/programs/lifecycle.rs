@@ -4,12 +4,12 @@ use aya_ebpf::{
     macros::{raw_tracepoint, tracepoint},
     programs::{RawTracePointContext, TracePointContext},
 };
-use tracker_ebpf::{TABLE_STALE, event, mode};
+use tracker_ebpf::{Kind, TABLE_STALE, Table, event, mode};
 
 use crate::{
     kernel::{OFF_TASK_FILES, Probe, Read as _, cgroup_id, current_files, current_tgid, live_threads, sharers},
     maps::{TABLES, add},
-    notify,
+    notify::{self, Who},
     slots::{flow_of, forget_slots, scan},
 };
 
@@ -36,7 +36,7 @@ fn born(files: u64, code: u32) {
     forget_predecessor(files);
     scan(files, mode::QUIET);
     if let Some(table) = TABLES.get_ptr(files) {
-        notify::table(code, files, table, false);
+        notify::table(code, files, table, Who::Current, false);
     }
 }
 
@@ -46,9 +46,27 @@ fn forget_predecessor(files: u64) {
     if let Some(table) = TABLES.get_ptr(files) {
         // SAFETY: the pointer comes from the map.
         if unsafe { (*table).tgid } != current_tgid() {
-            let _ = TABLES.remove(files);
+            end(files, table, Who::User);
         }
     }
+}
+
+/// A table is no more, and all its slots with it.
+#[inline(always)]
+pub(super) fn end(files: u64, table: *const Table, who: Who) {
+    // SAFETY: the pointer comes from the map; nobody else uses this table any more.
+    unsafe {
+        if let Some(flow) = flow_of((*table).cgroup_id) {
+            for kind in 0..Kind::COUNT {
+                let n = (*table).n[kind];
+                if n > 0 {
+                    add(&raw mut (*flow).closed[kind], n as u64);
+                }
+            }
+        }
+    }
+    notify::table(event::EXITED, files, table, who, false);
+    let _ = TABLES.remove(files);
 }
 
 /// After `begin_new_exec`: the table is private, and close-on-exec has been done.
@@ -61,7 +79,7 @@ fn sched_process_exec(_ctx: TracePointContext) -> u32 {
     let had = TABLES.get_ptr(files).is_some();
     scan(files, mode::QUIET);
     if let Some(table) = TABLES.get_ptr(files) {
-        notify::table(event::EXECED, files, table, had);
+        notify::table(event::EXECED, files, table, Who::Current, had);
     }
     0
 }
@@ -80,24 +98,14 @@ fn sched_process_exit(_ctx: TracePointContext) -> u32 {
         if live_threads() == 0 {
             // SAFETY: the pointer comes from the map.
             unsafe { (*table).flags |= TABLE_STALE };
-            notify::table(event::UNCERTAIN, files, table, true);
+            notify::table(event::UNCERTAIN, files, table, Who::Current, true);
         }
         return 0;
     }
-    // SAFETY: the pointer comes from the map; nobody else uses this table any more.
-    unsafe {
-        if let Some(flow) = flow_of((*table).cgroup_id) {
-            for kind in 0..tracker_ebpf::Kind::COUNT {
-                let n = (*table).n[kind];
-                if n > 0 {
-                    add(&raw mut (*flow).closed[kind], n as u64);
-                }
-            }
-        }
-        notify::table(event::EXITED, files, table, false);
-        forget_slots(files, (*table).generation, (*table).high_fd);
-    }
-    let _ = TABLES.remove(files);
+    // SAFETY: the pointer comes from the map.
+    let (generation, high) = unsafe { ((*table).generation, (*table).high_fd) };
+    forget_slots(files, generation, high);
+    end(files, table, Who::Current);
     0
 }
 
@@ -117,7 +125,7 @@ fn cgroup_attach_task(ctx: RawTracePointContext) -> i32 {
         if (*table).cgroup_id != cgroup {
             (*table).cgroup_id = cgroup;
             add(&raw mut (*table).seq, 1);
-            notify::table(event::MOVED, files, table, false);
+            notify::table(event::MOVED, files, table, Who::User, false);
         }
     }
     0
