@@ -72,7 +72,8 @@ fn not_root() {
     for command in [["ls", "--socket", "/nonexistent/s"], ["tail", "--socket", "/nonexistent/s"]] {
         let output = Command::new(&copy).args(command).uid(65_534).gid(65_534).output().expect("run it");
         fails(&output, "CAP_BPF is missing");
-        let errors: Vec<String> = stderr(&output).lines().filter(|l| l.contains("missing")).map(str::to_owned).collect();
+        let errors: Vec<String> =
+            stderr(&output).lines().filter(|l| l.contains("missing")).map(str::to_owned).collect();
         assert_eq!(errors.len(), 1, "{errors:?}");
     }
     let doctor = Command::new(&copy).arg("doctor").uid(65_534).gid(65_534).output().expect("run it");
@@ -96,7 +97,8 @@ fn a_taken_port() {
     let address = holder.local_addr().expect("its address").to_string();
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("s");
-    let output = run(&["agent", "--web.listen-address", &address, "--socket", socket.to_str().expect("UTF-8")]);
+    let output =
+        run(&["agent", "--web.listen-address", &address, "--socket", socket.to_str().expect("UTF-8")]);
     fails(&output, &format!("{address} is taken by pid {}", std::process::id()));
     assert!(!socket.exists());
 }
@@ -129,7 +131,8 @@ fn ls_prints_a_table() {
 
 fn a_closed_pipe_ends_tail() {
     let agent = agent();
-    let mut tail = agent.command(&["tail"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start tail");
+    let mut tail =
+        agent.command(&["tail"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start tail");
     drop(tail.stdout.take());
     let output = tail.wait_with_output().expect("wait for tail");
     assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));

@@ -3,10 +3,11 @@
 use std::{
     io::{BufRead as _, BufReader},
     process::{Child, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant, SystemTime},
 };
 
-use fdtracker_tests::{Agent, Cgroup, Container, Zoo, eventually, same, truth};
+use fdtracker_tests::{Agent, Cgroup, Container, DEADLINE, Zoo, eventually, same, truth};
 use libtest_mimic::Trial;
 
 use crate::{Needs, agent, test};
@@ -74,14 +75,14 @@ fn a_cgroup_of_any_name() {
 }
 
 /// A running `tail -o json`.
-struct Tail {
+pub struct Tail {
     child: Child,
     lines: BufReader<std::process::ChildStdout>,
 }
 
 impl Tail {
-    /// Starts it, and waits until it follows: a canary's open in a cgroup of its own is seen.
-    fn start(agent: &Agent, arguments: &[&str]) -> Self {
+    /// Starts it. It follows once [`Tail::first_line`] has returned.
+    pub fn start(agent: &Agent, arguments: &[&str]) -> Self {
         let mut child = agent
             .command(&[&["tail", "-o", "json"], arguments].concat())
             .stdout(Stdio::piped())
@@ -91,9 +92,32 @@ impl Tail {
         Self { child, lines }
     }
 
-    fn next(&mut self) -> serde_json::Value {
+    /// Opens and closes pidfds until a line comes: then it follows.
+    pub fn first_line(&mut self, zoo: &mut Zoo) -> String {
+        let seen = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let start = Instant::now();
+                while !seen.load(Ordering::Relaxed) && start.elapsed() < DEADLINE {
+                    let fd = zoo.must("open pidfd");
+                    zoo.must(&format!("close {fd}"));
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+            let line = self.line();
+            seen.store(true, Ordering::Relaxed);
+            line
+        })
+    }
+
+    fn line(&mut self) -> String {
         let mut line = String::new();
         self.lines.read_line(&mut line).expect("read tail");
+        line
+    }
+
+    fn next(&mut self) -> serde_json::Value {
+        let line = self.line();
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?} is not JSON: {error}"))
     }
 
@@ -115,29 +139,12 @@ impl Drop for Tail {
     }
 }
 
-/// Opens and closes pidfds until `tail` shows one: then it follows.
-fn wait_until_it_follows(tail: &mut Tail, zoo: &mut Zoo) {
-    let done = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let start = Instant::now();
-            while !done.load(std::sync::atomic::Ordering::Relaxed) && start.elapsed() < Duration::from_secs(20) {
-                let fd = zoo.must("open pidfd");
-                zoo.must(&format!("close {fd}"));
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        });
-        tail.next();
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
-    });
-}
-
 fn tail_shows_an_open_at_once() {
     let agent = agent();
     let mut container = Container::start(None, Some("/docker/ID"));
     eventually("the container is there", || agent.container(&container.id));
     let mut tail = Tail::start(&agent, &["--container", &container.id[..12], "--kind", "pidfd"]);
-    wait_until_it_follows(&mut tail, &mut container.zoo);
+    tail.first_line(&mut container.zoo);
     container.zoo.must("open eventfd");
     let fd = container.zoo.must("open pidfd");
     container.zoo.must(&format!("dup2 {fd} 77"));
@@ -145,7 +152,10 @@ fn tail_shows_an_open_at_once() {
     let shown = SystemTime::now();
     assert_eq!(line["container"], container.id[..12]);
     assert_eq!(line["container_id"], container.id);
-    assert_eq!((&line["comm"], &line["kind"], &line["verdict"]), (&"fdzoo".into(), &"pidfd".into(), &"blocked".into()));
+    assert_eq!(
+        (&line["comm"], &line["kind"], &line["verdict"]),
+        (&"fdzoo".into(), &"pidfd".into(), &"blocked".into())
+    );
     assert_eq!(line["pid"], container.init());
     // How late it was is shown, not judged here: a busy machine has no bound. That it is not seconds late is.
     let time: String = serde_json::from_value(line["time"].clone()).expect("a time");
@@ -170,7 +180,7 @@ fn tail_filters() {
     let (mut zoo, mut loud) = (Zoo::in_cgroup(&watched), Zoo::in_cgroup(&other));
     eventually("the container is there", || agent.container(&watched.id));
     let mut tail = Tail::start(&agent, &["--container", &watched.id, "--kind", "pidfd", "--kind", "timerfd"]);
-    wait_until_it_follows(&mut tail, &mut zoo);
+    tail.first_line(&mut zoo);
     loud.must("open pidfd");
     zoo.must("open eventfd");
     let fd = zoo.must("open timerfd");

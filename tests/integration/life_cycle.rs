@@ -61,7 +61,9 @@ fn every_kind() {
         }
     }
     // A KVM machine's fd stays open only if there is KVM; the rest is on every kernel that the agent runs on.
-    for kind in [Kind::Eventfd, Kind::Pidfd, Kind::Epoll, Kind::PerfEvent, Kind::BpfMap, Kind::BpfProg, Kind::Inotify] {
+    for kind in
+        [Kind::Eventfd, Kind::Pidfd, Kind::Epoll, Kind::PerfEvent, Kind::BpfMap, Kind::BpfProg, Kind::Inotify]
+    {
         assert!(opened.iter().any(|(k, _)| *k == kind), "{} could not be opened", kind.name());
     }
     let expected: Vec<(&str, i64)> = opened.iter().map(|(kind, _)| (kind.name(), 1)).collect();
@@ -160,7 +162,8 @@ fn fork_and_kill() {
     counts(&agent, &cgroup, &[("pidfd", 2), ("eventfd", 2)].map(|(k, n)| (k, n)));
     agrees(&agent, &cgroup);
     let processes = agent.container(&cgroup.id).expect("the container")["processes"].clone();
-    let pids: Vec<i64> = processes.as_array().expect("a list").iter().filter_map(|p| p["pid"].as_i64()).collect();
+    let pids: Vec<i64> =
+        processes.as_array().expect("a list").iter().filter_map(|p| p["pid"].as_i64()).collect();
     assert!(pids.contains(&child) && pids.contains(&zoo.pid().into()), "{processes}");
     zoo.must(&format!("kill {child}"));
     counts(&agent, &cgroup, &[("eventfd", 1), ("pidfd", 1)]);

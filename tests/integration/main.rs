@@ -4,6 +4,7 @@
 
 mod cli;
 mod containers;
+mod documents;
 mod exporter;
 mod life_cycle;
 mod restart;
@@ -20,7 +21,14 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Tests watch one agent and one host.
     arguments.test_threads = Some(1);
-    let trials = [cli::trials(), life_cycle::trials(), containers::trials(), exporter::trials(), restart::trials()];
+    let trials = [
+        cli::trials(),
+        life_cycle::trials(),
+        containers::trials(),
+        exporter::trials(),
+        restart::trials(),
+        documents::trials(),
+    ];
     let conclusion = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());
     // Statics aren't dropped.
     drop(AGENT.lock().unwrap_or_else(PoisonError::into_inner).take());

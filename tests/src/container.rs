@@ -36,7 +36,8 @@ impl Container {
     /// The pid of its first process, on the host.
     pub fn init(&self) -> u32 {
         let output = Command::new("runc").args(["state", &self.id]).output().expect("run runc state");
-        let state: serde_json::Value = serde_json::from_slice(&output.stdout).expect("runc state prints JSON");
+        let state: serde_json::Value =
+            serde_json::from_slice(&output.stdout).expect("runc state prints JSON");
         state["pid"].as_u64().expect("a pid") as u32
     }
 }

@@ -192,7 +192,9 @@ fn listening_address(mut log: BufReader<impl std::io::Read + Send + 'static>) ->
 pub fn counts_of(counts: &serde_json::Value) -> BTreeMap<String, i64> {
     let rows = counts.as_array().expect("a list of counts");
     rows.iter()
-        .map(|row| (row["kind"].as_str().expect("a kind").to_owned(), row["count"].as_i64().expect("a count")))
+        .map(|row| {
+            (row["kind"].as_str().expect("a kind").to_owned(), row["count"].as_i64().expect("a count"))
+        })
         .collect()
 }
 
@@ -210,7 +212,8 @@ impl Metrics {
 
     /// As [`Metrics::get`], if there is one.
     pub fn find(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let wanted: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        let wanted: Vec<String> =
+            labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
         let mut found = self.0.lines().filter_map(|line| {
             let (series, value) = line.rsplit_once(' ')?;
             let rest = series.strip_prefix(name)?;
@@ -257,9 +260,7 @@ impl Zoo {
         let mut answer = String::new();
         self.answers.read_line(&mut answer).expect("the fixture answers");
         match answer.trim().split_once(' ').unwrap_or((answer.trim(), "")) {
-            ("ok", numbers) => {
-                Ok(numbers.split_whitespace().map(|n| n.parse().expect("a number")).collect())
-            }
+            ("ok", numbers) => Ok(numbers.split_whitespace().map(|n| n.parse().expect("a number")).collect()),
             ("no", reason) => Err(reason.to_owned()),
             _ => panic!("the fixture answered {answer:?} to {command:?}"),
         }

@@ -6,7 +6,6 @@
 
 use aya_ebpf::{
     Global,
-
     helpers::{bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user},
 };
 
@@ -147,9 +146,7 @@ pub(crate) fn live_threads() -> u32 {
 fn saved_regs() -> *const u8 {
     if HAVE_TASK_PT_REGS.load() != 0 {
         // SAFETY: the helper takes a task and has no other precondition.
-        unsafe {
-            aya_ebpf::helpers::generated::bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u8
-        }
+        unsafe { aya_ebpf::helpers::generated::bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u8 }
     } else {
         // SAFETY: a pointer is plain data.
         let stack = unsafe { Probe::pointer(current(), &OFF_TASK_STACK) };
@@ -170,4 +167,3 @@ pub(crate) fn user<T: Copy>(address: u64) -> T {
     // SAFETY: the helper checks the address; callers read integers only, of which zeroes are a value.
     unsafe { bpf_probe_read_user(address as *const T).unwrap_or(core::mem::zeroed()) }
 }
-

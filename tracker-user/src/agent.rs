@@ -14,6 +14,7 @@ use tracing_log::LogTracer;
 
 use crate::{
     bpf::{BpfError, Change, Event, Sizes, decode},
+    host,
     http::{Line, Lines},
     report::Notice,
     tracker::{Tracker, TrackerError},
@@ -46,7 +47,8 @@ impl Engine {
         let tracker = Arc::new(tracker);
         let (lines, _) = broadcast::channel(BACKLOG);
         let doubt = Arc::new(Notify::new());
-        let reader = Reader { tracker: Arc::clone(&tracker), lines: lines.clone(), doubt: Arc::clone(&doubt) };
+        let reader =
+            Reader { tracker: Arc::clone(&tracker), lines: lines.clone(), doubt: Arc::clone(&doubt) };
         let mut tasks = vec![tokio::spawn(reader.run(register(rings.events)?))];
         if let Some(log) = rings.log {
             tasks.push(tokio::spawn(forward_log(register(log)?)));
@@ -61,6 +63,7 @@ impl Engine {
     pub async fn attach(&mut self, audit_every: Duration) -> Result<(), TrackerError> {
         blocking(&self.tracker, Tracker::attach_feeder).await?;
         let first = blocking(&self.tracker, Tracker::audit).await?;
+        host::give_memory_back();
         tracing::info!(
             adopted = first.corrections,
             took = ?first.took,

@@ -16,7 +16,8 @@ pub fn profile(given: Option<CriuVersion>, kernel: KernelVersion) -> Profile {
 
 /// The version that `criu --version` tells.
 fn installed() -> Option<CriuVersion> {
-    let output = Command::new("criu").arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    let output =
+        Command::new("criu").arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     parse(&String::from_utf8_lossy(&output.stdout))
 }
 

@@ -61,11 +61,7 @@ pub struct Capability {
 pub const CAPABILITIES: [Capability; 3] = [
     Capability { name: "CAP_BPF", reason: "load BPF programs and maps", bit: 39 },
     Capability { name: "CAP_PERFMON", reason: "attach to tracepoints and read kernel memory", bit: 38 },
-    Capability {
-        name: "CAP_DAC_READ_SEARCH",
-        reason: "read tracefs, and find a cgroup by its id",
-        bit: 2,
-    },
+    Capability { name: "CAP_DAC_READ_SEARCH", reason: "read tracefs, and find a cgroup by its id", bit: 2 },
 ];
 
 /// The effective capabilities of this process that are missing.
@@ -107,6 +103,15 @@ fn boot_time_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// Returns freed memory to the kernel. Reading the kernel's type information takes some 20 MB once, which glibc would keep.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call has no precondition.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// The name of a process: its `comm`. `None` when it has gone.
 #[must_use]
 pub fn comm(pid: u32) -> Option<String> {
@@ -130,7 +135,9 @@ pub fn listener_of(port: u16) -> Option<String> {
         .find_map(|table| listening_inode(&table, port).map(str::to_owned))?;
     let target = format!("socket:[{inode}]");
     for entry in fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let Ok(fds) = fs::read_dir(entry.path().join("fd")) else { continue };
         if fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|link| link == Path::new(&target))) {
             return Some(format!("pid {pid} ({})", comm(pid).unwrap_or_default()));

@@ -126,7 +126,11 @@ impl ContainerRow {
 fn rows(counts: &Counts, profile: &Profile) -> Vec<Count> {
     counts
         .iter()
-        .map(|(kind, count)| Count { kind: kind.name().into(), verdict: judge(kind, profile).name().into(), count })
+        .map(|(kind, count)| Count {
+            kind: kind.name().into(),
+            verdict: judge(kind, profile).name().into(),
+            count,
+        })
         .collect()
 }
 
@@ -151,7 +155,12 @@ impl Who {
             Owner::Unknown => fixed(UNKNOWN, ""),
             Owner::Container(c) => {
                 let Container { id, name, runtime, cgroup, .. } = c.as_ref();
-                Self { id: id.clone(), name: name.clone(), runtime: runtime.to_string(), cgroup: cgroup.clone() }
+                Self {
+                    id: id.clone(),
+                    name: name.clone(),
+                    runtime: runtime.to_string(),
+                    cgroup: cgroup.clone(),
+                }
             }
         }
     }

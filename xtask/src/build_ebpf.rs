@@ -119,7 +119,8 @@ fn linker(no_install: bool) -> anyhow::Result<PathBuf> {
     if no_install {
         bail!("bpf-linker {version} is needed (without --no-install cargo installs it into target/tools)");
     }
-    let llvm = llvm().with_context(|| format!("libLLVM.so.{llvm_version}.1 isn't here: bpf-linker needs it"))?;
+    let llvm =
+        llvm().with_context(|| format!("libLLVM.so.{llvm_version}.1 isn't here: bpf-linker needs it"))?;
     // Its build script wants PREFIX/lib/libLLVM.so, and nothing else of LLVM's development files.
     let prefix = tools()?.join("llvm");
     fs::create_dir_all(prefix.join("lib"))?;
@@ -146,7 +147,16 @@ fn build(toolchain: &Toolchain, linker: &Path) -> anyhow::Result<PathBuf> {
     let mut cargo = Command::new(&toolchain.cargo);
     cargo
         .current_dir(&workspace)
-        .args(["build", "--package", "tracker-ebpf", "--bin", "tracker", "--features", "programs", "--release"])
+        .args([
+            "build",
+            "--package",
+            "tracker-ebpf",
+            "--bin",
+            "tracker",
+            "--features",
+            "programs",
+            "--release",
+        ])
         .args(["--locked", "--target", "bpfel-unknown-none", "-Z", "build-std=core", "--target-dir"])
         .arg(&target_dir)
         .env("PATH", std::env::join_paths(path)?)
@@ -155,7 +165,9 @@ fn build(toolchain: &Toolchain, linker: &Path) -> anyhow::Result<PathBuf> {
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(toolchain, &workspace)?);
     // rustup and an outer cargo leave these, and they would get in the way of the compiler chosen here.
-    for variable in ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "CARGO_BUILD_TARGET"] {
+    for variable in
+        ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "CARGO_BUILD_TARGET"]
+    {
         cargo.env_remove(variable);
     }
     must(&mut cargo)?;
@@ -216,7 +228,8 @@ fn compare(built: &[u8], made_by: &str) -> anyhow::Result<()> {
         eprintln!("{OBJECT} is, byte by byte, what the sources give");
         return Ok(());
     }
-    let by = fs::read_to_string(workspace.join(MADE_BY)).with_context(|| format!("read {MADE_BY}; {REMEDY}"))?;
+    let by =
+        fs::read_to_string(workspace.join(MADE_BY)).with_context(|| format!("read {MADE_BY}; {REMEDY}"))?;
     if by == made_by {
         bail!("{OBJECT} is not what the sources give; {REMEDY}");
     }
@@ -236,7 +249,8 @@ fn code(object: &[u8]) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
     let mut sections = BTreeMap::new();
     for section in file.sections() {
         let name = section.name().context("the name of a section")?;
-        let describes = [".BTF", ".rel", ".strtab", ".symtab", ".shstrtab"].iter().any(|prefix| name.starts_with(prefix));
+        let describes =
+            [".BTF", ".rel", ".strtab", ".symtab", ".shstrtab"].iter().any(|prefix| name.starts_with(prefix));
         if !describes && !name.is_empty() {
             sections.insert(name.to_owned(), section.data().context("the data of a section")?.to_vec());
         }

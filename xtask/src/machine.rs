@@ -40,7 +40,10 @@ pub(crate) fn mount_tracefs() -> anyhow::Result<()> {
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let own = tools().ok().map(|dir| dir.join("bin"));
-    own.into_iter().chain(std::env::split_paths(&path)).map(|dir| dir.join(program)).find(|file| file.is_file())
+    own.into_iter()
+        .chain(std::env::split_paths(&path))
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
 }
 
 /// A package of the system's package manager that isn't there yet.
@@ -62,7 +65,8 @@ impl Package {
 
 /// Whether a Debian package is installed.
 pub(crate) fn is_installed(package: &str) -> bool {
-    output(Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package])).is_ok_and(|s| s == "installed")
+    output(Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]))
+        .is_ok_and(|s| s == "installed")
 }
 
 /// Installs packages, or says which if it may not.
@@ -75,7 +79,10 @@ pub(crate) fn install(packages: &[Package], may: bool) -> anyhow::Result<()> {
         bail!("these packages are needed: {} (without --no-install they are installed)", names.join(" "));
     }
     if find("apt-get").is_none() {
-        bail!("these Debian packages are needed, or what they hold: {}; apt-get isn't here to install them", names.join(" "));
+        bail!(
+            "these Debian packages are needed, or what they hold: {}; apt-get isn't here to install them",
+            names.join(" ")
+        );
     }
     eprintln!("installing by apt-get: {}", names.join(" "));
     must(as_root("apt-get").args(["update", "-q"]))?;
@@ -84,7 +91,14 @@ pub(crate) fn install(packages: &[Package], may: bool) -> anyhow::Result<()> {
     if !installed.is_empty() {
         must(
             as_root("env")
-                .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-q", "--no-install-recommends"])
+                .args([
+                    "DEBIAN_FRONTEND=noninteractive",
+                    "apt-get",
+                    "install",
+                    "-y",
+                    "-q",
+                    "--no-install-recommends",
+                ])
                 .args(installed),
         )?;
     }

@@ -36,7 +36,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let filter = args.filter.as_slice();
     // Built first: the integration tests run the binary.
     must(cargo()?.args(["build", "--locked", "--package", "tracker-user", "--package", "fdtracker-tests"]))?;
-    must(cargo()?.args(["test", "--locked", "--workspace", "--exclude", "fdtracker-tests", "--"]).args(filter))?;
+    must(
+        cargo()?.args(["test", "--locked", "--workspace", "--exclude", "fdtracker-tests", "--"]).args(filter),
+    )?;
     must(integration()?.args(["test", "--locked", "--package", "fdtracker-tests", "--"]).args(filter))?;
     eprintln!("all tests passed in {} s", start.elapsed().as_secs());
     Ok(())
@@ -63,4 +65,3 @@ fn host_triple() -> anyhow::Result<String> {
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     host.map(str::to_owned).ok_or_else(|| anyhow::anyhow!("rustc -vV tells no host"))
 }
-

@@ -30,7 +30,10 @@ fn main() {
 
 fn run(words: &[&str]) -> Answer {
     let number = |at: usize| -> Result<c_int, io::Error> {
-        words.get(at).and_then(|w| w.parse().ok()).ok_or_else(|| io::Error::other(format!("bad command {words:?}")))
+        words
+            .get(at)
+            .and_then(|w| w.parse().ok())
+            .ok_or_else(|| io::Error::other(format!("bad command {words:?}")))
     };
     match words.first().copied().unwrap_or_default() {
         "pid" => Ok(vec![std::process::id().into()]),
@@ -44,7 +47,9 @@ fn run(words: &[&str]) -> Answer {
         "close_range" => {
             none(call(libc::SYS_close_range, &[number(1)?.into(), number(2)?.into(), number(3)?.into()]))
         }
-        "cloexec" => none(call(libc::SYS_fcntl, &[number(1)?.into(), libc::F_SETFD.into(), libc::FD_CLOEXEC.into()])),
+        "cloexec" => {
+            none(call(libc::SYS_fcntl, &[number(1)?.into(), libc::F_SETFD.into(), libc::FD_CLOEXEC.into()]))
+        }
         "open_unseen" => open_unseen(),
         "close_unseen" => close_unseen(number(1)?),
         "getfd" => getfd(number(1)?),
@@ -254,7 +259,8 @@ fn seccomp_notify() -> Result<i64, io::Error> {
 
 fn mqueue() -> Result<i64, io::Error> {
     let name = CString::new(format!("zoo{}", std::process::id())).unwrap_or_default();
-    let fd = call(libc::SYS_mq_open, &[name.as_ptr() as i64, i64::from(libc::O_RDWR | libc::O_CREAT), 0o600, 0]);
+    let fd =
+        call(libc::SYS_mq_open, &[name.as_ptr() as i64, i64::from(libc::O_RDWR | libc::O_CREAT), 0o600, 0]);
     call(libc::SYS_mq_unlink, &[name.as_ptr() as i64])?;
     fd
 }
@@ -381,7 +387,8 @@ fn sharer(count: c_int) -> Answer {
     let top = stack.as_mut_ptr_range().end;
     let flags = libc::CLONE_FILES | libc::CLONE_VM | libc::SIGCHLD;
     // SAFETY: the stack is leaked, so the child has it for good.
-    let pid = check(unsafe { libc::clone(child, top.cast(), flags, count as usize as *mut libc::c_void) }.into())?;
+    let pid =
+        check(unsafe { libc::clone(child, top.cast(), flags, count as usize as *mut libc::c_void) }.into())?;
     Ok(vec![pid])
 }
 

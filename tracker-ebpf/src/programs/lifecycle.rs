@@ -7,7 +7,9 @@ use aya_ebpf::{
 use tracker_ebpf::{Kind, TABLE_STALE, Table, event, mode};
 
 use crate::{
-    kernel::{OFF_TASK_FILES, Probe, Read as _, cgroup_id, current_files, current_tgid, live_threads, sharers},
+    kernel::{
+        OFF_TASK_FILES, Probe, Read as _, cgroup_id, current_files, current_tgid, live_threads, sharers,
+    },
     maps::{TABLES, add},
     notify::{self, Who},
     slots::{flow_of, forget_slots, scan},

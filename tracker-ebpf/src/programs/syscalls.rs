@@ -9,9 +9,7 @@ use aya_ebpf::{EbpfContext as _, macros::tracepoint, programs::TracePointContext
 use tracker_ebpf::{Loss, mode};
 
 use crate::{
-    kernel::{
-        OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_REGS_ARG2, OFF_REGS_ARG3, current_files, syscall_arg, user,
-    },
+    kernel::{OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_REGS_ARG2, OFF_REGS_ARG3, current_files, syscall_arg, user},
     maps::{TABLES, lose},
     programs::lifecycle,
     slots::{follow, follow_close, mark_stale, scan},

@@ -45,7 +45,10 @@ pub(super) fn read_records(mut iterator: impl std::io::Read) -> std::io::Result<
             Ok(read) => read,
             // A million files without one to count: the kernel yields. Linux: bpf_seq_read, MAX_ITER_OBJECTS.
             Err(error)
-                if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) =>
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
+                ) =>
             {
                 continue;
             }
@@ -118,8 +121,8 @@ pub(super) fn compare(
     }
     for (files, table) in tables {
         if table.visited == pass {
-            let empty_but_recorded = !seen.contains_key(files)
-                && (recorded.contains_key(files) || table.flags & TABLE_STALE != 0);
+            let empty_but_recorded =
+                !seen.contains_key(files) && (recorded.contains_key(files) || table.flags & TABLE_STALE != 0);
             if empty_but_recorded {
                 plan.scan.push((*files, table.tgid, table.cgroup_id));
             }
@@ -175,11 +178,8 @@ mod tests {
 
     #[test]
     fn a_missed_open_and_a_missed_close_are_re_read() {
-        let open = plan(
-            &[record(1, 3, 100), record(1, 4, 100)],
-            &[slot(1, 7, 3)],
-            &[(1, table(100, PASS, 0))],
-        );
+        let open =
+            plan(&[record(1, 3, 100), record(1, 4, 100)], &[slot(1, 7, 3)], &[(1, table(100, PASS, 0))]);
         assert_eq!(open.scan, [(1, 42, 100)]);
         let close = plan(&[], &[slot(1, 7, 3)], &[(1, table(100, PASS, 0))]);
         assert_eq!(close.scan, [(1, 42, 100)]);
@@ -233,7 +233,8 @@ mod tests {
         let records = [record(1, 3, 100), record(1, 4, 100), record(2, 3, 200)];
         let bytes = records.iter().flat_map(|r| {
             // SAFETY: the record has no padding.
-            unsafe { std::slice::from_raw_parts((&raw const *r).cast::<u8>(), size_of::<FileRecord>()) }.to_vec()
+            unsafe { std::slice::from_raw_parts((&raw const *r).cast::<u8>(), size_of::<FileRecord>()) }
+                .to_vec()
         });
         let seen = read_records(Dribble(bytes.collect())).unwrap();
         assert_eq!(seen.len(), 2);

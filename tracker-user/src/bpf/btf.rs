@@ -203,9 +203,9 @@ impl<'a> Btf<'a> {
         let ty = self.plain(id)?;
         match ty.kind {
             PTR => Ok(8),
-            ARRAY => {
-                Ok(self.size(read_u32(self.data, ty.body)?)?.saturating_mul(read_u32(self.data, ty.body + 8)?))
-            }
+            ARRAY => Ok(self
+                .size(read_u32(self.data, ty.body)?)?
+                .saturating_mul(read_u32(self.data, ty.body + 8)?)),
             _ => Ok(ty.size_or_type),
         }
     }

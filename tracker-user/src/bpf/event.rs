@@ -63,7 +63,14 @@ impl Event {
                 let SlotEvent { header, tag } = sys::read(record)?;
                 tag.kind()?;
                 let fd = header.fd;
-                (header, if code == event::OPENED { Change::Opened { fd, tag } } else { Change::Closed { fd, tag } })
+                (
+                    header,
+                    if code == event::OPENED {
+                        Change::Opened { fd, tag }
+                    } else {
+                        Change::Closed { fd, tag }
+                    },
+                )
             }
             _ => {
                 let TableEvent { header, n } = sys::read(record)?;
@@ -144,7 +151,10 @@ mod tests {
         for len in 0..record.len() {
             assert_eq!(Event::decode(&record[..len]), None);
         }
-        assert_eq!(Event::decode(&bytes(&SlotEvent { header: header(event::OPENED), tag: Tag(u64::MAX) })), None);
+        assert_eq!(
+            Event::decode(&bytes(&SlotEvent { header: header(event::OPENED), tag: Tag(u64::MAX) })),
+            None
+        );
         assert_eq!(Event::decode(&bytes(&TableEvent { header: header(99), n: [0; Kind::COUNT] })), None);
     }
 }

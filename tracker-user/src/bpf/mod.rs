@@ -39,12 +39,18 @@ use thiserror::Error;
 use tracing_log::LogTracer;
 use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Flow, Loss, Slot, Table, Tag, mode, resync};
 
-use self::{feeder::Extent, offsets::Globals, prerequisites::{kernel_btf, tracefs}};
+use self::{
+    feeder::Extent,
+    offsets::Globals,
+    prerequisites::{kernel_btf, tracefs},
+};
 use crate::{host::KernelVersion, runtime::Hierarchy};
 
 /// The BPF object, built by `cargo xtask build-ebpf`.
-static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tracker-ebpf/prebuilt/tracker.bpf.o"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../tracker-ebpf/prebuilt/tracker.bpf.o"
+));
 
 /// Why the kernel side can't run.
 #[derive(Debug, Error)]
@@ -209,8 +215,7 @@ impl Kernel {
     /// When the map can't be read.
     pub fn losses(&self) -> Result<Vec<(Loss, u64)>, BpfError> {
         let map_error = |source| BpfError::Map { map: "LOSSES", source };
-        let losses: PerCpuArray<_, u64> =
-            PerCpuArray::try_from(self.map("LOSSES")?).map_err(map_error)?;
+        let losses: PerCpuArray<_, u64> = PerCpuArray::try_from(self.map("LOSSES")?).map_err(map_error)?;
         let sum = |loss: &Loss| {
             let values = losses.get(&(*loss as u32), 0).map_err(map_error)?;
             Ok((*loss, values.iter().sum()))
@@ -285,7 +290,8 @@ impl Kernel {
     }
 
     fn read<K: sys::Plain, V: sys::Plain>(&self, name: &'static str) -> Result<Vec<(K, V)>, BpfError> {
-        sys::read_hash(hash_fd(self.map(name)?, name)?).map_err(|source| call("read the BPF map", name, source))
+        sys::read_hash(hash_fd(self.map(name)?, name)?)
+            .map_err(|source| call("read the BPF map", name, source))
     }
 
     fn delete<K: sys::Plain>(&self, name: &'static str, key: &K) -> Result<(), BpfError> {
@@ -331,8 +337,7 @@ fn load(hierarchy: &Hierarchy, sizes: Sizes, kernel: KernelVersion, log: bool) -
 fn fill_anon_names(ebpf: &mut Ebpf) -> Result<(), BpfError> {
     let map_error = |source| BpfError::Map { map: "ANON_NAMES", source };
     let map = ebpf.map_mut("ANON_NAMES").ok_or_else(|| BpfError::Object("map ANON_NAMES".into()))?;
-    let mut names: BpfHashMap<_, [u8; ANON_NAME_LEN], u64> =
-        BpfHashMap::try_from(map).map_err(map_error)?;
+    let mut names: BpfHashMap<_, [u8; ANON_NAME_LEN], u64> = BpfHashMap::try_from(map).map_err(map_error)?;
     for (name, kind) in ANON_INODES {
         let mut key = [0; ANON_NAME_LEN];
         for (to, from) in key.iter_mut().zip(name.bytes()) {

@@ -73,7 +73,11 @@ impl Globals {
     ///
     /// # Errors
     /// Names the first member that isn't there or isn't of the expected size.
-    pub(super) fn find(btf: &[u8], hierarchy: &Hierarchy, kernel: crate::host::KernelVersion) -> Result<Self, BtfError> {
+    pub(super) fn find(
+        btf: &[u8],
+        hierarchy: &Hierarchy,
+        kernel: crate::host::KernelVersion,
+    ) -> Result<Self, BtfError> {
         let mut wanted: Vec<&str> = OFFSETS.iter().map(|(_, of, ..)| *of).collect();
         wanted.push("css_set");
         let btf = Btf::parse(btf, &wanted)?;
@@ -92,10 +96,9 @@ impl Globals {
             None => (u64::from(btf.field("css_set", "dfl_cgrp")?.offset), 0),
             Some(controller) => {
                 let id = format!("{controller}_cgrp_id");
-                let index = btf.enumerator(&id)?.ok_or_else(|| BtfError::NoMember {
-                    member: id,
-                    path: "enum cgroup_subsys_id".into(),
-                })?;
+                let index = btf
+                    .enumerator(&id)?
+                    .ok_or_else(|| BtfError::NoMember { member: id, path: "enum cgroup_subsys_id".into() })?;
                 (u64::from(btf.field("css_set", "subsys")?.offset) + 8 * u64::from(index), 1)
             }
         };

@@ -42,7 +42,9 @@ pub enum Missing {
     #[error("can't tell this process's capabilities (is /proc mounted?)")]
     Capabilities(#[source] io::Error),
     /// The kernel has no type information.
-    #[error("{KERNEL_BTF} isn't there: the kernel was built without CONFIG_DEBUG_INFO_BTF; use one that has it")]
+    #[error(
+        "{KERNEL_BTF} isn't there: the kernel was built without CONFIG_DEBUG_INFO_BTF; use one that has it"
+    )]
     Btf(#[source] io::Error),
     /// The kernel hides its memory.
     #[error(
@@ -196,9 +198,11 @@ fn pid_namespace() -> Finding {
 fn feeder(hierarchy: &Hierarchy) -> Finding {
     let sizes = Sizes { tables: 1024, slots: 1024, ring: 1 << 16 };
     match Kernel::load(hierarchy, sizes).and_then(|(mut kernel, _)| kernel.try_feeder()) {
-        Ok(feeder) => {
-            Finding::new("feeder", Status::Ok, format!("{feeder}: its programs load and attach; counts are live"))
-        }
+        Ok(feeder) => Finding::new(
+            "feeder",
+            Status::Ok,
+            format!("{feeder}: its programs load and attach; counts are live"),
+        ),
         Err(error) => Finding::new("feeder", Status::Fail, format!("{:#}", anyhow::Error::from(error))),
     }
 }

@@ -9,7 +9,7 @@ use super::{EndSignals, args, output};
 use crate::{
     agent::Engine,
     criu, host,
-    http::{Line, Listeners, Lines, Service},
+    http::{Line, Lines, Listeners, Service},
     report::Notice,
     verdict::Profile,
 };

@@ -192,7 +192,8 @@ mod tests {
 
     #[test]
     fn several_addresses_and_kinds() {
-        let cli = parse("fdtracker agent --web.listen-address 127.0.0.1:1 --web.listen-address [::1]:2").unwrap();
+        let cli =
+            parse("fdtracker agent --web.listen-address 127.0.0.1:1 --web.listen-address [::1]:2").unwrap();
         let Command::Agent(agent) = cli.command else { panic!() };
         assert_eq!(agent.listen.len(), 2);
         let cli = parse("fdtracker tail --kind pidfd --kind io_uring").unwrap();

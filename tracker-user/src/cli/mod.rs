@@ -34,10 +34,8 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     log_to_stderr(&cli);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the event loop")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
     runtime.block_on(async {
         match cli.command {
             Command::Agent(args) => agent::run(args).await,
@@ -51,7 +49,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 fn log_to_stderr(cli: &Cli) {
     let level = cli.log_level.unwrap_or_else(|| cli.command.default_log_level());
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(format!("{},aya={level}", level)))
+        .with_env_filter(EnvFilter::new(level.to_string()))
         .with_writer(io::stderr)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .init();

@@ -35,10 +35,18 @@ pub(super) fn listing(listing: &Listing) -> io::Result<()> {
     let header = ["NAME", "RUNTIME", "STATE", "PID", "COMM", "OPEN FDS"];
     let rows = listing.containers.iter().flat_map(|container| {
         let ContainerRow { name, runtime, state, counts: fds, .. } = container;
-        let row = vec![name.clone(), runtime.clone(), state.clone(), String::new(), String::new(), counts(fds)];
+        let row =
+            vec![name.clone(), runtime.clone(), state.clone(), String::new(), String::new(), counts(fds)];
         let processes = container.processes.iter().flatten().map(|process| {
             let pid = process.pid.to_string();
-            vec![String::new(), String::new(), String::new(), pid, process.comm.clone(), counts(&process.counts)]
+            vec![
+                String::new(),
+                String::new(),
+                String::new(),
+                pid,
+                process.comm.clone(),
+                counts(&process.counts),
+            ]
         });
         std::iter::once(row).chain(processes)
     });
@@ -47,7 +55,12 @@ pub(super) fn listing(listing: &Listing) -> io::Result<()> {
         return table(&header, rows);
     }
     let short: Vec<&str> = header.into_iter().filter(|name| !matches!(*name, "PID" | "COMM")).collect();
-    table(&short, rows.map(|row| row.into_iter().enumerate().filter(|(i, _)| !matches!(i, 3 | 4)).map(|(_, c)| c).collect()))
+    table(
+        &short,
+        rows.map(|row| {
+            row.into_iter().enumerate().filter(|(i, _)| !matches!(i, 3 | 4)).map(|(_, c)| c).collect()
+        }),
+    )
 }
 
 fn counts(counts: &[Count]) -> String {
@@ -96,7 +109,8 @@ mod tests {
             ..Notice::lost(0)
         };
         assert_eq!(notice(&opened), "T  web  opened    ibus[7]  fd 9  pidfd  blocked");
-        let count = |kind: &str, verdict: &str| Count { kind: kind.into(), verdict: verdict.into(), count: 2 };
+        let count =
+            |kind: &str, verdict: &str| Count { kind: kind.into(), verdict: verdict.into(), count: 2 };
         let counts = vec![count("pidfd", "blocked"), count("eventfd", "ok")];
         let exited = Notice { event: "exited".into(), fd: None, kind: None, counts, ..opened };
         assert_eq!(notice(&exited), "T  web  exited    ibus[7]  2 pidfd (blocked), 2 eventfd");

@@ -91,11 +91,14 @@ fn filter(args: &args::Tail, listing: &Listing) -> anyhow::Result<Filter> {
     let found = match exact {
         Some(container) => container,
         None => {
-            let mut matches = listing.containers.iter().filter(|c| !wanted.is_empty() && c.id.starts_with(wanted.as_str()));
+            let mut matches =
+                listing.containers.iter().filter(|c| !wanted.is_empty() && c.id.starts_with(wanted.as_str()));
             match (matches.next(), matches.next()) {
                 (Some(only), None) => only,
                 (None, _) => bail!("no container {wanted:?}; there are: {}", names(listing)),
-                (Some(_), Some(_)) => bail!("{wanted:?} begins the id of several containers; there are: {}", names(listing)),
+                (Some(_), Some(_)) => {
+                    bail!("{wanted:?} begins the id of several containers; there are: {}", names(listing))
+                }
             }
         }
     };
@@ -144,12 +147,14 @@ mod tests {
             counts: vec![],
             processes: None,
         };
-        let containers = vec![row("host", "host"), row("abc1", "web"), row("abc2", "db"), row("web2", "web2")];
+        let containers =
+            vec![row("host", "host"), row("abc1", "web"), row("abc2", "db"), row("web2", "web2")];
         Listing { containers, ..Listing::default() }
     }
 
     fn find(wanted: &str) -> Result<Option<String>, String> {
-        let cli = <super::super::Cli as clap::Parser>::try_parse_from(["fdtracker", "tail", "--container", wanted]);
+        let cli =
+            <super::super::Cli as clap::Parser>::try_parse_from(["fdtracker", "tail", "--container", wanted]);
         let super::super::Command::Tail(args) = cli.unwrap().command else { panic!() };
         filter(&args, &listing()).map(|filter| filter.container).map_err(|error| error.to_string())
     }

@@ -137,7 +137,9 @@ impl Events {
                     }
                 }
                 // The agent was ended while it spoke.
-                Some(Err(error)) if error.is_incomplete_message() || error.is_body_write_aborted() => return Ok(None),
+                Some(Err(error)) if error.is_incomplete_message() || error.is_body_write_aborted() => {
+                    return Ok(None);
+                }
                 Some(Err(source)) => return Err(ClientError::Http { path: self.path.clone(), source }),
             }
         }

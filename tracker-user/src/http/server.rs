@@ -12,7 +12,9 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::{Either, Full, channel::Channel};
-use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn};
+use hyper::{
+    Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::{
@@ -21,12 +23,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, broadcast},
 };
 
-use crate::{
-    host,
-    metrics,
-    report::Notice,
-    tracker::Tracker,
-};
+use crate::{host, metrics, report::Notice, tracker::Tracker};
 
 /// Connections at a time; further ones wait.
 const MAX_CONNECTIONS: usize = 64;
@@ -250,14 +247,19 @@ impl Service {
         if self.tracker.is_ready() {
             text(StatusCode::OK, "ready\n")
         } else {
-            text(StatusCode::SERVICE_UNAVAILABLE, "not ready: what was open before the start is not counted yet\n")
+            text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not ready: what was open before the start is not counted yet\n",
+            )
         }
     }
 
     fn metrics(&self) -> Response<Body> {
-        let rendered = self.tracker.snapshot().map_err(|e| format!("{:#}", anyhow::Error::from(e))).and_then(
-            |snapshot| metrics::render(&snapshot).map_err(|e| e.to_string()),
-        );
+        let rendered = self
+            .tracker
+            .snapshot()
+            .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
+            .and_then(|snapshot| metrics::render(&snapshot).map_err(|e| e.to_string()));
         match rendered {
             Ok(body) => typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body.into()),
             Err(error) => failed(&error),
@@ -283,7 +285,9 @@ impl Service {
         let (sender, body) = Channel::new(READER_QUEUE);
         tokio::spawn(follow(self.lines.subscribe(), sender, filter, Arc::clone(&self.tracker)));
         let mut response = Response::new(Either::Right(body));
-        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/x-ndjson"));
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/x-ndjson"));
         response
     }
 }

@@ -233,7 +233,8 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.retire(&Owner::Container(container("web")), &flow(Kind::Pidfd, 100, 100));
         ledger.retire(&Owner::Host, &flow(Kind::Pidfd, 7, 7));
-        let flows = [(2, flow(Kind::Pidfd, 3, 1)), (3, flow(Kind::Pidfd, 2, 2)), (1, flow(Kind::Pidfd, 1, 0))];
+        let flows =
+            [(2, flow(Kind::Pidfd, 3, 1)), (3, flow(Kind::Pidfd, 2, 2)), (1, flow(Kind::Pidfd, 1, 0))];
         let inventory = Inventory::take(&[], &flows, &ledger, vec![container("web")], owner);
         let web = &entry(&inventory, "web").totals;
         assert_eq!((web.opened.get(Kind::Pidfd), web.closed.get(Kind::Pidfd)), (105, 103));
@@ -242,7 +243,8 @@ mod tests {
 
     #[test]
     fn flows_of_a_container_that_has_gone_dont_bring_it_back() {
-        let inventory = Inventory::take(&[], &[(4, flow(Kind::Pidfd, 3, 3))], &Ledger::default(), vec![], owner);
+        let inventory =
+            Inventory::take(&[], &[(4, flow(Kind::Pidfd, 3, 3))], &Ledger::default(), vec![], owner);
         assert!(inventory.containers.is_empty());
     }
 

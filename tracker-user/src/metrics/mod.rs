@@ -93,7 +93,8 @@ impl Containers {
             let verdict = judge(kind, profile).name();
             self.open.with_label_values(&["", "", name, kind.name(), verdict]).add(n);
         }
-        for (counter, counts) in [(&self.opened, &entry.totals.opened), (&self.closed, &entry.totals.closed)] {
+        for (counter, counts) in [(&self.opened, &entry.totals.opened), (&self.closed, &entry.totals.closed)]
+        {
             for (kind, n) in counts.iter() {
                 counter.with_label_values(&["", "", name, kind.name()]).inc_by(n.unsigned_abs());
             }
@@ -132,7 +133,8 @@ fn own(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Error
     )?
     .with_label_values(&[snapshot.feeder.to_string(), (snapshot.feeder != Feeder::None).to_string()])
     .set(1);
-    let ready = IntGauge::new("fdtracker_ready", "1 once what was open before the agent started is counted.")?;
+    let ready =
+        IntGauge::new("fdtracker_ready", "1 once what was open before the agent started is counted.")?;
     ready.set(i64::from(snapshot.ready));
     registry.register(Box::new(ready))?;
     let lost = counters(
@@ -149,8 +151,12 @@ fn own(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Error
 }
 
 fn audits(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Error> {
-    let audits =
-        counters(registry, "fdtracker_audits_total", "Comparisons of all counts with the kernel's own list of files.", &["result"])?;
+    let audits = counters(
+        registry,
+        "fdtracker_audits_total",
+        "Comparisons of all counts with the kernel's own list of files.",
+        &["result"],
+    )?;
     audits.with_label_values(&["ok"]).inc_by(snapshot.audits.finished);
     audits.with_label_values(&["error"]).inc_by(snapshot.audits.failed);
     let corrections = prometheus::IntCounter::new(
@@ -164,7 +170,12 @@ fn audits(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Er
     registry.register(Box::new(took))
 }
 
-fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+fn gauges(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntGaugeVec, prometheus::Error> {
     registered(registry, GenericGaugeVec::new(Opts::new(name, help), labels)?)
 }
 
@@ -177,7 +188,10 @@ fn counters(
     registered(registry, GenericCounterVec::new(Opts::new(name, help), labels)?)
 }
 
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, prometheus::Error> {
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: C,
+) -> Result<C, prometheus::Error> {
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }
@@ -231,7 +245,10 @@ mod tests {
     #[test]
     fn counts_and_verdicts() {
         let text = text(&[("web", entry(Kind::Pidfd, 2)), ("db", entry(Kind::Eventfd, 1))]);
-        has(&text, r#"fdtracker_open_fds{container="web",kind="pidfd",namespace="",pod="",verdict="blocked"} 2"#);
+        has(
+            &text,
+            r#"fdtracker_open_fds{container="web",kind="pidfd",namespace="",pod="",verdict="blocked"} 2"#,
+        );
         has(&text, r#"fdtracker_fds_opened_total{container="web",kind="pidfd",namespace="",pod=""} 2"#);
         has(&text, r#"fdtracker_container_checkpointable{container="web",namespace="",pod=""} 0"#);
         has(&text, r#"fdtracker_container_checkpointable{container="db",namespace="",pod=""} 1"#);
@@ -250,7 +267,10 @@ mod tests {
     #[test]
     fn containers_of_one_name_add_up() {
         let text = text(&[("web", entry(Kind::Pidfd, 2)), ("web", entry(Kind::Pidfd, 3))]);
-        has(&text, r#"fdtracker_open_fds{container="web",kind="pidfd",namespace="",pod="",verdict="blocked"} 5"#);
+        has(
+            &text,
+            r#"fdtracker_open_fds{container="web",kind="pidfd",namespace="",pod="",verdict="blocked"} 5"#,
+        );
     }
 
     #[test]

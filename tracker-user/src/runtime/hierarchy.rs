@@ -60,7 +60,9 @@ impl Hierarchy {
         let mounts: Vec<Mount<'_>> = mountinfo.lines().filter_map(Mount::parse).collect();
         let v1 = |controller: &&str| {
             let found = mounts.iter().find(|m| {
-                m.kind == "cgroup" && m.root == "/" && m.options.split(',').any(|option| option == *controller)
+                m.kind == "cgroup"
+                    && m.root == "/"
+                    && m.options.split(',').any(|option| option == *controller)
             })?;
             Some(Self::v1(found.at, *controller))
         };
@@ -208,15 +210,18 @@ mod tests {
             match hierarchy.path_of(id) {
                 Ok(found) => assert_eq!(found, path),
                 // Not root, or the cgroup has gone.
-                Err(error) => assert!(matches!(
-                    error.kind(),
-                    io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound
-                )),
+                Err(error) => {
+                    assert!(matches!(
+                        error.kind(),
+                        io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound
+                    ));
+                }
             }
         }
         assert_eq!(
-            hierarchy.path_of(u64::MAX).map_err(|e| e.kind() == io::ErrorKind::PermissionDenied
-                || e.kind() == io::ErrorKind::NotFound),
+            hierarchy.path_of(u64::MAX).map_err(
+                |e| e.kind() == io::ErrorKind::PermissionDenied || e.kind() == io::ErrorKind::NotFound
+            ),
             Err(true)
         );
     }

@@ -154,7 +154,10 @@ mod tests {
 
     /// `ID`, `OTHER` and `UID` in a path stand for those constants; `U_D` is the UID as systemd writes it.
     fn fill(path: &str) -> String {
-        path.replace("OTHER", OTHER).replace("UID", UID).replace("U_D", &UID.replace('-', "_")).replace("ID", ID)
+        path.replace("OTHER", OTHER)
+            .replace("UID", UID)
+            .replace("U_D", &UID.replace('-', "_"))
+            .replace("ID", ID)
     }
 
     #[test]
@@ -166,16 +169,28 @@ mod tests {
             ("/machine.slice/libpod-ID.scope", Podman, false),
             ("/machine.slice/libpod-ID.scope/container", Podman, false),
             ("/libpod_parent/libpod-ID", Podman, false),
-            ("/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-ID.scope/container", Podman, false),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-ID.scope/container",
+                Podman,
+                false,
+            ),
             ("/system.slice/web.service/libpod-payload-ID", Podman, false),
             ("/system.slice/nerdctl-ID.scope", Containerd, false),
             ("/default/ID", Unknown, false),
-            ("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podU_D.slice/cri-containerd-ID.scope", Containerd, true),
+            (
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podU_D.slice/cri-containerd-ID.scope",
+                Containerd,
+                true,
+            ),
             ("/kubepods.slice/kubepods-podU_D.slice/crio-ID.scope", CriO, true),
             ("/kubepods.slice/kubepods-podU_D.slice/crio-ID.scope/container", CriO, true),
             ("/kubepods/besteffort/podUID/ID", Unknown, true),
             ("/kubepods/podUID/ID", Unknown, true),
-            ("/system.slice/containerd.service/kubepods-burstable-podU_D.slice:cri-containerd:ID", Containerd, false),
+            (
+                "/system.slice/containerd.service/kubepods-burstable-podU_D.slice:cri-containerd:ID",
+                Containerd,
+                false,
+            ),
             ("/docker/OTHER/kubelet/kubepods/burstable/podUID/ID", Unknown, true),
             ("/docker/OTHER/docker/ID/init", Docker, false),
         ] {
@@ -229,7 +244,9 @@ mod tests {
 
     #[test]
     fn any_bytes_are_survived() {
-        for path in ["////", "/é/ü", "/\u{0}", "pod", "/pod/pod", "/:cri-containerd:", "/machine-", "/lxc.payload."] {
+        for path in
+            ["////", "/é/ü", "/\u{0}", "pod", "/pod/pod", "/:cri-containerd:", "/machine-", "/lxc.payload."]
+        {
             let _ = identify(path);
         }
     }

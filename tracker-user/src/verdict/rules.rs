@@ -15,14 +15,18 @@ pub fn judge(kind: Kind, profile: &Profile) -> Verdict {
         // files.c:dump_one_file, the table of anonymous inodes.
         Kind::Eventfd | Kind::Signalfd => Verdict::Ok,
         // Targets of an epoll, watches, clocks, map types, and tun's net namespace aren't looked at.
-        Kind::Epoll | Kind::Inotify | Kind::Fanotify | Kind::Timerfd | Kind::BpfMap | Kind::Tun => Verdict::Unknown,
+        Kind::Epoll | Kind::Inotify | Kind::Fanotify | Kind::Timerfd | Kind::BpfMap | Kind::Tun => {
+            Verdict::Unknown
+        }
         // pidfd.c:dump_one_pidfd came with 4.1; whether the target is in the tree isn't looked at.
         Kind::Pidfd if since(CriuVersion::new(4, 1, 0)) => Verdict::Unknown,
         // sk-inet.c:can_dump_ipproto takes ICMP since 4.2.
         Kind::Ping if since(CriuVersion::new(4, 2, 0)) => Verdict::Ok,
         // sockets.c:do_dump_opt: SO_PASSCRED is refused for these families from Linux 6.16, until CRIU 4.2. Their
         // multicast memberships aren't looked at.
-        Kind::Packet if since(CriuVersion::new(4, 2, 0)) || !profile.kernel.at_least(6, 16) => Verdict::Unknown,
+        Kind::Packet if since(CriuVersion::new(4, 2, 0)) || !profile.kernel.at_least(6, 16) => {
+            Verdict::Unknown
+        }
         // Plugins (CUDA, amdgpu) may dump these.
         Kind::Nvidia if since(CriuVersion::new(4, 0, 0)) => Verdict::Unknown,
         Kind::Dri => Verdict::Unknown,
