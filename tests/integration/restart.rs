@@ -11,6 +11,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         test("restart::adopts_what_was_open_before", Root, adopts_what_was_open_before),
         test("restart::an_audit_heals_what_probes_missed", Root, an_audit_heals_what_probes_missed),
+        test("restart::an_audit_finds_nothing_to_heal", Root, an_audit_finds_nothing_to_heal),
         test("restart::leaves_nothing_behind", Root, leaves_nothing_behind),
         test("restart::alone_without_an_agent", Root, alone_without_an_agent),
     ]
@@ -72,6 +73,23 @@ fn an_audit_heals_what_probes_missed() {
         let opened = metrics.get("fdtracker_fds_opened_total", &labels);
         same((corrections, opened, metrics.get("fdtracker_fds_closed_total", &labels)), (2.0, 1.0, 1.0))
     });
+}
+
+/// Audits while fds come and go: an audit that was ahead of a probe is no correction.
+fn an_audit_finds_nothing_to_heal() {
+    let cgroup = Cgroup::docker();
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let agent = Agent::start(&["--audit-interval", "100ms"]);
+    for _ in 0..10 {
+        zoo.must("churn 5000");
+    }
+    let metrics = agent.metrics();
+    let audits = metrics.get("fdtracker_audits_total", &[("result", "ok")]);
+    assert!(audits > 1.0, "only {audits} audits");
+    assert_eq!(metrics.get("fdtracker_audit_corrections_total", &[]), 0.0);
+    let labels = [("container", cgroup.name()), ("kind", "pidfd")];
+    assert_eq!(metrics.get("fdtracker_fds_opened_total", &labels), 50_000.0);
+    assert_eq!(metrics.get("fdtracker_fds_closed_total", &labels), 50_000.0);
 }
 
 fn leaves_nothing_behind() {

@@ -12,15 +12,11 @@ use tracker_ebpf::{FileRecord, Slot, TABLE_STALE, Table, Tag};
 
 use super::sys;
 
-/// What an audit found and did.
+/// What an audit did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Audit {
     /// Slots that were not as recorded, put right. At the first audit: adopted.
     pub corrections: u64,
-    /// Tables that had gone unseen, forgotten.
-    pub forgotten: u64,
-    /// Slots that hold something to count.
-    pub slots: usize,
     /// How long it took.
     pub took: Duration,
 }
@@ -76,15 +72,50 @@ fn note(seen: &mut HashMap<u64, Seen>, record: &FileRecord) {
     table.slots.insert(record.fd, Tag::new(record.kind, record.file));
 }
 
+/// How a table differs from what is recorded of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Difference {
+    /// A slot holds another file than is recorded; either may be none.
+    Slot { fd: u32, truth: Tag, recorded: Tag },
+    /// The table is charged to a cgroup that none of its users is in.
+    Cgroup { recorded: u64 },
+    /// A probe has marked the table stale.
+    Stale,
+}
+
+/// A table that differs.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Doubt {
+    pub(super) tgid: u32,
+    pub(super) cgroup_id: u64,
+    differences: HashSet<Difference>,
+}
+
 /// What to do about differences.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// Tables to re-read: address, thread group, cgroup.
-    pub(super) scan: Vec<(u64, u32, u64)>,
-    /// Tables that are no more: address, generation.
-    pub(super) forget: Vec<(u64, u64)>,
+    /// Tables to re-read.
+    pub(super) scan: HashMap<u64, Doubt>,
+    /// Tables that are no more: address, generation, and the slots that are still counted for them.
+    pub(super) forget: Vec<(u64, u64, u64)>,
     /// Records of slots of tables that are no more.
     pub(super) drop: Vec<Slot>,
+}
+
+impl Plan {
+    /// Whether there is something that only looks like a difference, perhaps: between a change and the probe that sees it lie
+    /// some microseconds, in which the iterator is ahead.
+    pub(super) fn needs_another_look(&self) -> bool {
+        self.scan.values().any(|doubt| !doubt.differences.contains(&Difference::Stale))
+    }
+
+    /// Keeps of the tables to re-read those that still differ, in the same way, in a later plan.
+    pub(super) fn confirmed_by(mut self, later: &Self) -> Self {
+        self.scan.retain(|files, doubt| {
+            later.scan.get(files).is_some_and(|again| !again.differences.is_disjoint(&doubt.differences))
+        });
+        self
+    }
 }
 
 /// Compares truth and records.
@@ -107,31 +138,54 @@ pub(super) fn compare(
             _ => plan.drop.push(*slot),
         }
     }
+    let nothing = HashMap::new();
     for (files, truth) in seen {
-        let table = tables.get(files);
-        let same = recorded.get(files).is_some_and(|slots| *slots == truth.slots)
-            && table.is_some_and(|table| {
-                table.flags & TABLE_STALE == 0 && truth.cgroup_ids.contains(&table.cgroup_id)
-            });
-        if !same {
-            let stays = table.map(|table| table.cgroup_id).filter(|id| truth.cgroup_ids.contains(id));
-            let cgroup = stays.or_else(|| truth.cgroup_ids.iter().min().copied()).unwrap_or(0);
-            plan.scan.push((*files, truth.tgid, cgroup));
+        let recorded = recorded.get(files).unwrap_or(&nothing);
+        let doubt = doubt(truth, recorded, tables.get(files));
+        if !doubt.differences.is_empty() {
+            plan.scan.insert(*files, doubt);
         }
     }
     for (files, table) in tables {
         if table.visited == pass {
-            let empty_but_recorded =
-                !seen.contains_key(files) && (recorded.contains_key(files) || table.flags & TABLE_STALE != 0);
-            if empty_but_recorded {
-                plan.scan.push((*files, table.tgid, table.cgroup_id));
+            if !seen.contains_key(files) {
+                // Its users have files open, but none to count.
+                let Table { tgid, cgroup_id, .. } = *table;
+                let truth = Seen { tgid, cgroup_ids: HashSet::from([cgroup_id]), slots: HashMap::new() };
+                let doubt = doubt(&truth, recorded.get(files).unwrap_or(&nothing), Some(table));
+                if !doubt.differences.is_empty() {
+                    plan.scan.insert(*files, doubt);
+                }
             }
         } else if before.contains(&(*files, table.generation)) {
             // It was there before the iterator ran, which met no task that has it.
-            plan.forget.push((*files, table.generation));
+            let known = table.flags & TABLE_STALE != 0;
+            let left = if known { 0 } else { table.n.iter().map(|n| n.unsigned_abs()).sum() };
+            plan.forget.push((*files, table.generation, left));
         }
     }
     plan
+}
+
+fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>) -> Doubt {
+    let mut differences = HashSet::new();
+    for fd in truth.slots.keys().chain(recorded.keys()) {
+        let of = |slots: &HashMap<u32, Tag>| slots.get(fd).copied().unwrap_or(Tag::EMPTY);
+        let (truth, recorded) = (of(&truth.slots), of(recorded));
+        if truth != recorded {
+            differences.insert(Difference::Slot { fd: *fd, truth, recorded });
+        }
+    }
+    let charged = table.map(|table| table.cgroup_id);
+    let stays = charged.filter(|id| truth.cgroup_ids.contains(id));
+    if let (Some(recorded), None) = (charged, stays) {
+        differences.insert(Difference::Cgroup { recorded });
+    }
+    if table.is_some_and(|table| table.flags & TABLE_STALE != 0) {
+        differences.insert(Difference::Stale);
+    }
+    let cgroup_id = stays.or_else(|| truth.cgroup_ids.iter().min().copied()).unwrap_or(0);
+    Doubt { tgid: truth.tgid, cgroup_id, differences }
 }
 
 #[cfg(test)]
@@ -165,6 +219,11 @@ mod tests {
         compare(PASS, &seen, &before, slots, &tables)
     }
 
+    /// The tables to re-read: address, thread group, cgroup.
+    fn scan(plan: &Plan) -> Vec<(u64, u32, u64)> {
+        plan.scan.iter().map(|(files, doubt)| (*files, doubt.tgid, doubt.cgroup_id)).collect()
+    }
+
     #[test]
     fn agreement_needs_nothing() {
         let plan = plan(&[record(1, 3, 100)], &[slot(1, 7, 3)], &[(1, table(100, PASS, 0))]);
@@ -173,28 +232,43 @@ mod tests {
 
     #[test]
     fn an_unknown_table_is_adopted() {
-        assert_eq!(plan(&[record(1, 3, 100)], &[], &[]).scan, [(1, 42, 100)]);
+        assert_eq!(scan(&plan(&[record(1, 3, 100)], &[], &[])), [(1, 42, 100)]);
     }
 
     #[test]
     fn a_missed_open_and_a_missed_close_are_re_read() {
         let open =
             plan(&[record(1, 3, 100), record(1, 4, 100)], &[slot(1, 7, 3)], &[(1, table(100, PASS, 0))]);
-        assert_eq!(open.scan, [(1, 42, 100)]);
+        assert_eq!(scan(&open), [(1, 42, 100)]);
         let close = plan(&[], &[slot(1, 7, 3)], &[(1, table(100, PASS, 0))]);
-        assert_eq!(close.scan, [(1, 42, 100)]);
+        assert_eq!(scan(&close), [(1, 42, 100)]);
     }
 
     #[test]
-    fn a_stale_table_is_re_read() {
-        let plan = plan(&[record(1, 3, 100)], &[slot(1, 7, 3)], &[(1, table(100, PASS, TABLE_STALE))]);
-        assert_eq!(plan.scan, [(1, 42, 100)]);
+    fn a_stale_table_is_re_read_at_once() {
+        for records in [&[record(1, 3, 100)][..], &[]] {
+            let slots = [slot(1, 7, 3)];
+            let plan = plan(records, &slots[..records.len()], &[(1, table(100, PASS, TABLE_STALE))]);
+            assert_eq!(scan(&plan), [(1, 42, 100)]);
+            assert!(!plan.needs_another_look());
+        }
+    }
+
+    #[test]
+    fn a_difference_counts_only_if_it_stays() {
+        let tables = [(1, table(100, PASS, 0)), (2, table(100, PASS, 0))];
+        let both = || plan(&[record(1, 3, 100), record(2, 3, 100)], &[], &tables);
+        assert!(both().needs_another_look());
+        // One is gone at the second look, and one has become another difference.
+        let later = plan(&[record(1, 4, 100)], &[], &tables);
+        assert_eq!(both().confirmed_by(&later), Plan::default());
+        assert_eq!(scan(&both().confirmed_by(&plan(&[record(2, 3, 100)], &[], &tables))), [(2, 42, 100)]);
     }
 
     #[test]
     fn a_missed_move_is_made_good() {
         let plan = plan(&[record(1, 3, 200)], &[slot(1, 7, 3)], &[(1, table(100, PASS, 0))]);
-        assert_eq!(plan.scan, [(1, 42, 200)]);
+        assert_eq!(scan(&plan), [(1, 42, 200)]);
     }
 
     #[test]
@@ -205,8 +279,10 @@ mod tests {
 
     #[test]
     fn a_table_that_nobody_has_is_forgotten_with_its_slots() {
-        let plan = plan(&[], &[slot(1, 7, 3), slot(2, 1, 3)], &[(1, table(100, PASS - 1, 0))]);
-        assert_eq!(plan.forget, [(1, 7)]);
+        let mut left = table(100, PASS - 1, 0);
+        left.n[Kind::Pidfd.index()] = 2;
+        let plan = plan(&[], &[slot(1, 7, 3), slot(2, 1, 3)], &[(1, left)]);
+        assert_eq!(plan.forget, [(1, 7, 2)]);
         // Its own record goes once the table is gone; that of the earlier table goes now.
         assert_eq!(plan.drop, [slot(2, 1, 3).0]);
     }

@@ -21,7 +21,7 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     os::fd::{AsFd as _, BorrowedFd},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 pub use auditor::Audit;
@@ -40,6 +40,7 @@ use tracing_log::LogTracer;
 use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Flow, Loss, Slot, Table, Tag, mode, resync};
 
 use self::{
+    auditor::{Doubt, Plan},
     feeder::Extent,
     offsets::Globals,
     prerequisites::{kernel_btf, tracefs},
@@ -230,8 +231,34 @@ impl Kernel {
     /// # Errors
     /// When the iterator or a map can't be read.
     pub fn audit(&mut self) -> Result<Audit, BpfError> {
+        /// Longer than any probe is behind the change that it sees.
+        const ANOTHER_LOOK: Duration = Duration::from_millis(20);
         let start = Instant::now();
         let adopt = self.pass == 0;
+        let mut plan = self.compare()?;
+        if !adopt && plan.needs_another_look() {
+            std::thread::sleep(ANOTHER_LOOK);
+            plan = plan.confirmed_by(&self.compare()?);
+        }
+        let mut audit = Audit::default();
+        let quiet = if adopt { mode::QUIET | mode::ADOPT } else { 0 };
+        for (files, Doubt { tgid, cgroup_id, .. }) in &plan.scan {
+            let arguments = [resync::SCAN, *files, u64::from(*tgid), *cgroup_id, u64::from(quiet)];
+            audit.corrections += u64::from(self.resync(arguments)?);
+        }
+        for (files, generation, left) in plan.forget {
+            self.resync([resync::FORGET, files, generation, 0, 0])?;
+            audit.corrections += left;
+        }
+        for slot in &plan.drop {
+            self.delete("SLOTS", slot)?;
+        }
+        audit.took = start.elapsed();
+        Ok(audit)
+    }
+
+    /// One pass of the iterator, and what it found.
+    fn compare(&mut self) -> Result<Plan, BpfError> {
         self.pass = self.pass.wrapping_add(1).max(1);
         self.announce_pass()?;
         let before: HashSet<(u64, u64)> =
@@ -239,21 +266,7 @@ impl Kernel {
         let seen = self.iterate()?;
         let slots: Vec<(Slot, Tag)> = self.read("SLOTS")?;
         let tables: HashMap<u64, Table> = self.tables()?.into_iter().collect();
-        let plan = auditor::compare(self.pass, &seen, &before, &slots, &tables);
-        let mut audit = Audit { slots: slots.len(), forgotten: plan.forget.len() as u64, ..Audit::default() };
-        let quiet = if adopt { mode::QUIET | mode::ADOPT } else { 0 };
-        for (files, tgid, cgroup) in plan.scan {
-            audit.corrections +=
-                u64::from(self.resync([resync::SCAN, files, u64::from(tgid), cgroup, u64::from(quiet)])?);
-        }
-        for (files, generation) in plan.forget {
-            self.resync([resync::FORGET, files, generation, 0, 0])?;
-        }
-        for slot in &plan.drop {
-            self.delete("SLOTS", slot)?;
-        }
-        audit.took = start.elapsed();
-        Ok(audit)
+        Ok(auditor::compare(self.pass, &seen, &before, &slots, &tables))
     }
 
     fn announce_pass(&mut self) -> Result<(), BpfError> {
