@@ -2,8 +2,10 @@
 
 use std::process::Command;
 
+use aya::maps::{HashMap, Map, MapData, loaded_maps};
 use fdtracker_tests::{Agent, Cgroup, Zoo, eventually, fdtracker, same};
 use libtest_mimic::Trial;
+use tracker_ebpf::{Kind, Table};
 
 use crate::{Needs::Root, test};
 
@@ -11,6 +13,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         test("restart::adopts_what_was_open_before", Root, adopts_what_was_open_before),
         test("restart::an_audit_heals_what_probes_missed", Root, an_audit_heals_what_probes_missed),
+        test("restart::an_audit_heals_a_wrong_number", Root, an_audit_heals_a_wrong_number),
         test("restart::an_audit_finds_nothing_to_heal", Root, an_audit_finds_nothing_to_heal),
         test("restart::leaves_nothing_behind", Root, leaves_nothing_behind),
         test("restart::alone_without_an_agent", Root, alone_without_an_agent),
@@ -73,6 +76,34 @@ fn an_audit_heals_what_probes_missed() {
         let opened = metrics.get("fdtracker_fds_opened_total", &labels);
         same((corrections, opened, metrics.get("fdtracker_fds_closed_total", &labels)), (2.0, 1.0, 1.0))
     });
+}
+
+fn an_audit_heals_a_wrong_number() {
+    let cgroup = Cgroup::docker();
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    zoo.must("open pidfd");
+    let agent = Agent::start(&["--audit-interval", "200ms"]);
+    spoil_numbers_of(zoo.pid());
+    eventually("the number is right again", || same(agent.counts(&cgroup.id)?, cgroup.truth()));
+    // And its slots are followed as before.
+    zoo.must("close_range 3 100 0");
+    eventually("the close is counted", || same(agent.counts(&cgroup.id)?, cgroup.truth()));
+    assert!(agent.metrics().get("fdtracker_audit_corrections_total", &[]) >= 1.0);
+}
+
+/// Writes a wrong number into the newest agent's record of a process.
+fn spoil_numbers_of(pid: u32) {
+    const SIZE: usize = size_of::<Table>();
+    let tables = loaded_maps().flatten().filter(|map| map.name_as_str() == Some("TABLES"));
+    let newest = tables.map(|map| map.id()).max().expect("an agent's map");
+    let map = Map::HashMap(MapData::from_id(newest).expect("open the map"));
+    let mut map: HashMap<_, u64, [u8; SIZE]> = HashMap::try_from(map).expect("the map's types");
+    let offset = std::mem::offset_of!(Table, tgid);
+    let of_pid = |value: &[u8; SIZE]| value[offset..offset + 4] == pid.to_ne_bytes();
+    let (files, mut value) =
+        map.iter().flatten().find(|(_, value)| of_pid(value)).expect("the process's table");
+    value[Kind::Eventfd.index() * 8] = 5;
+    map.insert(files, value, 0).expect("write the map");
 }
 
 /// Audits while fds come and go: an audit that was ahead of a probe is no correction.

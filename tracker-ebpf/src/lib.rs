@@ -260,6 +260,8 @@ pub mod mode {
     pub const ADOPT: u32 = 2;
     /// The agent runs the program on behalf of another task: `current` is not the table's user.
     pub const REMOTE: u32 = 4;
+    /// Count the table anew: its numbers don't agree with the slots that are recorded.
+    pub const RECOUNT: u32 = 8;
 }
 
 /// Operations of the program `resync`, its first argument.

@@ -85,6 +85,11 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
                     (*scratch).remote_cgroup_id = ctx.arg(3);
                 }
             }
+            let mode = ctx.arg::<u32>(4) | mode::REMOTE;
+            if mode & mode::RECOUNT != 0 {
+                // The new entry has a generation of its own, to which no recorded slot belongs.
+                let _ = TABLES.remove(files);
+            }
             if let Some(table) = TABLES.get_ptr_mut(files) {
                 // SAFETY: the pointer comes from the map.
                 unsafe {
@@ -93,7 +98,7 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
                     (*table).cgroup_id = ctx.arg(3);
                 }
             }
-            scan(files, ctx.arg::<u32>(4) | mode::REMOTE)
+            scan(files, mode)
         }
         resync::FORGET => {
             if let Some(table) = TABLES.get_ptr(files) {

@@ -242,8 +242,14 @@ impl Kernel {
         }
         let mut audit = Audit::default();
         let quiet = if adopt { mode::QUIET | mode::ADOPT } else { 0 };
-        for (files, Doubt { tgid, cgroup_id, .. }) in &plan.scan {
-            let arguments = [resync::SCAN, *files, u64::from(*tgid), *cgroup_id, u64::from(quiet)];
+        for (files, doubt) in &plan.scan {
+            let mode = if doubt.needs_recount() && !adopt {
+                mode::QUIET | mode::ADOPT | mode::RECOUNT
+            } else {
+                quiet
+            };
+            let Doubt { tgid, cgroup_id, .. } = *doubt;
+            let arguments = [resync::SCAN, *files, u64::from(tgid), cgroup_id, u64::from(mode)];
             audit.corrections += u64::from(self.resync(arguments)?);
         }
         for (files, generation, left) in plan.forget {
