@@ -16,6 +16,8 @@ use crate::{
 pub(crate) enum Who {
     /// The task that the program runs in.
     Current,
+    /// A child of that task, which is the table's user.
+    Child,
     /// The table's user: the program runs in a task that acts on another.
     User,
 }
@@ -34,12 +36,15 @@ fn fill(header: *mut Header, event: u32, files: u64, fd: u32, table: *const Tabl
         if who == Who::Current {
             (*header).tgid = current_tgid();
             (*header).pid = current_pid();
-            (*header).comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
         } else {
             (*header).tgid = (*table).tgid;
             (*header).pid = (*table).tgid;
-            (*header).comm = [0; COMM_LEN];
         }
+        (*header).comm = match who {
+            // A child begins with its parent's name.
+            Who::Current | Who::Child => bpf_get_current_comm().unwrap_or([0; COMM_LEN]),
+            Who::User => [0; COMM_LEN],
+        };
     }
 }
 

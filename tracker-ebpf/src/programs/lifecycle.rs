@@ -8,46 +8,74 @@ use tracker_ebpf::{Kind, TABLE_STALE, Table, event, mode};
 
 use crate::{
     kernel::{
-        OFF_TASK_FILES, Probe, Read as _, cgroup_id, current_files, current_tgid, live_threads, sharers,
+        OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, cgroup_id, current_files, current_tgid,
+        live_threads, sharers,
     },
-    maps::{TABLES, add},
+    maps::{SCRATCH, TABLES, add},
     notify::{self, Who},
     slots::{flow_of, forget_slots, scan},
 };
 
-/// A new process runs for the first time: its table is final, and nobody else has it.
+/// `sched_process_fork(parent, child)`: the child's table is final, nobody else has it, and the child doesn't run yet.
 ///
-/// Here and not at `sched_process_fork`, whose perf-style form gives no task, and whose other forms can be lost.
+/// raw_tp, because the perf-style form gives no task. From Linux 7.0 on such a program can be preempted, which its use of
+/// per-CPU scratch space doesn't allow, so there it isn't attached, and [`forked`] does it all.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+fn sched_process_fork(ctx: RawTracePointContext) -> i32 {
+    let child: *const u8 = ctx.arg(1);
+    // SAFETY: integers are plain data.
+    let (files, tgid): (u64, u32) =
+        unsafe { (Probe::read(child, &OFF_TASK_FILES), Probe::read(child, &OFF_TASK_TGID)) };
+    if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
+        // SAFETY: the pointer comes from the map; the program can't be preempted.
+        unsafe {
+            (*scratch).remote_tgid = tgid;
+            (*scratch).remote_cgroup_id = cgroup_id::<Probe>(child);
+        }
+    }
+    born(files, tgid, event::FORKED, Who::Child);
+    0
+}
+
+/// A new process runs for the first time.
 #[inline(always)]
 pub(crate) fn forked() {
-    born(current_files(), event::FORKED);
+    let (files, tgid) = (current_files(), current_tgid());
+    if let Some(table) = TABLES.get_ptr(files) {
+        // SAFETY: the pointer comes from the map.
+        if unsafe { (*table).tgid } == tgid {
+            // Counted when it was forked.
+            return;
+        }
+    }
+    born(files, tgid, event::FORKED, Who::Current);
 }
 
 /// The current task asked for a table of its own.
 #[inline(always)]
 pub(crate) fn unshared(files: u64) {
-    born(files, event::UNSHARED);
+    born(files, current_tgid(), event::UNSHARED, Who::Current);
 }
 
 #[inline(always)]
-fn born(files: u64, code: u32) {
+fn born(files: u64, tgid: u32, code: u32, who: Who) {
     // A thread, or a process made with CLONE_FILES: no new table.
     if files == 0 || sharers(files) > 1 {
         return;
     }
-    forget_predecessor(files);
-    scan(files, mode::QUIET);
+    forget_predecessor(files, tgid);
+    scan(files, if who == Who::Child { mode::QUIET | mode::REMOTE } else { mode::QUIET });
     if let Some(table) = TABLES.get_ptr(files) {
-        notify::table(code, files, table, Who::Current, false);
+        notify::table(code, files, table, who, false);
     }
 }
 
 /// The kernel reuses addresses: what is recorded under this one may be of a table that has gone unseen.
 #[inline(always)]
-fn forget_predecessor(files: u64) {
+fn forget_predecessor(files: u64, tgid: u32) {
     if let Some(table) = TABLES.get_ptr(files) {
         // SAFETY: the pointer comes from the map.
-        if unsafe { (*table).tgid } != current_tgid() {
+        if unsafe { (*table).tgid } != tgid {
             end(files, table, Who::User);
         }
     }

@@ -135,7 +135,7 @@ impl Plan {
 pub(super) fn compare(
     pass: u32,
     seen: &HashMap<u64, Seen>,
-    before: &HashSet<(u64, u64)>,
+    before: &HashMap<u64, Table>,
     slots: &[(Slot, Tag)],
     tables: &HashMap<u64, Table>,
 ) -> Plan {
@@ -152,7 +152,7 @@ pub(super) fn compare(
     let nothing = HashMap::new();
     for (files, truth) in seen {
         let recorded = recorded.get(files).unwrap_or(&nothing);
-        let doubt = doubt(truth, recorded, tables.get(files));
+        let doubt = doubt(truth, recorded, tables.get(files), before.get(files));
         if !doubt.differences.is_empty() {
             plan.scan.insert(*files, doubt);
         }
@@ -163,12 +163,13 @@ pub(super) fn compare(
                 // Its users have files open, but none to count.
                 let Table { tgid, cgroup_id, .. } = *table;
                 let truth = Seen { tgid, cgroup_ids: HashSet::from([cgroup_id]), slots: HashMap::new() };
-                let doubt = doubt(&truth, recorded.get(files).unwrap_or(&nothing), Some(table));
+                let doubt =
+                    doubt(&truth, recorded.get(files).unwrap_or(&nothing), Some(table), before.get(files));
                 if !doubt.differences.is_empty() {
                     plan.scan.insert(*files, doubt);
                 }
             }
-        } else if before.contains(&(*files, table.generation)) {
+        } else if before.get(files).is_some_and(|earlier| earlier.generation == table.generation) {
             // It was there before the iterator ran, which met no task that has it.
             let known = table.flags & TABLE_STALE != 0;
             let left = if known { 0 } else { table.n.iter().map(|n| n.unsigned_abs()).sum() };
@@ -178,7 +179,7 @@ pub(super) fn compare(
     plan
 }
 
-fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>) -> Doubt {
+fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, before: Option<&Table>) -> Doubt {
     let mut differences = HashSet::new();
     for fd in truth.slots.keys().chain(recorded.keys()) {
         let of = |slots: &HashMap<u32, Tag>| slots.get(fd).copied().unwrap_or(Tag::EMPTY);
@@ -193,7 +194,11 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>) -> D
         differences.insert(Difference::Cgroup { recorded });
     }
     if let Some(table) = table {
-        differences.extend(miscounts(recorded, table));
+        // Numbers and slots are read one after the other: they can be compared only if nothing moved meanwhile.
+        let still = |before: &Table| (before.generation, before.seq) == (table.generation, table.seq);
+        if before.is_some_and(still) {
+            differences.extend(miscounts(recorded, table));
+        }
         if table.flags & TABLE_STALE != 0 {
             differences.insert(Difference::Stale);
         }
@@ -247,8 +252,7 @@ mod tests {
                 table.n[kind.index()] += 1;
             }
         }
-        let before = tables.iter().map(|(files, table)| (*files, table.generation)).collect();
-        compare(PASS, &seen, &before, slots, &tables)
+        compare(PASS, &seen, &tables, slots, &tables)
     }
 
     /// The tables to re-read: address, thread group, cgroup.
@@ -330,7 +334,7 @@ mod tests {
     #[test]
     fn a_table_that_came_during_the_pass_is_left_alone() {
         let tables = HashMap::from([(1, table(100, 0, 0))]);
-        let plan = compare(PASS, &HashMap::new(), &HashSet::new(), &[], &tables);
+        let plan = compare(PASS, &HashMap::new(), &HashMap::new(), &[], &tables);
         assert_eq!(plan, Plan::default());
     }
 

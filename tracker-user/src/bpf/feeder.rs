@@ -8,6 +8,7 @@ use aya::{
 };
 
 use super::{BpfError, attach_error, program};
+use crate::host::KernelVersion;
 
 /// A set of probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,12 +93,24 @@ pub(super) enum Extent {
 }
 
 /// Loads and attaches the tracepoint feeder.
-pub(super) fn attach(ebpf: &mut Ebpf, tracefs: &Path, extent: Extent) -> Result<(), BpfError> {
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    kernel: KernelVersion,
+    tracefs: &Path,
+    extent: Extent,
+) -> Result<(), BpfError> {
     // Moves, exits and execs first, then closes, then opens: the order matters to nobody, but a table that is
     // met by an open is then followed to its end.
-    let move_probe: &mut RawTracePoint = program(ebpf, "cgroup_attach_task")?;
-    move_probe.load().map_err(|e| attach_error("cgroup_attach_task", e))?;
-    move_probe.attach("cgroup_attach_task").map_err(|e| attach_error("cgroup_attach_task", e))?;
+    let mut raw = vec!["cgroup_attach_task"];
+    // Linux 7.0 made raw tracepoints preemptible (kernel: __DECLARE_TRACE), which this program can't be.
+    if !kernel.at_least(7, 0) {
+        raw.push("sched_process_fork");
+    }
+    for name in raw {
+        let probe: &mut RawTracePoint = program(ebpf, name)?;
+        probe.load().map_err(|e| attach_error(name, e))?;
+        probe.attach(name).map_err(|e| attach_error(name, e))?;
+    }
     for name in ["sched_process_exit", "sched_process_exec"] {
         let probe: &mut TracePoint = program(ebpf, name)?;
         probe.load().map_err(|e| attach_error(name, e))?;

@@ -18,7 +18,7 @@ mod prerequisites;
 mod sys;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     io,
     os::fd::{AsFd as _, BorrowedFd},
     time::{Duration, Instant},
@@ -139,6 +139,7 @@ pub fn decode(record: &[u8]) -> Option<Event> {
 /// The loaded and attached probes. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
+    kernel: KernelVersion,
     feeder: Feeder,
     pass: u32,
 }
@@ -161,7 +162,7 @@ impl Kernel {
         resync.load().map_err(|e| attach_error("resync", e))?;
         let events = ebpf.take_map("EVENTS").ok_or_else(|| BpfError::Object("map EVENTS".into()))?;
         let events = RingBuf::try_from(events).map_err(|source| BpfError::Map { map: "EVENTS", source })?;
-        Ok((Self { ebpf, feeder: Feeder::None, pass: 0 }, Rings { events, log }))
+        Ok((Self { ebpf, kernel, feeder: Feeder::None, pass: 0 }, Rings { events, log }))
     }
 
     /// Attaches the feeder: from now on counts are live.
@@ -169,14 +170,14 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses a program.
     pub fn attach_feeder(&mut self) -> Result<(), BpfError> {
-        feeder::attach(&mut self.ebpf, &tracefs()?, Extent::Whole)?;
+        feeder::attach(&mut self.ebpf, self.kernel, &tracefs()?, Extent::Whole)?;
         self.feeder = Feeder::Tracepoint;
         Ok(())
     }
 
     /// Attaches each program of the feeder once, and so finds out whether the kernel takes it.
     fn try_feeder(&mut self) -> Result<Feeder, BpfError> {
-        feeder::attach(&mut self.ebpf, &tracefs()?, Extent::Sample)?;
+        feeder::attach(&mut self.ebpf, self.kernel, &tracefs()?, Extent::Sample)?;
         Ok(Feeder::Tracepoint)
     }
 
@@ -250,9 +251,12 @@ impl Kernel {
             };
             let Doubt { tgid, cgroup_id, .. } = *doubt;
             let arguments = [resync::SCAN, *files, u64::from(tgid), cgroup_id, u64::from(mode)];
-            audit.corrections += u64::from(self.resync(arguments)?);
+            let changed = u64::from(self.resync(arguments)?);
+            tracing::debug!(changed, ?doubt, "re-read the table {files:#x}");
+            audit.corrections += changed;
         }
         for (files, generation, left) in plan.forget {
+            tracing::debug!(left, "forget the table {files:#x}: no task has it");
             self.resync([resync::FORGET, files, generation, 0, 0])?;
             audit.corrections += left;
         }
@@ -267,8 +271,7 @@ impl Kernel {
     fn compare(&mut self) -> Result<Plan, BpfError> {
         self.pass = self.pass.wrapping_add(1).max(1);
         self.announce_pass()?;
-        let before: HashSet<(u64, u64)> =
-            self.tables()?.iter().map(|(files, table)| (*files, table.generation)).collect();
+        let before: HashMap<u64, Table> = self.tables()?.into_iter().collect();
         let seen = self.iterate()?;
         let slots: Vec<(Slot, Tag)> = self.read("SLOTS")?;
         let tables: HashMap<u64, Table> = self.tables()?.into_iter().collect();
