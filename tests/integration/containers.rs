@@ -34,7 +34,7 @@ fn agrees(agent: &Agent, container: &Container) {
 
 fn runc() {
     let agent = agent();
-    let mut container = Container::start(None, Some("/docker/ID"));
+    let mut container = Container::start(None, "/docker");
     let zoo = &mut container.zoo;
     let first = zoo.must("open pidfd");
     zoo.must(&format!("dup {first}"));
@@ -66,7 +66,7 @@ fn runc() {
 fn a_cgroup_of_any_name() {
     let agent = agent();
     let id = format!("zoo-{}", std::process::id());
-    let mut container = Container::start(Some(&id), Some("/fdtracker-test/ID"));
+    let mut container = Container::start(Some(&id), "/fdtracker-test");
     container.zoo.must("open eventfd");
     agrees(&agent, &container);
     let found = agent.container(&id).expect("the container");
@@ -141,7 +141,7 @@ impl Drop for Tail {
 
 fn tail_shows_an_open_at_once() {
     let agent = agent();
-    let mut container = Container::start(None, Some("/docker/ID"));
+    let mut container = Container::start(None, "/docker");
     eventually("the container is there", || agent.container(&container.id));
     let mut tail = Tail::start(&agent, &["--container", &container.id[..12], "--kind", "pidfd"]);
     tail.first_line(&mut container.zoo);
@@ -216,7 +216,7 @@ fn the_host() {
 fn comes_and_goes() {
     let agent = agent();
     let id = {
-        let mut container = Container::start(None, Some("/docker/ID"));
+        let mut container = Container::start(None, "/docker");
         container.zoo.must("open pidfd");
         agrees(&agent, &container);
         container.id.clone()

@@ -17,20 +17,22 @@ pub struct Container {
     pub id: String,
     /// The fixture in it.
     pub zoo: Zoo,
+    /// The cgroup above its own, which runc leaves behind.
+    parent: String,
     _bundle: TempDir,
 }
 
 impl Container {
-    /// Starts the fixture in a container. `cgroup`, if given, is its path, in which `ID` stands for the container's id.
-    pub fn start(id: Option<&str>, cgroup: Option<&str>) -> Self {
+    /// Starts the fixture in a container, whose cgroup is below `parent`.
+    pub fn start(id: Option<&str>, parent: &str) -> Self {
         let id = id.map_or_else(random_id, str::to_owned);
         let bundle = tempfile::tempdir().expect("a directory for the bundle");
         make_root(&bundle.path().join("rootfs"));
-        let spec = spec(cgroup.map(|path| path.replace("ID", &id)).as_deref());
+        let spec = spec(&format!("{parent}/{id}"));
         fs::write(bundle.path().join("config.json"), spec.to_string()).expect("write config.json");
         let mut runc = Command::new("runc");
         runc.args(["run", "--bundle"]).arg(bundle.path()).arg(&id);
-        Self { zoo: Zoo::start(runc), id, _bundle: bundle }
+        Self { zoo: Zoo::start(runc), id, parent: parent.into(), _bundle: bundle }
     }
 
     /// The pid of its first process, on the host.
@@ -46,6 +48,14 @@ impl Drop for Container {
     fn drop(&mut self) {
         let _ = Command::new("runc").args(["delete", "--force", &self.id]).stderr(Stdio::null()).status();
         self.zoo.end();
+        // In every hierarchy, unless somebody else has something there.
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        for line in mounts.lines() {
+            let mut words = line.split(' ').skip(1);
+            if let (Some(at), Some("cgroup" | "cgroup2")) = (words.next(), words.next()) {
+                let _ = fs::remove_dir(format!("{at}{}", self.parent));
+            }
+        }
     }
 }
 
@@ -66,10 +76,10 @@ pub fn make_root(root: &Path) {
     }
 }
 
-fn spec(cgroup: Option<&str>) -> serde_json::Value {
+fn spec(cgroup: &str) -> serde_json::Value {
     let all = ["bounding", "effective", "permitted"];
     let capabilities = ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_KILL", "CAP_NET_ADMIN"];
-    let mut spec = serde_json::json!({
+    serde_json::json!({
         "ociVersion": "1.0.2",
         "process": {
             "terminal": false,
@@ -85,10 +95,9 @@ fn spec(cgroup: Option<&str>) -> serde_json::Value {
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
         ],
-        "linux": {"namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}]},
-    });
-    if let Some(path) = cgroup {
-        spec["linux"]["cgroupsPath"] = path.into();
-    }
-    spec
+        "linux": {
+            "cgroupsPath": cgroup,
+            "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}],
+        },
+    })
 }
