@@ -14,6 +14,7 @@ pub fn trials() -> Vec<Trial> {
         test("restart::adopts_what_was_open_before", Root, adopts_what_was_open_before),
         test("restart::an_audit_heals_what_probes_missed", Root, an_audit_heals_what_probes_missed),
         test("restart::an_audit_heals_a_wrong_number", Root, an_audit_heals_a_wrong_number),
+        test("restart::without_room_nothing_is_called_clean", Root, without_room_nothing_is_called_clean),
         test("restart::an_audit_finds_nothing_to_heal", Root, an_audit_finds_nothing_to_heal),
         test("restart::leaves_nothing_behind", Root, leaves_nothing_behind),
         test("restart::alone_without_an_agent", Root, alone_without_an_agent),
@@ -76,6 +77,28 @@ fn an_audit_heals_what_probes_missed() {
         let opened = metrics.get("fdtracker_fds_opened_total", &labels);
         same((corrections, opened, metrics.get("fdtracker_fds_closed_total", &labels)), (2.0, 1.0, 1.0))
     });
+}
+
+fn without_room_nothing_is_called_clean() {
+    let cgroups = [Cgroup::docker(), Cgroup::docker(), Cgroup::docker()];
+    let mut zoos: Vec<Zoo> = cgroups.iter().map(Zoo::in_cgroup).collect();
+    zoos[0].must("open pidfd");
+    let agent = Agent::start(&["--criu", "4.0", "--max-tables", "1", "--audit-interval", "1s"]);
+    for zoo in &mut zoos[1..] {
+        zoo.must("open pidfd");
+    }
+    // From the first moment, and after audits, which can't make room.
+    let start = std::time::Instant::now();
+    while start.elapsed() < std::time::Duration::from_secs(3) {
+        let states =
+            cgroups.each_ref().map(|c| agent.container(&c.id).expect("the container")["state"].clone());
+        assert!(states.iter().all(|state| state == "blocked" || state == "stale"), "{states:?}");
+        assert!(states.iter().any(|state| state == "stale"), "{states:?}");
+        let checkpointable =
+            |name: &str| agent.metrics().find("fdtracker_container_checkpointable", &[("container", name)]);
+        assert!(cgroups.iter().all(|cgroup| checkpointable(cgroup.name()) != Some(1.0)));
+    }
+    assert!(agent.metrics().get("fdtracker_events_lost_total", &[("stage", "tables_full")]) > 0.0);
 }
 
 fn an_audit_heals_a_wrong_number() {

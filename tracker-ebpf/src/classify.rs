@@ -162,8 +162,7 @@ extern "C" fn learn(f_op: u64, name: u64) -> u64 {
     let Ok(read) = (unsafe { bpf_probe_read_kernel_str_bytes(name as *const u8, &mut fop.name) }) else {
         return fop.kind;
     };
-    // SAFETY: the kernel's names are ASCII; user space prints whatever comes, lossily.
-    debug!((), "learnt an anonymous inode: {}", unsafe { core::str::from_utf8_unchecked(read) });
+    debug!((), "learnt an anonymous inode, {} bytes of name", read.len());
     // SAFETY: user space fills the map before it attaches anything, and never changes it.
     if let Some(kind) = unsafe { ANON_NAMES.get(&fop.name) } {
         fop.kind = *kind;

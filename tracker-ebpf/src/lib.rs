@@ -76,7 +76,7 @@ pub struct Table {
     pub generation: u64,
     /// Id (kernfs node) of the cgroup that the table is charged to.
     pub cgroup_id: u64,
-    /// Thread group that last changed a slot.
+    /// Thread group of a task that uses the table: the last that changed a slot, or that an audit met.
     pub tgid: u32,
     /// The last audit pass that met the table ([`Control::pass`]).
     pub visited: u32,
@@ -104,8 +104,8 @@ pub struct Slot {
 }
 
 /// Value of the map `FLOWS`, whose key is a cgroup id: slots that came to hold a file of a kind, and that
-/// ceased to, since the agent started. Inheritance by fork and loss by exec and exit are included; what
-/// was open before the agent started is not.
+/// ceased to, since the agent started. Inheritance by fork and loss by exec and exit are included. What was open
+/// before the agent started isn't counted as filled, but as emptied when it is.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Flow {
@@ -262,14 +262,19 @@ pub mod mode {
     pub const REMOTE: u32 = 4;
     /// Count the table anew: its numbers don't agree with the slots that are recorded.
     pub const RECOUNT: u32 = 8;
+    /// The auditor asks: it looks after fds above [`MAX_SCANNED_FDS`](crate::MAX_SCANNED_FDS) by itself.
+    pub const AUDIT: u32 = 16;
 }
 
 /// Operations of the program `resync`, its first argument.
 pub mod resync {
-    /// Re-reads every slot of a table. Further arguments: files, tgid, cgroup id, [`mode`](crate::mode).
+    /// Re-reads every slot of a table. Further arguments: files, tgid, cgroup id, [`mode`](crate::mode), and the generation and
+    /// seq that the table had, or 0: if it is another by now, nothing is done; if it moved, its cgroup is left as it is.
     pub const SCAN: u64 = 1;
     /// Forgets a table that is no more. Further arguments: files, generation.
     pub const FORGET: u64 = 2;
+    /// Re-reads one slot. Arguments as for [`SCAN`], and the fd.
+    pub const SLOT: u64 = 3;
 }
 
 #[cfg(test)]

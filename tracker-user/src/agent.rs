@@ -24,8 +24,16 @@ use crate::{
 /// Events on their way to readers; a reader that falls further behind is told how many it missed.
 const BACKLOG: usize = 8_192;
 
-/// Audits that are asked for at once are made one.
+/// Events that are handled before other tasks have their turn.
+const BATCH: usize = 256;
+
+/// Audits that are asked for at once are made one. At the least this long, and so long that audits in doubt take no more than
+/// a twentieth of the time.
 const COALESCE: Duration = Duration::from_millis(50);
+const COALESCE_FACTOR: u32 = 20;
+
+/// After an audit that had something to put right the next one follows soon: what it put right may have been on its way out.
+const AFTER_CORRECTION: Duration = Duration::from_secs(1);
 
 /// A tracker at work. Dropping it detaches the probes.
 pub struct Engine {
@@ -42,8 +50,8 @@ impl Engine {
     ///
     /// # Errors
     /// When the machine lacks something.
-    pub fn load(profile: Profile) -> Result<Self, TrackerError> {
-        let (tracker, rings) = Tracker::load(profile, Sizes::default())?;
+    pub fn load(profile: Profile, sizes: Sizes) -> Result<Self, TrackerError> {
+        let (tracker, rings) = Tracker::load(profile, sizes)?;
         let tracker = Arc::new(tracker);
         let (lines, _) = broadcast::channel(BACKLOG);
         let doubt = Arc::new(Notify::new());
@@ -114,13 +122,22 @@ async fn blocking<T: Send + 'static>(
 }
 
 async fn audit_forever(tracker: Arc<Tracker>, doubt: Arc<Notify>, every: Duration) {
+    let mut wait = every;
+    let mut last = Duration::ZERO;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(every) => {}
-            () = doubt.notified() => tokio::time::sleep(COALESCE).await,
+            () = tokio::time::sleep(wait) => {}
+            () = doubt.notified() => tokio::time::sleep(COALESCE.max(last * COALESCE_FACTOR)).await,
         }
+        wait = every;
         match blocking(&tracker, Tracker::audit).await {
-            Ok(audit) => tracing::debug!(?audit, "audited"),
+            Ok(audit) => {
+                tracing::debug!(?audit, "audited");
+                last = audit.took;
+                if audit.corrections > 0 {
+                    wait = every.min(AFTER_CORRECTION);
+                }
+            }
             Err(error) => tracing::error!(error = %format!("{:#}", anyhow::Error::from(error)), "audit"),
         }
     }
@@ -143,13 +160,22 @@ impl Reader {
                     return;
                 }
             };
-            // The registration is edge-triggered: the ring must be empty before it is waited for again.
-            while let Some(record) = guard.get_inner_mut().next() {
+            let mut taken = 0;
+            while taken < BATCH
+                && let Some(record) = guard.get_inner_mut().next()
+            {
+                taken += 1;
                 if let Some(event) = decode(&record) {
                     self.handle(&event);
                 }
             }
-            guard.clear_ready();
+            // The registration is edge-triggered: the ring must be empty before it is waited for again.
+            if taken < BATCH {
+                guard.clear_ready();
+            } else {
+                // Whoever makes events faster than they can be handled must not keep the agent from all else.
+                tokio::task::yield_now().await;
+            }
         }
     }
 

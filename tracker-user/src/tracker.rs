@@ -157,9 +157,10 @@ impl Tracker {
         let mut names = lock(&self.names);
         // Containers before tables: a table's cgroup that isn't known by then is looked up by itself.
         let containers = names.resolver.refresh();
-        let (tables, flows) = (kernel.tables()?, kernel.flows()?);
+        let (tables, flows, uncounted) = (kernel.tables()?, kernel.flows()?, kernel.uncounted()?);
         let Names { resolver, ledger } = &mut *names;
-        Ok(Inventory::take(&tables, &flows, ledger, containers, |cgroup| resolver.owner(cgroup)))
+        let owner = |cgroup| resolver.owner(cgroup);
+        Ok(Inventory::take(&tables, &flows, ledger, containers, &uncounted, owner))
     }
 
     /// Who holds what, as users are shown it.

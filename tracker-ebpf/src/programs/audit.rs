@@ -11,7 +11,7 @@ use crate::{
     maps::{CONTROL, SCRATCH, TABLES},
     notify::Who,
     programs::lifecycle,
-    slots::scan,
+    slots::{scan, sync_slot},
 };
 
 /// Context of `iter/task_file` (kernel: `struct bpf_iter__task_file`).
@@ -75,9 +75,9 @@ extern "C" fn audit(ctx: *const TaskFile) -> i32 {
 #[unsafe(link_section = "raw_tp/sys_exit")]
 extern "C" fn resync(ctx: *mut c_void) -> u32 {
     let ctx = RawTracePointContext::new(ctx);
-    let files: u64 = ctx.arg(1);
-    match ctx.arg::<u64>(0) {
-        resync::SCAN => {
+    let (operation, files): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    match operation {
+        resync::SCAN | resync::SLOT => {
             if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
                 // SAFETY: the pointer comes from the map.
                 unsafe {
@@ -85,7 +85,14 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
                     (*scratch).remote_cgroup_id = ctx.arg(3);
                 }
             }
-            let mode = ctx.arg::<u32>(4) | mode::REMOTE;
+            let mode = ctx.arg::<u32>(4) | mode::REMOTE | mode::AUDIT;
+            let (generation, seq): (u64, u64) = (ctx.arg(5), ctx.arg(6));
+            if let Some(table) = TABLES.get_ptr(files) {
+                // SAFETY: the pointer comes from the map.
+                if generation != 0 && unsafe { (*table).generation } != generation {
+                    return 0;
+                }
+            }
             if mode & mode::RECOUNT != 0 {
                 // The new entry has a generation of its own, to which no recorded slot belongs.
                 let _ = TABLES.remove(files);
@@ -93,12 +100,17 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
             if let Some(table) = TABLES.get_ptr_mut(files) {
                 // SAFETY: the pointer comes from the map.
                 unsafe {
-                    // The scan marks it again if it fails.
-                    (*table).flags &= !TABLE_STALE;
-                    (*table).cgroup_id = ctx.arg(3);
+                    if operation == resync::SCAN {
+                        // The scan marks it again if it fails.
+                        (*table).flags &= !TABLE_STALE;
+                    }
+                    (*table).tgid = ctx.arg(2);
+                    if ((*table).generation, (*table).seq) == (generation, seq) {
+                        (*table).cgroup_id = ctx.arg(3);
+                    }
                 }
             }
-            scan(files, mode)
+            if operation == resync::SLOT { sync_slot(files, ctx.arg(7), mode) } else { scan(files, mode) }
         }
         resync::FORGET => {
             if let Some(table) = TABLES.get_ptr(files) {

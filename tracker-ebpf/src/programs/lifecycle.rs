@@ -84,7 +84,7 @@ fn forget_predecessor(files: u64, tgid: u32) {
 /// A table is no more, and all its slots with it.
 #[inline(always)]
 pub(super) fn end(files: u64, table: *const Table, who: Who) {
-    // SAFETY: the pointer comes from the map; nobody else uses this table any more.
+    // SAFETY: the pointer comes from the map. An audit may re-read the table at the same moment; the next one finds that.
     unsafe {
         if let Some(flow) = flow_of((*table).cgroup_id) {
             for kind in 0..Kind::COUNT {

@@ -12,7 +12,7 @@ use crate::{
     kernel::{OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_REGS_ARG2, OFF_REGS_ARG3, current_files, syscall_arg, user},
     maps::{TABLES, lose},
     programs::lifecycle,
-    slots::{follow, follow_close, mark_stale, scan},
+    slots::{follow, mark_stale, scan, scan_range},
 };
 
 /// What a syscall returns. The format is the same for all: `/sys/kernel/tracing/events/syscalls/*/format`.
@@ -44,22 +44,37 @@ fn fcntl(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// `ioctl(2)`: those that make an fd return it, and it is never 0 in practice (KVM, VFIO, DRM, perf, nsfs, userfaultfd).
+/// `ioctl(2)`: most of those that make an fd return it (KVM, VFIO, perf, nsfs, userfaultfd), and it is never 0 in practice.
+/// Some leave it in the caller's memory.
 #[tracepoint]
 fn ioctl(ctx: TracePointContext) -> u32 {
+    const DMA_HEAP_IOCTL_ALLOC: u32 = 0xc018_4800;
+    const DRM_IOCTL_PRIME_HANDLE_TO_FD: u32 = 0xc00c_642d;
+    const DRM_IOCTL_SYNCOBJ_HANDLE_TO_FD: u32 = 0xc010_64c1;
+    const SYNC_IOC_MERGE: u32 = 0xc030_3e03;
+    const KVM_CREATE_DEVICE: u32 = 0xc00c_aee0;
     let fd = returned(&ctx);
     if fd > 0 {
         follow(current_files(), fd as u32, 0);
     }
+    if fd == 0 {
+        let offset = match syscall_arg(&OFF_REGS_ARG1) as u32 {
+            DMA_HEAP_IOCTL_ALLOC | DRM_IOCTL_PRIME_HANDLE_TO_FD | DRM_IOCTL_SYNCOBJ_HANDLE_TO_FD => 8,
+            SYNC_IOC_MERGE => 36,
+            KVM_CREATE_DEVICE => 4,
+            _ => return 0,
+        };
+        follow(current_files(), user::<u32>(syscall_arg(&OFF_REGS_ARG2).wrapping_add(offset)), 0);
+    }
     0
 }
 
-/// `close(2)`. The slot is empty whatever is returned.
+/// `close(2)`. The slot is empty whatever is returned; there is nothing to do for a table that never had anything to count.
 #[tracepoint]
 fn close(_ctx: TracePointContext) -> u32 {
     let files = current_files();
     if files != 0 && TABLES.get_ptr(files).is_some() {
-        follow_close(files, syscall_arg(&OFF_REGS_ARG0) as u32);
+        follow(files, syscall_arg(&OFF_REGS_ARG0) as u32, 0);
     }
     0
 }
@@ -77,7 +92,8 @@ fn close_range(ctx: TracePointContext) -> u32 {
     if flags & CLOSE_RANGE_UNSHARE != 0 {
         lifecycle::unshared(files);
     } else if flags & CLOSE_RANGE_CLOEXEC == 0 && files != 0 && TABLES.get_ptr(files).is_some() {
-        scan(files, 0);
+        let (first, last) = (syscall_arg(&OFF_REGS_ARG0) as u32, syscall_arg(&OFF_REGS_ARG1) as u32);
+        scan_range(files, first, last, 0);
     }
     0
 }
@@ -217,8 +233,10 @@ extern "C" fn received(files: u64, msghdr: u64) -> u32 {
         // CMSG_NEXT
         at = at.wrapping_add((cmsg_len + 7) & !7);
     }
-    lose(Loss::Truncated);
-    mark_stale(files);
+    if at.wrapping_add(CMSGHDR) <= end {
+        lose(Loss::Truncated);
+        mark_stale(files);
+    }
     0
 }
 

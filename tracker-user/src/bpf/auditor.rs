@@ -90,6 +90,8 @@ pub(super) enum Difference {
 pub(super) struct Doubt {
     pub(super) tgid: u32,
     pub(super) cgroup_id: u64,
+    /// The table's generation and seq, as they were recorded; 0 if it wasn't.
+    pub(super) recorded: (u64, u64),
     differences: HashSet<Difference>,
 }
 
@@ -97,6 +99,29 @@ impl Doubt {
     /// Whether re-reading slots isn't enough: the numbers themselves are wrong.
     pub(super) fn needs_recount(&self) -> bool {
         self.differences.iter().any(|difference| matches!(difference, Difference::Count { .. }))
+    }
+
+    /// Whether the table isn't recorded at all.
+    pub(super) fn is_new(&self) -> bool {
+        self.recorded == (0, 0)
+    }
+
+    /// Whether a probe has marked the table stale.
+    fn is_stale(&self) -> bool {
+        self.differences.contains(&Difference::Stale)
+    }
+
+    /// Whether single slots won't do.
+    pub(super) fn needs_scan(&self) -> bool {
+        self.differences.iter().any(|difference| !matches!(difference, Difference::Slot { .. }))
+    }
+
+    /// The fds whose slots differ.
+    pub(super) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
+        self.differences.iter().filter_map(|difference| match difference {
+            Difference::Slot { fd, .. } => Some(*fd),
+            Difference::Cgroup { .. } | Difference::Count { .. } | Difference::Stale => None,
+        })
     }
 }
 
@@ -115,7 +140,7 @@ impl Plan {
     /// Whether there is something that only looks like a difference, perhaps: between a change and the probe that sees it lie
     /// some microseconds, in which the iterator is ahead.
     pub(super) fn needs_another_look(&self) -> bool {
-        self.scan.values().any(|doubt| !doubt.differences.contains(&Difference::Stale))
+        self.scan.values().any(|doubt| !doubt.is_stale())
     }
 
     /// Keeps of the tables to re-read those that still differ, in the same way, in a later plan.
@@ -123,6 +148,7 @@ impl Plan {
         self.scan.retain(|files, doubt| {
             let Some(again) = later.scan.get(files) else { return false };
             doubt.differences.retain(|difference| again.differences.contains(difference));
+            doubt.recorded = again.recorded;
             !doubt.differences.is_empty()
         });
         self
@@ -169,8 +195,8 @@ pub(super) fn compare(
                     plan.scan.insert(*files, doubt);
                 }
             }
-        } else if before.get(files).is_some_and(|earlier| earlier.generation == table.generation) {
-            // It was there before the iterator ran, which met no task that has it.
+        } else if before.get(files).is_some_and(|earlier| is_same(earlier, table)) {
+            // It was there before the iterator ran, which met no task that has it, and nothing has moved since.
             let known = table.flags & TABLE_STALE != 0;
             let left = if known { 0 } else { table.n.iter().map(|n| n.unsigned_abs()).sum() };
             plan.forget.push((*files, table.generation, left));
@@ -195,8 +221,7 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, befo
     }
     if let Some(table) = table {
         // Numbers and slots are read one after the other: they can be compared only if nothing moved meanwhile.
-        let still = |before: &Table| (before.generation, before.seq) == (table.generation, table.seq);
-        if before.is_some_and(still) {
+        if before.is_some_and(|before| is_same(before, table)) {
             differences.extend(miscounts(recorded, table));
         }
         if table.flags & TABLE_STALE != 0 {
@@ -204,7 +229,13 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, befo
         }
     }
     let cgroup_id = stays.or_else(|| truth.cgroup_ids.iter().min().copied()).unwrap_or(0);
-    Doubt { tgid: truth.tgid, cgroup_id, differences }
+    let recorded = table.map_or((0, 0), |table| (table.generation, table.seq));
+    Doubt { tgid: truth.tgid, cgroup_id, recorded, differences }
+}
+
+/// Whether this is the same table, and nothing has moved in it.
+fn is_same(earlier: &Table, later: &Table) -> bool {
+    (earlier.generation, earlier.seq) == (later.generation, later.seq)
 }
 
 /// Where the numbers of a table aren't those of its recorded slots.

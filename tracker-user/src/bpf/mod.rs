@@ -18,7 +18,7 @@ mod prerequisites;
 mod sys;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     os::fd::{AsFd as _, BorrowedFd},
     time::{Duration, Instant},
@@ -34,10 +34,10 @@ use aya_log::EbpfLogger;
 pub use btf::BtfError;
 pub use event::{Change, Event};
 pub use feeder::Feeder;
-pub use prerequisites::{Finding, Missing, Status, TRACEFS, check, findings};
+pub use prerequisites::{Finding, Missing, Status, check, findings};
 use thiserror::Error;
 use tracing_log::LogTracer;
-use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Flow, Loss, Slot, Table, Tag, mode, resync};
+use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Flow, Loss, MAX_SCANNED_FDS, Slot, Table, Tag, mode, resync};
 
 use self::{
     auditor::{Doubt, Plan},
@@ -45,7 +45,7 @@ use self::{
     offsets::Globals,
     prerequisites::{kernel_btf, tracefs},
 };
-use crate::{host::KernelVersion, runtime::Hierarchy};
+use crate::{host::KernelVersion, inventory::Uncounted, runtime::Hierarchy};
 
 /// The BPF object, built by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
@@ -142,6 +142,10 @@ pub struct Kernel {
     kernel: KernelVersion,
     feeder: Feeder,
     pass: u32,
+    /// Cgroups with tables that the last audit found no room for.
+    uncounted: BTreeSet<u64>,
+    /// How often there was no room for a table, when the last audit ended.
+    no_room: u64,
 }
 
 impl Kernel {
@@ -162,7 +166,10 @@ impl Kernel {
         resync.load().map_err(|e| attach_error("resync", e))?;
         let events = ebpf.take_map("EVENTS").ok_or_else(|| BpfError::Object("map EVENTS".into()))?;
         let events = RingBuf::try_from(events).map_err(|source| BpfError::Map { map: "EVENTS", source })?;
-        Ok((Self { ebpf, kernel, feeder: Feeder::None, pass: 0 }, Rings { events, log }))
+        Ok((
+            Self { ebpf, kernel, feeder: Feeder::None, pass: 0, uncounted: BTreeSet::new(), no_room: 0 },
+            Rings { events, log },
+        ))
     }
 
     /// Attaches the feeder: from now on counts are live.
@@ -225,6 +232,20 @@ impl Kernel {
         Loss::ALL.iter().map(sum).collect()
     }
 
+    /// Cgroups whose counts are too small, because a map was full.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn uncounted(&self) -> Result<Uncounted, BpfError> {
+        let any = self.no_room()? > self.no_room;
+        Ok(Uncounted { cgroups: self.uncounted.clone(), any })
+    }
+
+    /// How often there was no room for a table.
+    fn no_room(&self) -> Result<u64, BpfError> {
+        Ok(self.losses()?.into_iter().find(|(loss, _)| *loss == Loss::Tables).map_or(0, |(_, count)| count))
+    }
+
     /// Compares what is recorded with the kernel's own list of files, and puts right what differs.
     ///
     /// The first audit adopts what was open before the probes were attached.
@@ -242,29 +263,52 @@ impl Kernel {
             plan = plan.confirmed_by(&self.compare()?);
         }
         let mut audit = Audit::default();
-        let quiet = if adopt { mode::QUIET | mode::ADOPT } else { 0 };
+        let mut uncounted = BTreeSet::new();
+        self.no_room = self.no_room()?;
         for (files, doubt) in &plan.scan {
-            let mode = if doubt.needs_recount() && !adopt {
-                mode::QUIET | mode::ADOPT | mode::RECOUNT
-            } else {
-                quiet
-            };
-            let Doubt { tgid, cgroup_id, .. } = *doubt;
-            let arguments = [resync::SCAN, *files, u64::from(tgid), cgroup_id, u64::from(mode)];
-            let changed = u64::from(self.resync(arguments)?);
+            let changed = self.put_right(*files, doubt, adopt)?;
+            if doubt.is_new() {
+                let no_room = self.no_room()?;
+                if std::mem::replace(&mut self.no_room, no_room) != no_room {
+                    uncounted.insert(doubt.cgroup_id);
+                }
+            }
             tracing::debug!(changed, ?doubt, "re-read the table {files:#x}");
-            audit.corrections += changed;
+            audit.corrections += u64::from(changed);
         }
         for (files, generation, left) in plan.forget {
             tracing::debug!(left, "forget the table {files:#x}: no task has it");
-            self.resync([resync::FORGET, files, generation, 0, 0])?;
+            self.resync(&[resync::FORGET, files, generation])?;
             audit.corrections += left;
         }
         for slot in &plan.drop {
             self.delete("SLOTS", slot)?;
         }
+        self.uncounted = uncounted;
         audit.took = start.elapsed();
         Ok(audit)
+    }
+
+    /// Has a table, or those of its slots that differ, read again. Returns how many slots weren't as recorded.
+    fn put_right(&mut self, files: u64, doubt: &Doubt, adopt: bool) -> Result<u32, BpfError> {
+        let mode = match (adopt, doubt.needs_recount()) {
+            (true, _) => mode::QUIET | mode::ADOPT,
+            (false, true) => mode::QUIET | mode::ADOPT | mode::RECOUNT,
+            (false, false) => 0,
+        };
+        let (generation, seq) = doubt.recorded;
+        let table = [files, doubt.tgid.into(), doubt.cgroup_id, mode.into(), generation, seq];
+        let mut changed = 0;
+        if adopt || doubt.needs_scan() {
+            changed += self.resync(&[&[resync::SCAN], &table[..]].concat())?;
+        }
+        // What a scan of a very large table doesn't reach, too.
+        for fd in doubt.slots().filter(|fd| !adopt || *fd >= MAX_SCANNED_FDS) {
+            let slot_mode = mode & !mode::RECOUNT;
+            let table = [files, doubt.tgid.into(), doubt.cgroup_id, slot_mode.into(), 0, 0, fd.into()];
+            changed += self.resync(&[&[resync::SLOT], &table[..]].concat())?;
+        }
+        Ok(changed)
     }
 
     /// One pass of the iterator, and what it found.
@@ -302,11 +346,11 @@ impl Kernel {
         })
     }
 
-    fn resync(&mut self, arguments: [u64; 5]) -> Result<u32, BpfError> {
+    fn resync(&mut self, arguments: &[u64]) -> Result<u32, BpfError> {
         let program: &mut RawTracePoint = program(&mut self.ebpf, "resync")?;
         let mut options = RawTracePointRunOptions::new();
         for (to, from) in options.args.iter_mut().zip(arguments) {
-            *to = from;
+            *to = *from;
         }
         program.test_run(options).map(|run| run.return_value).map_err(|e| attach_error("resync", e))
     }

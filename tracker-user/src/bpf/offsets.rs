@@ -14,7 +14,6 @@ type Offset = (&'static str, &'static str, &'static str, Option<u32>);
 const OFFSETS: &[Offset] = &[
     ("OFF_TASK_FILES",    "task_struct",  "files",          Some(8)),
     ("OFF_TASK_TGID",     "task_struct",  "tgid",           Some(4)),
-    ("OFF_TASK_PID",      "task_struct",  "pid",            Some(4)),
     ("OFF_TASK_SIGNAL",   "task_struct",  "signal",         Some(8)),
     ("OFF_TASK_CGROUPS",  "task_struct",  "cgroups",        Some(8)),
     ("OFF_TASK_STACK",    "task_struct",  "stack",          Some(8)),

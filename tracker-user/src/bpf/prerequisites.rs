@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Where tracefs belongs.
-pub const TRACEFS: &str = "/sys/kernel/tracing";
+const TRACEFS: &str = "/sys/kernel/tracing";
 
 /// Where it is found too, on machines that mount debugfs.
 const DEBUGFS_TRACING: &str = "/sys/kernel/debug/tracing";
@@ -52,6 +52,12 @@ pub enum Missing {
          lockdown=integrity or without lockdown"
     )]
     Lockdown,
+    /// The agent sees only some processes.
+    #[error(
+        "this isn't the initial pid namespace, so that other processes can't be seen: run fdtracker with the host's \
+         (hostPID: true, --pid=host)"
+    )]
+    PidNamespace,
     /// tracefs isn't mounted.
     #[error("tracefs is not mounted: mount -t tracefs tracefs {TRACEFS}")]
     Tracefs,
@@ -62,7 +68,7 @@ pub enum Missing {
     SyscallEvents(PathBuf),
 }
 
-/// Checks everything that the start needs, and returns the kernel's version.
+/// Checks everything that the auditor needs, and returns the kernel's version.
 ///
 /// # Errors
 /// The first thing that is missing.
@@ -71,7 +77,7 @@ pub fn check() -> Result<KernelVersion, Missing> {
     capabilities()?;
     kernel_btf()?;
     lockdown()?;
-    tracefs()?;
+    pid_namespace()?;
     Ok(kernel)
 }
 
@@ -94,6 +100,13 @@ fn lockdown() -> Result<(), Missing> {
     // Not there: no lockdown, or securityfs isn't mounted; then the kernel itself will tell.
     let locked = fs::read_to_string(LOCKDOWN).is_ok_and(|modes| modes.contains("[confidentiality]"));
     if locked { Err(Missing::Lockdown) } else { Ok(()) }
+}
+
+fn pid_namespace() -> Result<(), Missing> {
+    /// include/linux/proc_ns.h: PROC_PID_INIT_INO
+    const INITIAL: u64 = 0xefff_fffc;
+    let initial = fs::metadata("/proc/self/ns/pid").is_ok_and(|ns| ns.ino() == INITIAL);
+    if initial { Ok(()) } else { Err(Missing::PidNamespace) }
 }
 
 /// The mounted tracefs.
@@ -163,7 +176,7 @@ pub fn findings() -> Vec<Finding> {
         Finding::of("BTF", kernel_btf(), |btf| format!("{KERNEL_BTF}, {} KiB", btf.len() / 1024)),
         Finding::of("lockdown", lockdown(), |()| "kernel memory can be read".into()),
         Finding::of("tracefs", tracefs(), |root| root.display().to_string()),
-        pid_namespace(),
+        Finding::of("pid namespace", pid_namespace(), |()| "the initial one".into()),
     ];
     let hierarchy = Hierarchy::find();
     found.push(match &hierarchy {
@@ -178,21 +191,6 @@ pub fn findings() -> Vec<Finding> {
         _ => Finding::new("feeder", Status::Fail, "none: see above"),
     });
     found
-}
-
-fn pid_namespace() -> Finding {
-    /// include/linux/proc_ns.h: PROC_PID_INIT_INO
-    const INITIAL: u64 = 0xeffffffc;
-    match fs::metadata("/proc/self/ns/pid") {
-        Ok(ns) if ns.ino() == INITIAL => Finding::new("pid namespace", Status::Ok, "the initial one"),
-        Ok(_) => Finding::new(
-            "pid namespace",
-            Status::Fail,
-            "not the initial one, so that pids mean other processes: run the agent with the host's (hostPID: true, \
-             --pid=host)",
-        ),
-        Err(error) => Finding::new("pid namespace", Status::Warn, format!("can't tell: {error}")),
-    }
 }
 
 fn feeder(hierarchy: &Hierarchy) -> Finding {

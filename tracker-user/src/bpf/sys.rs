@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
-use tracker_ebpf::{FileRecord, Flow, Fop, Slot, SlotEvent, Table, TableEvent, Tag};
+use tracker_ebpf::{FileRecord, Flow, Slot, SlotEvent, Table, TableEvent, Tag};
 
 /// Types that any bytes are a value of, so that they may be read from the kernel.
 ///
@@ -21,7 +21,7 @@ macro_rules! plain {
     )+ };
 }
 
-plain!(u32, u64, FileRecord, Flow, Fop, Slot, SlotEvent, Table, TableEvent, Tag);
+plain!(u32, u64, FileRecord, Flow, Slot, SlotEvent, Table, TableEvent, Tag);
 
 /// Reads a value from the start of some bytes.
 pub(super) fn read<T: Plain>(bytes: &[u8]) -> Option<T> {

@@ -1,6 +1,6 @@
 //! `fdtracker agent`.
 
-use std::{io::Write as _, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 use tokio::sync::broadcast::error::RecvError;
@@ -23,7 +23,7 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
         tracing::info!("listening on http://{address}/metrics");
     }
     tracing::info!("verdicts are about {profile}");
-    let mut engine = Engine::load(profile)?;
+    let mut engine = Engine::load(profile, args.engine.sizes())?;
     let service = Service { tracker: engine.tracker.clone(), lines: engine.lines.clone() };
     let socket = listeners.serve(&service);
     let work = async {
@@ -51,12 +51,13 @@ pub(super) fn profile(args: &args::Engine) -> anyhow::Result<Profile> {
 /// Prints every event until standard output is closed.
 async fn print(lines: &Lines) -> anyhow::Result<()> {
     let mut lines = lines.subscribe();
+    let mut printer = output::Printer::start();
     loop {
         let notice = match lines.recv().await {
             Ok(Line { notice, .. }) => notice,
             Err(RecvError::Lagged(missed)) => Notice::lost(missed).into(),
             Err(RecvError::Closed) => return Ok(()),
         };
-        writeln!(std::io::stdout(), "{}", output::notice(&notice))?;
+        printer.print(output::notice(&notice)).await?;
     }
 }

@@ -4,12 +4,12 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{
     Args, Parser, Subcommand, ValueEnum,
-    builder::{PossibleValuesParser, TypedValueParser as _},
+    builder::{PossibleValuesParser, RangedI64ValueParser, TypedValueParser as _},
 };
 use tracing::level_filters::LevelFilter;
 use tracker_ebpf::Kind;
 
-use crate::verdict::CriuVersion;
+use crate::{bpf::Sizes, verdict::CriuVersion};
 
 /// Live, exact counts of the file descriptors that stop a CRIU checkpoint, for every container.
 #[derive(Debug, Parser)]
@@ -130,6 +130,24 @@ pub(super) struct Engine {
     /// How often all counts are compared with the kernel's own list of files
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub(super) audit_interval: Duration,
+
+    /// Room for fd tables that have, or had, something to count; some 400 bytes of kernel memory each
+    #[arg(long, value_name = "TABLES", default_value_t = Sizes::default().tables, value_parser = size())]
+    pub(super) max_tables: u32,
+
+    /// Room for open fds that are counted; some 80 bytes of kernel memory each
+    #[arg(long, value_name = "FDS", default_value_t = Sizes::default().slots, value_parser = size())]
+    pub(super) max_fds: u32,
+}
+
+impl Engine {
+    pub(super) fn sizes(&self) -> Sizes {
+        Sizes { tables: self.max_tables, slots: self.max_fds, ..Sizes::default() }
+    }
+}
+
+fn size() -> RangedI64ValueParser<u32> {
+    RangedI64ValueParser::new().range(1..=1 << 24)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

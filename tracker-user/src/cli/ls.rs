@@ -7,7 +7,7 @@ use super::{
     args::{self, LsFormat},
     output,
 };
-use crate::{bpf::Sizes, http::Client, report::Listing, tracker::Tracker};
+use crate::{http::Client, report::Listing, tracker::Tracker};
 
 pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
     let listing = match Client::find(&args.socket.socket).await? {
@@ -23,7 +23,7 @@ pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
 
 /// No agent runs: one look is enough.
 fn look(args: &args::Ls) -> anyhow::Result<Listing> {
-    let (tracker, _rings) = Tracker::load(agent::profile(&args.engine)?, Sizes::default())?;
+    let (tracker, _rings) = Tracker::load(agent::profile(&args.engine)?, args.engine.sizes())?;
     tracker.audit()?;
     Ok(tracker.listing(args.processes)?)
 }

@@ -16,7 +16,6 @@ pub use args::Cli;
 use args::Command;
 use clap::Parser as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// Parses the command line and runs it.
 #[must_use]
@@ -49,7 +48,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 fn log_to_stderr(cli: &Cli) {
     let level = cli.log_level.unwrap_or_else(|| cli.command.default_log_level());
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(level.to_string()))
+        .with_max_level(level)
         .with_writer(io::stderr)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .init();

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::report::{ContainerRow, Count, Listing, Notice};
 
@@ -25,42 +26,42 @@ pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     }
     let mut out = io::stdout().lock();
     for line in table.lines() {
-        writeln!(out, "{}", line.trim())?;
+        // Columns are padded on both sides.
+        writeln!(out, "{}", line.strip_prefix(' ').unwrap_or(&line).trim_end())?;
     }
     out.flush()
 }
 
 /// Prints containers, one per row, and their processes below.
 pub(super) fn listing(listing: &Listing) -> io::Result<()> {
-    let header = ["NAME", "RUNTIME", "STATE", "PID", "COMM", "OPEN FDS"];
-    let rows = listing.containers.iter().flat_map(|container| {
-        let ContainerRow { name, runtime, state, counts: fds, .. } = container;
-        let row =
-            vec![name.clone(), runtime.clone(), state.clone(), String::new(), String::new(), counts(fds)];
-        let processes = container.processes.iter().flatten().map(|process| {
-            let pid = process.pid.to_string();
-            vec![
-                String::new(),
-                String::new(),
-                String::new(),
-                pid,
-                process.comm.clone(),
-                counts(&process.counts),
-            ]
-        });
-        std::iter::once(row).chain(processes)
-    });
-    let with_processes = listing.containers.iter().any(|c| c.processes.is_some());
-    if with_processes {
-        return table(&header, rows);
+    let with_processes = listing.containers.iter().any(|container| container.processes.is_some());
+    let head = |name: &str, runtime: &str, state: &str| vec![printable(name), runtime.into(), state.into()];
+    let row = |mut row: Vec<String>, pid: &str, comm: &str, fds: &[Count]| {
+        if with_processes {
+            row.extend([pid.to_owned(), printable(comm)]);
+        }
+        row.push(counts(fds));
+        row
+    };
+    let mut rows = Vec::new();
+    for container in &listing.containers {
+        let ContainerRow { name, runtime, state, counts, .. } = container;
+        rows.push(row(head(name, runtime, state), "", "", counts));
+        for process in container.processes.iter().flatten() {
+            rows.push(row(head("", "", ""), &process.pid.to_string(), &process.comm, &process.counts));
+        }
     }
-    let short: Vec<&str> = header.into_iter().filter(|name| !matches!(*name, "PID" | "COMM")).collect();
-    table(
-        &short,
-        rows.map(|row| {
-            row.into_iter().enumerate().filter(|(i, _)| !matches!(i, 3 | 4)).map(|(_, c)| c).collect()
-        }),
-    )
+    let mut header = vec!["NAME", "RUNTIME", "STATE"];
+    if with_processes {
+        header.extend(["PID", "COMM"]);
+    }
+    header.push("OPEN FDS");
+    table(&header, rows)
+}
+
+/// A name that a container may have chosen, without what would move a terminal's cursor.
+fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn counts(counts: &[Count]) -> String {
@@ -74,16 +75,59 @@ fn counts(counts: &[Count]) -> String {
     counts.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
+/// Prints lines from a thread of its own: standard output may block for as long as its reader likes.
+pub(super) struct Printer {
+    lines: mpsc::Sender<String>,
+    ended: oneshot::Receiver<io::Result<()>>,
+}
+
+impl Printer {
+    /// Lines on their way to the thread.
+    const QUEUE: usize = 256;
+
+    /// Starts the thread.
+    pub(super) fn start() -> Self {
+        let (lines, mut queue) = mpsc::channel::<String>(Self::QUEUE);
+        let (end, ended) = oneshot::channel();
+        std::thread::spawn(move || {
+            let mut print = || {
+                while let Some(line) = queue.blocking_recv() {
+                    let mut out = io::stdout().lock();
+                    writeln!(out, "{line}")?;
+                    if queue.is_empty() {
+                        out.flush()?;
+                    }
+                }
+                Ok(())
+            };
+            let result = print();
+            // The receiver may have gone: then nobody asks.
+            let _ = end.send(result);
+        });
+        Self { lines, ended }
+    }
+
+    /// Prints a line. Waits while too many are on their way.
+    pub(super) async fn print(&mut self, line: String) -> io::Result<()> {
+        if self.lines.send(line).await.is_ok() {
+            return Ok(());
+        }
+        (&mut self.ended).await.unwrap_or(Ok(()))?;
+        Err(io::ErrorKind::BrokenPipe.into())
+    }
+}
+
 /// One event as a line for people.
 pub(super) fn notice(notice: &Notice) -> String {
     if let Some(lost) = notice.lost {
         return format!("{}  {lost} events were not shown (counts are exact all the same)", notice.time);
     }
     let Notice { time, event, container, pid, comm, .. } = notice;
+    let (container, comm) = (printable(container), printable(comm));
     let head = format!("{time}  {container}  {event:<8}  {comm}[{pid}]");
     match (notice.fd, &notice.kind, &notice.verdict) {
         (Some(fd), Some(kind), Some(verdict)) => {
-            let link = notice.link.as_ref().map(|link| format!(" {link}")).unwrap_or_default();
+            let link = notice.link.as_ref().map(|link| format!(" {}", printable(link))).unwrap_or_default();
             format!("{head}  fd {fd}  {kind}{link}  {verdict}")
         }
         _ => format!("{head}  {}", counts(&notice.counts)),
@@ -93,6 +137,11 @@ pub(super) fn notice(notice: &Notice) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_move_no_cursor() {
+        assert_eq!(printable("a\x1b[2J\nb"), "a\u{fffd}[2J\u{fffd}b");
+    }
 
     #[test]
     fn an_event_is_a_line() {

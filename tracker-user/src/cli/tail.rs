@@ -1,10 +1,6 @@
 //! `fdtracker tail`.
 
-use std::{
-    io::{self, Write as _},
-    os::fd::AsFd as _,
-    process::ExitCode,
-};
+use std::{io, os::fd::AsFd as _, process::ExitCode};
 
 use anyhow::bail;
 use tokio::{
@@ -28,8 +24,9 @@ pub(super) async fn run(args: args::Tail) -> anyhow::Result<ExitCode> {
     let format = args.output;
     let follow = async {
         let mut source = Source::open(&args).await?;
+        let mut printer = output::Printer::start();
         while let Some(notice) = source.next().await? {
-            print(&notice, format)?;
+            printer.print(line(&notice, format)?).await?;
         }
         anyhow::Ok(())
     };
@@ -57,7 +54,7 @@ impl Source {
             "fdtracker: no agent answers at {}: attaching probes for this command alone",
             args.socket.socket.display()
         );
-        let mut engine = Engine::load(agent::profile(&args.engine)?)?;
+        let mut engine = Engine::load(agent::profile(&args.engine)?, args.engine.sizes())?;
         let lines = engine.lines.subscribe();
         engine.attach(args.engine.audit_interval).await?;
         let filter = filter(args, &engine.tracker.listing(false)?)?;
@@ -109,15 +106,11 @@ fn names(listing: &Listing) -> String {
     listing.containers.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-fn print(notice: &Notice, format: TailFormat) -> anyhow::Result<()> {
-    let line = match format {
-        TailFormat::Text => output::notice(notice),
-        TailFormat::Json => serde_json::to_string(notice)?,
-    };
-    let mut out = io::stdout().lock();
-    writeln!(out, "{line}")?;
-    out.flush()?;
-    Ok(())
+fn line(notice: &Notice, format: TailFormat) -> anyhow::Result<String> {
+    match format {
+        TailFormat::Text => Ok(output::notice(notice)),
+        TailFormat::Json => Ok(serde_json::to_string(notice)?),
+    }
 }
 
 /// Waits until whoever reads standard output through a pipe has gone: also when there is nothing to print.

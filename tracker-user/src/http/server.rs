@@ -4,23 +4,32 @@ use std::{
     convert::Infallible,
     fs, io,
     net::SocketAddr,
-    os::unix::{fs::DirBuilderExt as _, net::UnixStream as StdUnixStream},
+    os::unix::{
+        fs::{DirBuilderExt as _, FileTypeExt as _},
+        net::UnixStream as StdUnixStream,
+    },
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http_body_util::{Either, Full, channel::Channel};
+use http_body_util::{Either, Full};
 use hyper::{
-    Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn,
+    Method, Request, Response, StatusCode,
+    body::{Frame, Incoming},
+    header,
+    server::conn::http1,
+    service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::{OwnedSemaphorePermit, Semaphore, broadcast},
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc},
 };
 
 use crate::{host, metrics, report::Notice, tracker::Tracker};
@@ -30,6 +39,9 @@ const MAX_CONNECTIONS: usize = 64;
 
 /// How long a client may take to send a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long to wait when no connection can be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Lines on their way to one reader of events.
 const READER_QUEUE: usize = 256;
@@ -110,9 +122,11 @@ impl Listeners {
     pub fn serve(self, service: &Service) -> SocketGuard {
         let Self { tcp, unix, guard } = self;
         for listener in tcp {
-            tokio::spawn(service.clone().accept_tcp(listener));
+            let accept = move |cx: &mut Context<'_>| listener.poll_accept(cx).map_ok(|(stream, _)| stream);
+            tokio::spawn(service.clone().accept(false, accept));
         }
-        tokio::spawn(service.clone().accept_unix(unix));
+        let accept = move |cx: &mut Context<'_>| unix.poll_accept(cx).map_ok(|(stream, _)| stream);
+        tokio::spawn(service.clone().accept(true, accept));
         guard
     }
 }
@@ -136,6 +150,9 @@ fn bind_unix(path: &Path) -> Result<UnixListener, ServeError> {
         Ok(_) => return Err(ServeError::Running(path.to_owned())),
         // Left over from an agent that was killed.
         Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
+            if !fs::symlink_metadata(path).map_err(error)?.file_type().is_socket() {
+                return Err(error(io::Error::other("there is a file that is no socket")));
+            }
             fs::remove_file(path).map_err(error)?;
         }
         Err(_) => {}
@@ -180,29 +197,38 @@ pub struct Service {
     pub lines: Lines,
 }
 
-type Body = Either<Full<Bytes>, Channel<Bytes>>;
+type Body = Either<Full<Bytes>, Queue>;
+
+/// A body that goes on for as long as there is something to send.
+struct Queue(mpsc::Receiver<Bytes>);
+
+impl hyper::body::Body for Queue {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|data| data.map(|data| Ok(Frame::data(data))))
+    }
+}
 
 impl Service {
-    /// Accepts connections on a TCP port.
-    async fn accept_tcp(self, listener: TcpListener) {
+    /// Accepts connections, so many at a time.
+    async fn accept<S>(self, trusted: bool, mut next: impl FnMut(&mut Context<'_>) -> Poll<io::Result<S>>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(self.clone().connection(stream, false, slot))),
-                Err(error) => pause(&error).await,
-            }
-        }
-    }
-
-    /// Accepts connections on the unix socket.
-    async fn accept_unix(self, listener: UnixListener) {
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(self.clone().connection(stream, true, slot))),
-                Err(error) => pause(&error).await,
+        while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
+            match std::future::poll_fn(&mut next).await {
+                Ok(stream) => drop(tokio::spawn(self.clone().connection(stream, trusted, slot))),
+                // Out of fds, most likely: it may pass.
+                Err(error) => {
+                    tracing::warn!(%error, "accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
@@ -213,7 +239,7 @@ impl Service {
     {
         let answer = service_fn(|request| {
             let service = self.clone();
-            async move { Ok::<_, Infallible>(service.answer(&request, trusted)) }
+            async move { Ok::<_, Infallible>(service.answer(&request, trusted).await) }
         });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -224,23 +250,33 @@ impl Service {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>, trusted: bool) -> Response<Body> {
+    async fn answer(&self, request: &Request<Incoming>, trusted: bool) -> Response<Body> {
         if request.method() != Method::GET {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n");
         }
         let query = request.uri().query().unwrap_or_default();
         match (request.uri().path(), trusted) {
             ("/", _) => page(),
-            ("/metrics", _) => self.metrics(),
+            ("/metrics", _) => self.blocking(Self::metrics).await,
             ("/livez", _) => text(StatusCode::OK, "ok\n"),
             ("/readyz", _) => self.ready(),
-            ("/v1/containers", true) => self.containers(query),
+            ("/v1/containers", true) => {
+                let query = query.to_owned();
+                self.blocking(move |service| service.containers(&query)).await
+            }
             ("/v1/events", true) => self.events(query),
             ("/v1/containers" | "/v1/events", false) => {
                 text(StatusCode::FORBIDDEN, "this tells process names: ask over the agent's unix socket\n")
             }
             _ => text(StatusCode::NOT_FOUND, "not here; see /\n"),
         }
+    }
+
+    /// Reads maps and cgroups on a thread of its own, where it may wait for an audit.
+    async fn blocking(&self, work: impl FnOnce(&Self) -> Response<Body> + Send + 'static) -> Response<Body> {
+        let service = self.clone();
+        let answer = tokio::task::spawn_blocking(move || work(&service)).await;
+        answer.unwrap_or_else(|panic| failed(&panic.to_string()))
     }
 
     fn ready(&self) -> Response<Body> {
@@ -282,9 +318,9 @@ impl Service {
 
     fn events(&self, query: &str) -> Response<Body> {
         let filter = Filter::parse(query);
-        let (sender, body) = Channel::new(READER_QUEUE);
+        let (sender, queue) = mpsc::channel(READER_QUEUE);
         tokio::spawn(follow(self.lines.subscribe(), sender, filter, Arc::clone(&self.tracker)));
-        let mut response = Response::new(Either::Right(body));
+        let mut response = Response::new(Either::Right(Queue(queue)));
         response
             .headers_mut()
             .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/x-ndjson"));
@@ -292,21 +328,19 @@ impl Service {
     }
 }
 
-/// Out of fds, most likely: it may pass.
-async fn pause(error: &io::Error) {
-    tracing::warn!(%error, "accept a connection");
-    tokio::time::sleep(Duration::from_millis(100)).await;
-}
-
 /// Sends events to one reader. One that is too slow is told how many it missed.
 async fn follow(
     mut lines: broadcast::Receiver<Line>,
-    mut sender: http_body_util::channel::Sender<Bytes>,
+    sender: mpsc::Sender<Bytes>,
     filter: Filter,
     tracker: Arc<Tracker>,
 ) {
     loop {
-        let line = match lines.recv().await {
+        let next = tokio::select! {
+            next = lines.recv() => next,
+            () = sender.closed() => return,
+        };
+        let line = match next {
             Ok(line) => line,
             Err(broadcast::error::RecvError::Lagged(missed)) => {
                 tracker.count_late_reader(missed);
@@ -314,7 +348,7 @@ async fn follow(
             }
             Err(broadcast::error::RecvError::Closed) => return,
         };
-        if filter.lets(&line.notice) && sender.send_data(line.json).await.is_err() {
+        if filter.lets(&line.notice) && sender.send(line.json).await.is_err() {
             return;
         }
     }

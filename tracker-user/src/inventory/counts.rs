@@ -30,6 +30,11 @@ impl Counts {
         self.iter().map(|(_, n)| n).sum()
     }
 
+    /// Adds other counts.
+    pub fn merge(&mut self, other: &Self) {
+        self.add(&other.0);
+    }
+
     /// Adds numbers, kind by kind.
     pub fn add<N: Copy + TryInto<i64>>(&mut self, other: &[N; Kind::COUNT]) {
         for (sum, n) in self.0.iter_mut().zip(other) {
@@ -64,7 +69,7 @@ impl Totals {
 
     /// Adds other totals.
     pub fn merge(&mut self, other: &Self) {
-        self.opened.add(&other.opened.0);
-        self.closed.add(&other.closed.0);
+        self.opened.merge(&other.opened);
+        self.closed.merge(&other.closed);
     }
 }

@@ -7,7 +7,10 @@
 mod counts;
 mod ledger;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 pub use counts::{Counts, Totals};
 pub use ledger::{Key, Ledger};
@@ -17,6 +20,15 @@ use crate::{
     runtime::{Container, Owner},
     verdict::{Profile, Verdict, judge},
 };
+
+/// Cgroups with fd tables that there was no room to count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Uncounted {
+    /// Those that an audit found.
+    pub cgroups: BTreeSet<u64>,
+    /// Since the last audit it may be any.
+    pub any: bool,
+}
 
 /// Everything that holds fds: the host, the containers, and what could not be told.
 #[derive(Debug, Default)]
@@ -51,6 +63,13 @@ impl Entry {
         }
     }
 
+    /// Adds another entry, but for its processes.
+    pub fn merge(&mut self, other: &Self) {
+        self.counts.merge(&other.counts);
+        self.totals.merge(&other.totals);
+        self.stale |= other.stale;
+    }
+
     /// The worst verdict of all slots that are counted.
     #[must_use]
     pub fn verdict(&self, profile: &Profile) -> Verdict {
@@ -73,6 +92,7 @@ impl Inventory {
         flows: &[(u64, Flow)],
         ledger: &Ledger,
         containers: Vec<Arc<Container>>,
+        uncounted: &Uncounted,
         mut owner: impl FnMut(u64) -> Owner,
     ) -> Self {
         let mut entries: BTreeMap<Key, Entry> = BTreeMap::new();
@@ -92,6 +112,11 @@ impl Inventory {
             let key = learn(owner(table.cgroup_id));
             entries.entry(key).or_default().charge(table);
         }
+        for cgroup in &uncounted.cgroups {
+            let key = learn(owner(*cgroup));
+            entries.entry(key).or_default().stale = true;
+        }
+        entries.entry(Key::Host).or_default();
         for (cgroup, flow) in flows {
             // A container that has gone, and whose flows are still there, isn't listed for their sake.
             let key = Key::of(&owner(*cgroup));
@@ -102,6 +127,7 @@ impl Inventory {
             }
         }
         for (key, entry) in &mut entries {
+            entry.stale |= uncounted.any;
             entry.totals.merge(&ledger.retired(key));
         }
         Self::arrange(entries, &known)
@@ -168,7 +194,7 @@ mod tests {
 
     fn take(tables: &[(u64, Table)], flows: &[(u64, Flow)]) -> Inventory {
         let all = vec![container("web"), container("db")];
-        Inventory::take(tables, flows, &Ledger::default(), all, owner)
+        Inventory::take(tables, flows, &Ledger::default(), all, &Uncounted::default(), owner)
     }
 
     fn entry<'a>(inventory: &'a Inventory, name: &str) -> &'a Entry {
@@ -208,8 +234,14 @@ mod tests {
 
     #[test]
     fn a_container_that_came_after_the_list_was_made_is_listed() {
-        let inventory =
-            Inventory::take(&[table(4, 7, &[(Kind::Tun, 1)])], &[], &Ledger::default(), vec![], owner);
+        let inventory = Inventory::take(
+            &[table(4, 7, &[(Kind::Tun, 1)])],
+            &[],
+            &Ledger::default(),
+            vec![],
+            &Uncounted::default(),
+            owner,
+        );
         assert_eq!(entry(&inventory, "db").counts.get(Kind::Tun), 1);
     }
 
@@ -235,7 +267,8 @@ mod tests {
         ledger.retire(&Owner::Host, &flow(Kind::Pidfd, 7, 7));
         let flows =
             [(2, flow(Kind::Pidfd, 3, 1)), (3, flow(Kind::Pidfd, 2, 2)), (1, flow(Kind::Pidfd, 1, 0))];
-        let inventory = Inventory::take(&[], &flows, &ledger, vec![container("web")], owner);
+        let inventory =
+            Inventory::take(&[], &flows, &ledger, vec![container("web")], &Uncounted::default(), owner);
         let web = &entry(&inventory, "web").totals;
         assert_eq!((web.opened.get(Kind::Pidfd), web.closed.get(Kind::Pidfd)), (105, 103));
         assert_eq!(inventory.host.totals.opened.get(Kind::Pidfd), 8);
@@ -243,8 +276,14 @@ mod tests {
 
     #[test]
     fn flows_of_a_container_that_has_gone_dont_bring_it_back() {
-        let inventory =
-            Inventory::take(&[], &[(4, flow(Kind::Pidfd, 3, 3))], &Ledger::default(), vec![], owner);
+        let inventory = Inventory::take(
+            &[],
+            &[(4, flow(Kind::Pidfd, 3, 3))],
+            &Ledger::default(),
+            vec![],
+            &Uncounted::default(),
+            owner,
+        );
         assert!(inventory.containers.is_empty());
     }
 
@@ -267,6 +306,19 @@ mod tests {
         assert_eq!(state(&[(Kind::Eventfd, 1)], "4.0"), "ok");
         assert_eq!(state(&pidfd, "4.0"), "blocked");
         assert_eq!(state(&pidfd, &NEWEST_KNOWN.to_string()), "unknown");
+    }
+
+    #[test]
+    fn what_there_was_no_room_for_isnt_called_clean() {
+        let all = || vec![container("web"), container("db")];
+        let states = |uncounted: &Uncounted| -> Vec<bool> {
+            let inventory = Inventory::take(&[], &[], &Ledger::default(), all(), uncounted, owner);
+            inventory.containers.iter().map(|(_, entry)| entry.stale).chain([inventory.host.stale]).collect()
+        };
+        // db, web, the host
+        assert_eq!(states(&Uncounted::default()), [false, false, false]);
+        assert_eq!(states(&Uncounted { cgroups: BTreeSet::from([3]), any: false }), [false, true, false]);
+        assert_eq!(states(&Uncounted { cgroups: BTreeSet::new(), any: true }), [true, true, true]);
     }
 
     #[test]

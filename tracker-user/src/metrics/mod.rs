@@ -1,5 +1,7 @@
 //! `/metrics`, made anew from a snapshot at every scrape: a series can't outlive what it is about.
 
+use std::collections::BTreeMap;
+
 use prometheus::{
     Encoder as _, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
     core::{Collector, GenericCounterVec, GenericGaugeVec},
@@ -8,7 +10,7 @@ use prometheus::{
 
 use crate::{
     bpf::Feeder,
-    inventory::Entry,
+    inventory::{Entry, Inventory},
     report::{HOST, UNKNOWN},
     tracker::Snapshot,
     verdict::{Profile, Verdict, judge},
@@ -29,8 +31,8 @@ pub fn render(snapshot: &Snapshot) -> Result<Vec<u8>, prometheus::Error> {
         if inventory.unknown != Entry::default() {
             containers.entry(UNKNOWN, &inventory.unknown, &snapshot.profile);
         }
-        for (container, entry) in &inventory.containers {
-            containers.entry(&container.name, entry, &snapshot.profile);
+        for (name, entry) in by_name(inventory) {
+            containers.entry(name, &entry, &snapshot.profile);
         }
     }
     own(&registry, snapshot)?;
@@ -86,7 +88,6 @@ impl Containers {
         })
     }
 
-    /// Containers of the same name add up: they can't be told apart by their labels.
     fn entry(&self, name: &str, entry: &Entry, profile: &Profile) {
         let labels = ["", "", name];
         for (kind, n) in entry.counts.iter() {
@@ -110,6 +111,15 @@ impl Containers {
         };
         self.checkpointable.with_label_values(&labels).set(checkpointable);
     }
+}
+
+/// Containers of the same name are one series: they can't be told apart by their labels.
+fn by_name(inventory: &Inventory) -> BTreeMap<&str, Entry> {
+    let mut entries: BTreeMap<&str, Entry> = BTreeMap::new();
+    for (container, entry) in &inventory.containers {
+        entries.entry(&container.name).or_default().merge(entry);
+    }
+    entries
 }
 
 /// Metrics of the agent itself.
@@ -205,7 +215,7 @@ mod tests {
     use super::*;
     use crate::{
         host::KernelVersion,
-        inventory::{Counts, Inventory},
+        inventory::Counts,
         runtime::{Container, Runtime},
         tracker::AuditStats,
     };

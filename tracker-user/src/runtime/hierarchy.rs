@@ -19,8 +19,8 @@ pub enum HierarchyError {
     Mounts(#[source] io::Error),
     /// No cgroup filesystem that containers could be told apart by.
     #[error(
-        "no cgroup v2 hierarchy and no v1 hierarchy of the controllers memory, pids, cpu or devices is mounted: \
-         mount one (mount -t cgroup2 cgroup2 /sys/fs/cgroup)"
+        "no cgroup v2 hierarchy and no v1 hierarchy of the controllers memory, pids, cpu or devices is mounted as a whole: \
+         mount one (mount -t cgroup2 cgroup2 /sys/fs/cgroup), and in a container use the host's cgroup namespace"
     )]
     None,
 }
@@ -150,9 +150,10 @@ impl Hierarchy {
     }
 
     fn relative(&self, path: &Path) -> Option<String> {
-        let rest = path.strip_prefix(&self.root).ok()?.to_str()?;
-        // The kernel appends this to the path of a removed directory.
-        (!rest.ends_with(" (deleted)")).then(|| format!("/{rest}"))
+        let rest = path.strip_prefix(&self.root).ok()?.to_string_lossy();
+        // The kernel appends this to the path of a removed directory; a directory may also be called so.
+        let gone = rest.ends_with(" (deleted)") && !path.exists();
+        (!gone).then(|| format!("/{rest}"))
     }
 }
 

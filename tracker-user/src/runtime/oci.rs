@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use serde::Deserialize;
@@ -45,26 +46,45 @@ struct CrunStatus {
     cgroup_path: String,
 }
 
-/// Reads all states. One that comes, goes or can't be understood meanwhile is left out.
-pub(super) fn states(hierarchy_root: &Path) -> Vec<State> {
-    let mut found = Vec::new();
-    for (pattern, runtime) in STATE_DIRS {
-        for container in expand(pattern).iter().flat_map(|dir| subdirs(dir)) {
-            let Some(id) = container.file_name().and_then(|name| name.to_str()) else { continue };
-            if let Some(cgroup) = cgroup_of(&container, hierarchy_root) {
-                found.push(State { id: id.to_owned(), runtime, cgroup });
-            }
-        }
-    }
-    found
+/// States, remembered for as long as their files don't change: they are large, and are asked for often.
+#[derive(Debug, Default)]
+pub(super) struct States {
+    files: HashMap<PathBuf, (SystemTime, Option<State>)>,
 }
 
-fn cgroup_of(container: &Path, hierarchy_root: &Path) -> Option<String> {
-    if let Ok(json) = fs::read(container.join("state.json")) {
-        return runc_cgroup(&json, hierarchy_root);
+impl States {
+    /// All states there are. One that comes, goes or can't be understood meanwhile is left out.
+    pub(super) fn read(&mut self, hierarchy_root: &Path) -> Vec<State> {
+        let mut before = std::mem::take(&mut self.files);
+        for (pattern, runtime) in STATE_DIRS {
+            for container in expand(pattern).iter().flat_map(|dir| subdirs(dir)) {
+                let Some((file, changed)) = state_file(&container) else { continue };
+                let state = match before.remove(&file) {
+                    Some((at, state)) if at == changed => state,
+                    _ => read_state(&container, &file, runtime, hierarchy_root),
+                };
+                self.files.insert(file, (changed, state));
+            }
+        }
+        self.files.values().filter_map(|(_, state)| state.clone()).collect()
     }
-    let json = fs::read(container.join("status")).ok()?;
-    crun_cgroup(&json)
+}
+
+/// The file that holds a container's state (runc's or crun's), and when it last changed.
+fn state_file(container: &Path) -> Option<(PathBuf, SystemTime)> {
+    ["state.json", "status"].iter().find_map(|name| {
+        let file = container.join(name);
+        let changed = fs::metadata(&file).ok()?.modified().ok()?;
+        Some((file, changed))
+    })
+}
+
+fn read_state(container: &Path, file: &Path, runtime: Runtime, hierarchy_root: &Path) -> Option<State> {
+    let id = container.file_name()?.to_str()?.to_owned();
+    let json = fs::read(file).ok()?;
+    let cgroup =
+        if file.ends_with("state.json") { runc_cgroup(&json, hierarchy_root)? } else { crun_cgroup(&json)? };
+    Some(State { id, runtime, cgroup })
 }
 
 /// runc names the cgroup's directory in each hierarchy: by controller on v1, under "" on v2.

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     hierarchy::Hierarchy,
-    oci::{self, State},
+    oci::{State, States},
     path::{Identity, Runtime, identify},
 };
 
@@ -32,14 +32,13 @@ impl Container {
     fn new(identity: Identity) -> Self {
         let Identity { runtime, id, pod_uid, cgroup } = identity;
         let hex = id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit());
-        let name = if hex { id.chars().take(12).collect() } else { id.clone() };
+        let name = match id.as_str() {
+            _ if hex => id.chars().take(12).collect(),
+            // What is in no container goes by these.
+            "host" | "unknown" => format!("{runtime}/{id}"),
+            _ => id.clone(),
+        };
         Self { id, name, runtime, pod_uid, cgroup }
-    }
-
-    /// Whether `text` means this container: its name, or the beginning of its id.
-    #[must_use]
-    pub fn is_called(&self, text: &str) -> bool {
-        !text.is_empty() && (self.name == text || self.id.starts_with(text))
     }
 }
 
@@ -62,7 +61,15 @@ const HOST_TTL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Resolver {
     hierarchy: Hierarchy,
+    states: States,
     known: HashMap<u64, Known>,
+}
+
+impl Known {
+    /// What a cgroup is can become clear later; once it is clear, it stays so.
+    fn is_lasting(&self) -> bool {
+        matches!(&self.owner, Owner::Container(container) if container.runtime != Runtime::Unknown)
+    }
 }
 
 #[derive(Debug)]
@@ -77,25 +84,18 @@ impl Resolver {
     /// A resolver for the cgroups of this hierarchy.
     #[must_use]
     pub fn new(hierarchy: Hierarchy) -> Self {
-        Self { hierarchy, known: HashMap::new() }
-    }
-
-    /// The hierarchy.
-    #[must_use]
-    pub fn hierarchy(&self) -> &Hierarchy {
-        &self.hierarchy
+        Self { hierarchy, states: States::default(), known: HashMap::new() }
     }
 
     /// The owner of a cgroup.
     pub fn owner(&mut self, cgroup: u64) -> Owner {
-        if let Some(known) = self.known.get(&cgroup) {
-            let lasting = matches!(known.owner, Owner::Container(_));
-            if lasting || known.since.elapsed() < HOST_TTL {
-                return known.owner.clone();
-            }
+        if let Some(known) = self.known.get(&cgroup)
+            && (known.is_lasting() || known.since.elapsed() < HOST_TTL)
+        {
+            return known.owner.clone();
         }
         let owner = match self.hierarchy.path_of(cgroup) {
-            Ok(path) => owner_of(&path, &oci::states(self.hierarchy.root())),
+            Ok(path) => owner_of(&path, &self.states.read(self.hierarchy.root())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Owner::Unknown,
             // Without CAP_DAC_READ_SEARCH a cgroup can't be opened by its id: look for it.
             Err(_) => {
@@ -109,7 +109,7 @@ impl Resolver {
 
     /// Looks again at a cgroup that isn't known to be a container's.
     pub fn reconsider(&mut self, cgroup: u64) {
-        if self.known.get(&cgroup).is_some_and(|known| !matches!(known.owner, Owner::Container(_))) {
+        if self.known.get(&cgroup).is_some_and(|known| !known.is_lasting()) {
             self.known.remove(&cgroup);
         }
     }
@@ -134,12 +134,12 @@ impl Resolver {
 
     /// Looks at every cgroup. Returns the containers there are.
     pub fn refresh(&mut self) -> Vec<Arc<Container>> {
-        let states = oci::states(self.hierarchy.root());
+        let states = self.states.read(self.hierarchy.root());
         let mut before = std::mem::take(&mut self.known);
         let mut containers: HashMap<String, Arc<Container>> = HashMap::new();
         for (id, path) in self.hierarchy.list() {
             let owner = match before.remove(&id) {
-                Some(Known { owner: owner @ Owner::Container(_), .. }) => owner,
+                Some(known) if known.is_lasting() => known.owner,
                 _ => owner_of(&path, &states),
             };
             let owner = match owner {
@@ -240,12 +240,8 @@ mod tests {
     }
 
     #[test]
-    fn containers_are_called_by_name_or_id() {
-        let Owner::Container(container) = owner_of(&format!("/docker/{ID}"), &[]) else { panic!() };
-        assert!(container.is_called("0123456789ab"));
-        assert!(container.is_called("0123"));
-        assert!(container.is_called(ID));
-        assert!(!container.is_called(""));
-        assert!(!container.is_called("9"));
+    fn no_container_is_called_as_the_host() {
+        let state = State { id: "host".into(), runtime: Runtime::Runc, cgroup: "/host".into() };
+        assert_eq!(name("/host", &[state]), Some((Runtime::Runc, "runc/host".into())));
     }
 }

@@ -5,7 +5,7 @@
 mod profile;
 mod rules;
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 pub use profile::{CriuVersion, NEWEST_KNOWN, OLDEST_KNOWN, ParseVersionError, Profile, Source};
 pub use rules::judge;
@@ -39,16 +39,5 @@ impl Verdict {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
-    }
-}
-
-impl FromStr for Verdict {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        [Self::Ok, Self::NeedsOption, Self::Unknown, Self::Blocked]
-            .into_iter()
-            .find(|verdict| verdict.name() == name)
-            .ok_or_else(|| format!("unknown verdict {name:?}; verdicts: ok, needs_option, unknown, blocked"))
     }
 }
