@@ -3,9 +3,11 @@
 //! Never by the type bits of `i_mode` alone: the in-kernel inodes of pidfs (and, from 6.16, of anonymous files)
 //! carry `S_IFREG` though `fstat` shows none.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::bpf_probe_read_kernel_str_bytes;
 use aya_log_ebpf::debug;
-use tracker_ebpf::{ANON_NAME_LEN, Fop, Kind};
+use tracker_ebpf::{Fop, Kind};
 
 use crate::{
     kernel::{
@@ -157,7 +159,16 @@ unsafe fn anon_inode(file: *const u8) -> KindIndex {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn learn(f_op: u64, name: u64) -> u64 {
-    let mut fop = Fop { kind: Kind::AnonOther.index() as u64, name: [0; ANON_NAME_LEN] };
+    let mut fop = MaybeUninit::<Fop>::uninit();
+    // SAFETY: every word of the value is written. Word by word: a call of `memset` would be one function too deep.
+    let fop = unsafe {
+        let words = fop.as_mut_ptr().cast::<u64>();
+        for word in 0..size_of::<Fop>() / 8 {
+            words.add(word).write_volatile(0);
+        }
+        fop.assume_init_mut()
+    };
+    fop.kind = Kind::AnonOther.index() as u64;
     // SAFETY: the helper checks the address and writes at most the buffer.
     let Ok(read) = (unsafe { bpf_probe_read_kernel_str_bytes(name as *const u8, &mut fop.name) }) else {
         return fop.kind;
@@ -170,6 +181,6 @@ extern "C" fn learn(f_op: u64, name: u64) -> u64 {
         // kvm-vm, kvm-vcpu:N, and a name for each kind of device
         fop.kind = Kind::Kvm.index() as u64;
     }
-    let _ = FOPS.insert(f_op, fop, 0);
+    let _ = FOPS.insert(f_op, &*fop, 0);
     fop.kind
 }

@@ -8,11 +8,12 @@ use tracker_ebpf::{COMM_LEN, Header, Kind, Loss, SlotEvent, Table, TableEvent, T
 
 use crate::{
     kernel::{current_pid, current_tgid},
-    maps::{EVENTS, lose},
+    maps::{EVENTS, TABLES, lose},
 };
 
 /// Whom an event is about.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub(crate) enum Who {
     /// The task that the program runs in.
     Current,
@@ -67,10 +68,24 @@ pub(crate) fn slot(code: u32, files: u64, fd: u32, tag: Tag, table: *const Table
 
 /// Something happened to a whole table. Nothing is said of a table that holds nothing, unless `always`.
 #[inline(always)]
-pub(crate) fn table(code: u32, files: u64, table: *const Table, who: Who, always: bool) {
+pub(crate) fn table(code: u32, files: u64, who: Who, always: bool) {
+    table_event(code, files, who as u32, u32::from(always));
+}
+
+/// [`table`], with a stack frame of its own. The frames of a program and of all that it calls must fit in 512 bytes, each rounded
+/// up to 32 (to 16 on newer kernels), so a program that scans has next to none to spare.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn table_event(code: u32, files: u64, who: u32, always: u32) -> u32 {
+    let Some(table) = TABLES.get_ptr(files) else { return 0 };
     let Some(mut entry): Option<RingBufEntry<TableEvent>> = EVENTS.reserve(0) else {
         lose(Loss::Ring);
-        return;
+        return 0;
+    };
+    let who = match who {
+        0 => Who::Current,
+        1 => Who::Child,
+        _ => Who::User,
     };
     let record = entry.as_mut_ptr();
     let mut sum = 0;
@@ -78,14 +93,16 @@ pub(crate) fn table(code: u32, files: u64, table: *const Table, who: Who, always
     unsafe {
         fill(&raw mut (*record).header, code, files, 0, table, who);
         for kind in 0..Kind::COUNT {
-            let n = (*table).n[kind] as u32;
+            // Volatile, or all are loaded before any is stored.
+            let n = core::ptr::read_volatile(&raw const (*table).n[kind]) as u32;
             (*record).n[kind] = n;
             sum |= n;
         }
     }
-    if sum != 0 || always {
+    if sum != 0 || always != 0 {
         entry.submit(0);
     } else {
         entry.discard(0);
     }
+    0
 }

@@ -65,9 +65,7 @@ fn born(files: u64, tgid: u32, code: u32, who: Who) {
     }
     forget_predecessor(files, tgid);
     scan(files, if who == Who::Child { mode::QUIET | mode::REMOTE } else { mode::QUIET });
-    if let Some(table) = TABLES.get_ptr(files) {
-        notify::table(code, files, table, who, false);
-    }
+    notify::table(code, files, who, false);
 }
 
 /// The kernel reuses addresses: what is recorded under this one may be of a table that has gone unseen.
@@ -95,7 +93,7 @@ pub(super) fn end(files: u64, table: *const Table, who: Who) {
             }
         }
     }
-    notify::table(event::EXITED, files, table, who, false);
+    notify::table(event::EXITED, files, who, false);
     let _ = TABLES.remove(files);
 }
 
@@ -108,9 +106,7 @@ fn sched_process_exec(_ctx: TracePointContext) -> u32 {
     }
     let had = TABLES.get_ptr(files).is_some();
     scan(files, mode::QUIET);
-    if let Some(table) = TABLES.get_ptr(files) {
-        notify::table(event::EXECED, files, table, Who::Current, had);
-    }
+    notify::table(event::EXECED, files, Who::Current, had);
     0
 }
 
@@ -128,7 +124,7 @@ fn sched_process_exit(_ctx: TracePointContext) -> u32 {
         if live_threads() == 0 {
             // SAFETY: the pointer comes from the map.
             unsafe { (*table).flags |= TABLE_STALE };
-            notify::table(event::UNCERTAIN, files, table, Who::Current, true);
+            notify::table(event::UNCERTAIN, files, Who::Current, true);
         }
         return 0;
     }
@@ -155,7 +151,7 @@ fn cgroup_attach_task(ctx: RawTracePointContext) -> i32 {
         if (*table).cgroup_id != cgroup {
             (*table).cgroup_id = cgroup;
             add(&raw mut (*table).seq, 1);
-            notify::table(event::MOVED, files, table, Who::User, false);
+            notify::table(event::MOVED, files, Who::User, false);
         }
     }
     0
