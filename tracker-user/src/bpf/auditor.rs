@@ -92,6 +92,8 @@ pub(super) struct Doubt {
     pub(super) cgroup_id: u64,
     /// The table's generation and seq, as they were recorded; 0 if it wasn't.
     pub(super) recorded: (u64, u64),
+    /// It was there at two looks, between which nothing moved in the table.
+    settled: bool,
     differences: HashSet<Difference>,
 }
 
@@ -140,7 +142,7 @@ impl Plan {
     /// Whether there is something that only looks like a difference, perhaps: between a change and the probe that sees it lie
     /// some microseconds, in which the iterator is ahead.
     pub(super) fn needs_another_look(&self) -> bool {
-        self.scan.values().any(|doubt| !doubt.is_stale())
+        self.scan.values().any(|doubt| !doubt.is_stale() && !doubt.settled)
     }
 
     /// Keeps of the tables to re-read those that still differ, in the same way, in a later plan.
@@ -148,6 +150,7 @@ impl Plan {
         self.scan.retain(|files, doubt| {
             let Some(again) = later.scan.get(files) else { return false };
             doubt.differences.retain(|difference| again.differences.contains(difference));
+            doubt.settled = doubt.recorded == again.recorded && !doubt.is_new();
             doubt.recorded = again.recorded;
             !doubt.differences.is_empty()
         });
@@ -230,7 +233,7 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, befo
     }
     let cgroup_id = stays.or_else(|| truth.cgroup_ids.iter().min().copied()).unwrap_or(0);
     let recorded = table.map_or((0, 0), |table| (table.generation, table.seq));
-    Doubt { tgid: truth.tgid, cgroup_id, recorded, differences }
+    Doubt { tgid: truth.tgid, cgroup_id, recorded, settled: false, differences }
 }
 
 /// Whether this is the same table, and nothing has moved in it.
@@ -326,6 +329,7 @@ mod tests {
         let tables = [(1, table(100, PASS, 0)), (2, table(100, PASS, 0))];
         let both = || plan(&[record(1, 3, 100), record(2, 3, 100)], &[], &tables);
         assert!(both().needs_another_look());
+        assert!(!both().confirmed_by(&both()).needs_another_look());
         // One is gone at the second look, and one has become another difference.
         let later = plan(&[record(1, 4, 100)], &[], &tables);
         assert_eq!(both().confirmed_by(&later), Plan::default());
@@ -340,6 +344,20 @@ mod tests {
         assert!(plan.scan[&1].needs_recount() && plan.needs_another_look());
         let same = Difference::Count { kind: Kind::Eventfd.index(), slots: 0, n: 1 };
         assert_eq!(plan.scan[&1].differences, HashSet::from([same]));
+    }
+
+    #[test]
+    fn in_a_table_that_moves_a_difference_isnt_settled() {
+        let look = |seq| {
+            let mut moving = table(100, PASS, 0);
+            moving.seq = seq;
+            plan(&[record(1, 3, 100)], &[], &[(1, moving)])
+        };
+        assert!(look(1).confirmed_by(&look(2)).needs_another_look());
+        assert!(!look(1).confirmed_by(&look(2)).confirmed_by(&look(2)).needs_another_look());
+        // Nothing is known of a table that isn't recorded.
+        let new = || plan(&[record(1, 3, 100)], &[], &[]);
+        assert!(new().confirmed_by(&new()).needs_another_look());
     }
 
     #[test]
