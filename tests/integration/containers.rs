@@ -20,6 +20,7 @@ pub fn trials() -> Vec<Trial> {
         test("containers::a_cgroup_of_any_name", RUNC, a_cgroup_of_any_name),
         test("containers::tail_shows_an_open_at_once", RUNC, tail_shows_an_open_at_once),
         test("containers::tail_filters", Needs::Root, tail_filters),
+        test("containers::tail_tells_what_it_missed", Needs::Root, tail_tells_what_it_missed),
         test("containers::the_host", Needs::Root, the_host),
         test("containers::comes_and_goes", RUNC, comes_and_goes),
     ]
@@ -190,6 +191,25 @@ fn tail_filters() {
     let forked = std::iter::from_fn(|| Some(tail.next())).find(|l| l["event"] == "forked").expect("a fork");
     assert_eq!(forked["pid"], child);
     assert!(forked["counts"].to_string().contains("timerfd"), "{forked}");
+}
+
+/// With room for a few dozen events, most of a storm is lost; the reader is told how many, and counts are exact.
+fn tail_tells_what_it_missed() {
+    let cgroup = Cgroup::docker();
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let agent = Agent::start(&["--ring-size", "4096"]);
+    let mut tail = Tail::start(&agent, &["--container", &cgroup.id]);
+    tail.first_line(&mut zoo);
+    for _ in 0..5 {
+        zoo.must("churn 5000");
+    }
+    let lost = std::iter::from_fn(|| Some(tail.next())).find(|line| line["event"] == "lost").expect("a loss");
+    assert!(lost["lost"].as_u64() > Some(0), "{lost}");
+    let metrics = agent.metrics();
+    assert!(metrics.get("fdtracker_events_lost_total", &[("stage", "ring")]) > 0.0);
+    let labels = [("container", cgroup.name()), ("kind", "eventfd")];
+    assert_eq!(metrics.get("fdtracker_fds_opened_total", &labels), 25_000.0);
+    assert_eq!(metrics.get("fdtracker_fds_closed_total", &labels), 25_000.0);
 }
 
 fn the_host() {

@@ -1,6 +1,10 @@
 //! The agent's tasks: it reads events from the ring, sends them on to whoever follows, and audits.
 
-use std::{os::fd::AsRawFd, sync::Arc, time::Duration};
+use std::{
+    os::fd::AsRawFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
@@ -152,6 +156,7 @@ struct Reader {
 
 impl Reader {
     async fn run(self, mut ring: AsyncFd<RingBuf<MapData>>) {
+        let mut lost = Lost { known: 0, checked: Instant::now() };
         loop {
             let mut guard = match ring.readable_mut().await {
                 Ok(guard) => guard,
@@ -168,6 +173,10 @@ impl Reader {
                 if let Some(event) = decode(&record) {
                     self.handle(&event);
                 }
+            }
+            if let Some(more) = lost.since(&self.tracker) {
+                // An error means that nobody follows.
+                let _ = self.lines.send(Line::new(Notice::lost(more)));
             }
             // The registration is edge-triggered: the ring must be empty before it is waited for again.
             if taken < BATCH {
@@ -193,5 +202,27 @@ impl Reader {
             // An error means that the last reader has just gone.
             let _ = self.lines.send(Line::new(notice));
         }
+    }
+}
+
+/// What readers were told of events that the ring had no room for.
+struct Lost {
+    known: u64,
+    checked: Instant,
+}
+
+impl Lost {
+    /// How often the ring's losses are looked at, at the most.
+    const EVERY: Duration = Duration::from_millis(100);
+
+    /// How many were lost that readers weren't told of.
+    fn since(&mut self, tracker: &Tracker) -> Option<u64> {
+        if self.checked.elapsed() < Self::EVERY {
+            return None;
+        }
+        self.checked = Instant::now();
+        let lost = tracker.lost_in_ring()?;
+        let more = lost - std::mem::replace(&mut self.known, lost);
+        (more > 0).then_some(more)
     }
 }

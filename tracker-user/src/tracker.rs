@@ -12,6 +12,7 @@ use std::{
 };
 
 use thiserror::Error;
+use tracker_ebpf::Loss;
 
 use crate::{
     bpf::{Audit, BpfError, Change, Event, Feeder, Kernel, Rings, Sizes},
@@ -201,6 +202,13 @@ impl Tracker {
             names.resolver.reconsider(event.cgroup_id);
         }
         names.resolver.owner(event.cgroup_id)
+    }
+
+    /// How many events the ring had no room for so far; `None` while an audit has the kernel side.
+    #[must_use]
+    pub fn lost_in_ring(&self) -> Option<u64> {
+        let kernel = self.kernel.try_lock().ok()?;
+        kernel.losses().ok()?.into_iter().find_map(|(loss, count)| (loss == Loss::Ring).then_some(count))
     }
 
     /// Counts events that a reader was too slow for.

@@ -138,11 +138,16 @@ pub(super) struct Engine {
     /// Room for open fds that are counted; some 80 bytes of kernel memory each
     #[arg(long, value_name = "FDS", default_value_t = Sizes::default().slots, value_parser = size())]
     pub(super) max_fds: u32,
+
+    /// Bytes of kernel memory for events on their way to the agent, rounded up to a power of two of pages; what finds no room
+    /// is missed by tail, never by a count
+    #[arg(long, value_name = "BYTES", default_value_t = Sizes::default().ring, value_parser = size())]
+    pub(super) ring_size: u32,
 }
 
 impl Engine {
     pub(super) fn sizes(&self) -> Sizes {
-        Sizes { tables: self.max_tables, slots: self.max_fds, ..Sizes::default() }
+        Sizes { tables: self.max_tables, slots: self.max_fds, ring: self.ring_size }
     }
 }
 
