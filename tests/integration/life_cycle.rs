@@ -6,11 +6,16 @@ use fdtracker_tests::{Agent, Cgroup, Zoo, eventually, same};
 use libtest_mimic::Trial;
 use tracker_ebpf::Kind;
 
-use crate::{Needs::Root, agent, test};
+use crate::{Needs::Root, agent, test, test_or_skip};
 
 pub fn trials() -> Vec<Trial> {
     vec![
         test("life_cycle::every_kind", Root, every_kind),
+        test_or_skip(
+            "life_cycle::an_ioctl_that_leaves_the_fd_in_memory",
+            Root,
+            an_ioctl_that_leaves_the_fd_in_memory,
+        ),
         test("life_cycle::what_is_not_counted", Root, what_is_not_counted),
         test("life_cycle::dup_and_close", Root, dup_and_close),
         test("life_cycle::dup_over_another_kind", Root, dup_over_another_kind),
@@ -73,6 +78,17 @@ fn every_kind() {
         zoo.must(&format!("close {fd}"));
     }
     counts(&agent, &cgroup, &[]);
+}
+
+fn an_ioctl_that_leaves_the_fd_in_memory() -> Result<(), String> {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let fd = zoo.ask("open kvm_device").map_err(|reason| format!("no KVM device here: {reason}"))?[0];
+    counts(&agent, &cgroup, &[("kvm", 1)]);
+    agrees(&agent, &cgroup);
+    zoo.must(&format!("close {fd}"));
+    counts(&agent, &cgroup, &[]);
+    Ok(())
 }
 
 fn what_is_not_counted() {
@@ -159,7 +175,7 @@ fn fork_and_kill() {
     zoo.must("open pidfd");
     zoo.must("open eventfd");
     let child = zoo.must("fork");
-    counts(&agent, &cgroup, &[("pidfd", 2), ("eventfd", 2)].map(|(k, n)| (k, n)));
+    counts(&agent, &cgroup, &[("pidfd", 2), ("eventfd", 2)]);
     agrees(&agent, &cgroup);
     let processes = agent.container(&cgroup.id).expect("the container")["processes"].clone();
     let pids: Vec<i64> =

@@ -48,12 +48,21 @@ enum Needs {
 
 /// A test that is skipped, with the reason, where it can't run.
 fn test(name: &'static str, needs: Needs, run: fn()) -> Trial {
-    Trial::ignorable_test(name, move || match missing(needs) {
-        Some(reason) => Ok(Completion::ignored_with(reason)),
-        None => {
-            run();
-            Ok(Completion::Completed)
-        }
+    test_or_skip(name, needs, move || {
+        run();
+        Ok(())
+    })
+}
+
+/// A test that finds out only on the way that it can't run here, and why.
+fn test_or_skip(
+    name: &'static str,
+    needs: Needs,
+    run: impl FnOnce() -> Result<(), String> + Send + 'static,
+) -> Trial {
+    Trial::ignorable_test(name, move || {
+        let ran = missing(needs).map_or_else(run, Err);
+        Ok(ran.map_or_else(Completion::ignored_with, |()| Completion::Completed))
     })
 }
 

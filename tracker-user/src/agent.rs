@@ -13,7 +13,6 @@ use tokio::{
     sync::{Notify, broadcast},
     task::JoinHandle,
 };
-
 use tracing_log::LogTracer;
 
 use crate::{

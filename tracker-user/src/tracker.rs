@@ -178,8 +178,8 @@ impl Tracker {
     /// When the maps can't be read.
     pub fn snapshot(&self) -> Result<Snapshot, TrackerError> {
         let kernel = lock(&self.kernel);
-        let mut lost: Vec<_> =
-            kernel.losses()?.into_iter().map(|(loss, count)| (loss.stage(), count)).collect();
+        let stage = |loss: &Loss| Ok((loss.stage(), kernel.lost(*loss)?));
+        let mut lost = Loss::ALL.iter().map(stage).collect::<Result<Vec<_>, BpfError>>()?;
         lost.push(("reader", self.late_readers.load(Ordering::Relaxed)));
         let ready = self.is_ready();
         Ok(Snapshot {
@@ -207,8 +207,7 @@ impl Tracker {
     /// How many events the ring had no room for so far; `None` while an audit has the kernel side.
     #[must_use]
     pub fn lost_in_ring(&self) -> Option<u64> {
-        let kernel = self.kernel.try_lock().ok()?;
-        kernel.losses().ok()?.into_iter().find_map(|(loss, count)| (loss == Loss::Ring).then_some(count))
+        self.kernel.try_lock().ok()?.lost(Loss::Ring).ok()
     }
 
     /// Counts events that a reader was too slow for.

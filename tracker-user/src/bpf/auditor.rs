@@ -104,7 +104,7 @@ impl Doubt {
     }
 
     /// Whether the table isn't recorded at all.
-    pub(super) fn is_new(&self) -> bool {
+    fn is_new(&self) -> bool {
         self.recorded == (0, 0)
     }
 
@@ -178,8 +178,16 @@ pub(super) fn compare(
             _ => plan.drop.push(*slot),
         }
     }
+    // Tables whose users have files open, but none to count.
+    let idle = tables.iter().filter(|(files, table)| table.visited == pass && !seen.contains_key(files));
+    let idle: HashMap<u64, Seen> = idle
+        .map(|(files, Table { tgid, cgroup_id, .. })| {
+            let cgroup_ids = HashSet::from([*cgroup_id]);
+            (*files, Seen { tgid: *tgid, cgroup_ids, slots: HashMap::new() })
+        })
+        .collect();
     let nothing = HashMap::new();
-    for (files, truth) in seen {
+    for (files, truth) in seen.iter().chain(&idle) {
         let recorded = recorded.get(files).unwrap_or(&nothing);
         let doubt = doubt(truth, recorded, tables.get(files), before.get(files));
         if !doubt.differences.is_empty() {
@@ -187,18 +195,7 @@ pub(super) fn compare(
         }
     }
     for (files, table) in tables {
-        if table.visited == pass {
-            if !seen.contains_key(files) {
-                // Its users have files open, but none to count.
-                let Table { tgid, cgroup_id, .. } = *table;
-                let truth = Seen { tgid, cgroup_ids: HashSet::from([cgroup_id]), slots: HashMap::new() };
-                let doubt =
-                    doubt(&truth, recorded.get(files).unwrap_or(&nothing), Some(table), before.get(files));
-                if !doubt.differences.is_empty() {
-                    plan.scan.insert(*files, doubt);
-                }
-            }
-        } else if before.get(files).is_some_and(|earlier| is_same(earlier, table)) {
+        if table.visited != pass && before.get(files).is_some_and(|earlier| is_same(earlier, table)) {
             // It was there before the iterator ran, which met no task that has it, and nothing has moved since.
             let known = table.flags & TABLE_STALE != 0;
             let left = if known { 0 } else { table.n.iter().map(|n| n.unsigned_abs()).sum() };

@@ -99,8 +99,7 @@ pub(super) fn attach(
     tracefs: &Path,
     extent: Extent,
 ) -> Result<(), BpfError> {
-    // Moves, exits and execs first, then closes, then opens: the order matters to nobody, but a table that is
-    // met by an open is then followed to its end.
+    // What ends tables before what begins them: a table that is met by an open is then followed to its end.
     let mut raw = vec!["cgroup_attach_task"];
     // Linux 7.0 made raw tracepoints preemptible (kernel: __DECLARE_TRACE), which this program can't be.
     if !kernel.at_least(7, 0) {

@@ -144,7 +144,8 @@ pub struct Kernel {
     pass: u32,
     /// Cgroups with tables that the last audit found no room for.
     uncounted: BTreeSet<u64>,
-    /// How often there was no room for a table, when the last audit ended.
+    /// How often there was no room for a table when the last audit began, and in what it did itself: more is what it can't
+    /// have seen.
     no_room: u64,
 }
 
@@ -218,18 +219,14 @@ impl Kernel {
         self.delete("FLOWS", &cgroup)
     }
 
-    /// What was lost, by stage.
+    /// How often something was lost at a stage.
     ///
     /// # Errors
     /// When the map can't be read.
-    pub fn losses(&self) -> Result<Vec<(Loss, u64)>, BpfError> {
+    pub fn lost(&self, loss: Loss) -> Result<u64, BpfError> {
         let map_error = |source| BpfError::Map { map: "LOSSES", source };
         let losses: PerCpuArray<_, u64> = PerCpuArray::try_from(self.map("LOSSES")?).map_err(map_error)?;
-        let sum = |loss: &Loss| {
-            let values = losses.get(&(*loss as u32), 0).map_err(map_error)?;
-            Ok((*loss, values.iter().sum()))
-        };
-        Loss::ALL.iter().map(sum).collect()
+        Ok(losses.get(&(loss as u32), 0).map_err(map_error)?.iter().sum())
     }
 
     /// Cgroups whose counts are too small, because a map was full.
@@ -237,13 +234,8 @@ impl Kernel {
     /// # Errors
     /// When the map can't be read.
     pub fn uncounted(&self) -> Result<Uncounted, BpfError> {
-        let any = self.no_room()? > self.no_room;
+        let any = self.lost(Loss::Tables)? > self.no_room;
         Ok(Uncounted { cgroups: self.uncounted.clone(), any })
-    }
-
-    /// How often there was no room for a table.
-    fn no_room(&self) -> Result<u64, BpfError> {
-        Ok(self.losses()?.into_iter().find(|(loss, _)| *loss == Loss::Tables).map_or(0, |(_, count)| count))
     }
 
     /// Compares what is recorded with the kernel's own list of files, and puts right what differs.
@@ -259,6 +251,7 @@ impl Kernel {
         const LOOKS: usize = 5;
         let start = Instant::now();
         let adopt = self.pass == 0;
+        let mut no_room = self.lost(Loss::Tables)?;
         let mut plan = self.compare()?;
         for _ in 1..LOOKS {
             if adopt || !plan.needs_another_look() {
@@ -269,14 +262,13 @@ impl Kernel {
         }
         let mut audit = Audit::default();
         let mut uncounted = BTreeSet::new();
-        self.no_room = self.no_room()?;
         for (files, doubt) in &plan.scan {
+            let before = self.lost(Loss::Tables)?;
             let changed = self.put_right(*files, doubt, adopt)?;
-            if doubt.is_new() {
-                let no_room = self.no_room()?;
-                if std::mem::replace(&mut self.no_room, no_room) != no_room {
-                    uncounted.insert(doubt.cgroup_id);
-                }
+            let failed = self.lost(Loss::Tables)? - before;
+            if failed > 0 {
+                uncounted.insert(doubt.cgroup_id);
+                no_room += failed;
             }
             tracing::debug!(changed, ?doubt, "re-read the table {files:#x}");
             audit.corrections += u64::from(changed);
@@ -289,7 +281,7 @@ impl Kernel {
         for slot in &plan.drop {
             self.delete("SLOTS", slot)?;
         }
-        self.uncounted = uncounted;
+        (self.uncounted, self.no_room) = (uncounted, no_room);
         audit.took = start.elapsed();
         Ok(audit)
     }

@@ -3,14 +3,12 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use tokio::sync::broadcast::error::RecvError;
 
 use super::{EndSignals, args, output};
 use crate::{
     agent::Engine,
     criu, host,
-    http::{Line, Lines, Listeners, Service},
-    report::Notice,
+    http::{Line, Listeners, Service},
     verdict::Profile,
 };
 
@@ -30,7 +28,7 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
         engine.attach(args.engine.audit_interval).await?;
         if args.live {
             output::listing(&engine.tracker.listing(false)?)?;
-            print(&engine.lines).await?;
+            print(&engine).await?;
         }
         std::future::pending().await
     };
@@ -49,15 +47,11 @@ pub(super) fn profile(args: &args::Engine) -> anyhow::Result<Profile> {
 }
 
 /// Prints every event until standard output is closed.
-async fn print(lines: &Lines) -> anyhow::Result<()> {
-    let mut lines = lines.subscribe();
+async fn print(engine: &Engine) -> anyhow::Result<()> {
+    let mut lines = engine.lines.subscribe();
     let mut printer = output::Printer::start();
-    loop {
-        let notice = match lines.recv().await {
-            Ok(Line { notice, .. }) => notice,
-            Err(RecvError::Lagged(missed)) => Notice::lost(missed).into(),
-            Err(RecvError::Closed) => return Ok(()),
-        };
-        printer.print(output::notice(&notice)).await?;
+    while let Some(line) = Line::next(&mut lines, &engine.tracker).await {
+        printer.print(output::notice(&line.notice)).await?;
     }
+    Ok(())
 }

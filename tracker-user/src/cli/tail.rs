@@ -5,7 +5,7 @@ use std::{io, os::fd::AsFd as _, process::ExitCode};
 use anyhow::bail;
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::broadcast::{self, error::RecvError},
+    sync::broadcast,
 };
 
 use super::{
@@ -41,7 +41,7 @@ pub(super) async fn run(args: args::Tail) -> anyhow::Result<ExitCode> {
 /// Where events come from.
 enum Source {
     Agent(Events),
-    Own { lines: broadcast::Receiver<Line>, filter: Filter, _engine: Engine },
+    Own { lines: broadcast::Receiver<Line>, filter: Filter, engine: Engine },
 }
 
 impl Source {
@@ -58,7 +58,7 @@ impl Source {
         let lines = engine.lines.subscribe();
         engine.attach(args.engine.audit_interval).await?;
         let filter = filter(args, &engine.tracker.listing(false)?)?;
-        Ok(Self::Own { lines, filter, _engine: engine })
+        Ok(Self::Own { lines, filter, engine })
     }
 
     /// The next event that is wanted; `None` once the agent has ended.
@@ -68,14 +68,14 @@ impl Source {
                 Ok(None) => bail!(ClientError::Refused("the agent has ended".into())),
                 next => Ok(next?),
             },
-            Self::Own { lines, filter, .. } => loop {
-                match lines.recv().await {
-                    Ok(line) if filter.lets(&line.notice) => return Ok(Some(line.notice.as_ref().clone())),
-                    Ok(_) => {}
-                    Err(RecvError::Lagged(missed)) => return Ok(Some(Notice::lost(missed))),
-                    Err(RecvError::Closed) => return Ok(None),
+            Self::Own { lines, filter, engine } => {
+                while let Some(line) = Line::next(lines, &engine.tracker).await {
+                    if filter.lets(&line.notice) {
+                        return Ok(Some(line.notice.as_ref().clone()));
+                    }
                 }
-            },
+                Ok(None)
+            }
         }
     }
 }

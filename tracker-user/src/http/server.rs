@@ -29,7 +29,11 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc},
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        broadcast::{self, error::RecvError},
+        mpsc,
+    },
 };
 
 use crate::{host, metrics, report::Notice, tracker::Tracker};
@@ -183,6 +187,18 @@ impl Line {
         json.push(b'\n');
         Self { notice: Arc::new(notice), json: json.into() }
     }
+
+    /// The next event; `None` once there are no more. A reader that was too slow is told how many it missed.
+    pub async fn next(lines: &mut broadcast::Receiver<Self>, tracker: &Tracker) -> Option<Self> {
+        match lines.recv().await {
+            Ok(line) => Some(line),
+            Err(RecvError::Lagged(missed)) => {
+                tracker.count_late_reader(missed);
+                Some(Self::new(Notice::lost(missed)))
+            }
+            Err(RecvError::Closed) => None,
+        }
+    }
 }
 
 /// Where events are sent to, for every reader that follows them.
@@ -328,7 +344,7 @@ impl Service {
     }
 }
 
-/// Sends events to one reader. One that is too slow is told how many it missed.
+/// Sends events to one reader.
 async fn follow(
     mut lines: broadcast::Receiver<Line>,
     sender: mpsc::Sender<Bytes>,
@@ -336,18 +352,11 @@ async fn follow(
     tracker: Arc<Tracker>,
 ) {
     loop {
-        let next = tokio::select! {
-            next = lines.recv() => next,
-            () = sender.closed() => return,
+        let line = tokio::select! {
+            line = Line::next(&mut lines, &tracker) => line,
+            () = sender.closed() => None,
         };
-        let line = match next {
-            Ok(line) => line,
-            Err(broadcast::error::RecvError::Lagged(missed)) => {
-                tracker.count_late_reader(missed);
-                Line::new(Notice::lost(missed))
-            }
-            Err(broadcast::error::RecvError::Closed) => return,
-        };
+        let Some(line) = line else { return };
         if filter.lets(&line.notice) && sender.send(line.json).await.is_err() {
             return;
         }
