@@ -21,7 +21,7 @@ offsets! {
     OFF_FILE_INODE OFF_FILE_OP OFF_FILE_DENTRY OFF_FILE_PRIVATE OFF_DENTRY_NAME
     OFF_INODE_MODE OFF_INODE_SB OFF_INODE_RDEV OFF_SB_MAGIC
     OFF_SOCKET_TYPE OFF_SOCKET_SK OFF_SK_FAMILY OFF_SK_PROTOCOL
-    OFF_TASK_STACK OFF_STACK_REGS OFF_REGS_ARG0 OFF_REGS_ARG1 OFF_REGS_ARG2 OFF_REGS_ARG3
+    OFF_TASK_STACK OFF_STACK_REGS OFF_REGS_ARG0 OFF_REGS_ARG1 OFF_REGS_ARG2 OFF_REGS_ARG3 OFF_REGS_SYSCALL
 }
 
 /// The cgroup of a task is reached through a v1 controller's `cgroup_subsys_state`, not through `dfl_cgrp`.
@@ -35,6 +35,16 @@ static HAVE_TASK_PT_REGS: Global<u8> = Global::new(0);
 /// The agent's own thread group, which is not counted: its audits would be events that it then reports.
 #[unsafe(no_mangle)]
 static OWN_TGID: Global<u32> = Global::new(0);
+
+/// The kprobe feeder counts: each change of a slot is an edge, and no slot is recorded. Else slots are followed one by one.
+#[unsafe(no_mangle)]
+static COUNT_EDGES: Global<u8> = Global::new(0);
+
+/// Whether the kprobe feeder counts.
+#[inline(always)]
+pub(crate) fn counts_edges() -> bool {
+    COUNT_EDGES.load() != 0
+}
 
 /// How a kernel pointer is read. A failed read gives zeroes, as a null pointer's does.
 pub(crate) trait Read {
@@ -154,11 +164,17 @@ fn saved_regs() -> *const u8 {
     }
 }
 
-/// An argument of the syscall that is returning.
+/// An argument of the system call that the current task is in.
 #[inline(always)]
 pub(crate) fn syscall_arg(register: &Global<u64>) -> u64 {
     // SAFETY: a `u64` is plain data.
     unsafe { Probe::read(saved_regs(), register) }
+}
+
+/// The number of the system call that the current task is in. Meaningless in a kernel thread, and in a 32-bit call.
+#[inline(always)]
+pub(crate) fn syscall_number() -> u64 {
+    syscall_arg(&OFF_REGS_SYSCALL)
 }
 
 /// Reads the memory of the current process. A page that isn't there gives zeroes.

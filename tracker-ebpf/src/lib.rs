@@ -89,6 +89,9 @@ pub struct Table {
 /// Flag of [`Table`]: a change could not be recorded; `n` is not exact until an audit repaired it.
 pub const TABLE_STALE: u32 = 1;
 
+/// Flag of [`Table`]: the table was counted when it was copied, and its task hasn't run yet (kprobe feeder).
+pub const TABLE_BORN: u32 = 2;
+
 /// Key of the map `SLOTS`, whose value is a [`Tag`]: what the tracepoint feeder has counted for a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
@@ -132,6 +135,8 @@ pub struct Fop {
 pub struct Control {
     /// Number of the audit pass under way.
     pub pass: u32,
+    /// 1 once what was open before the feeder was attached has been counted: a table without an entry has nothing to count.
+    pub adopted: u32,
 }
 
 /// A loss that the kernel side counts: index into the per-CPU array `LOSSES`.
@@ -148,14 +153,16 @@ pub enum Loss {
     Flows,
     /// A slot moved faster than a probe could follow.
     Contended,
+    /// A copied table wasn't seen when it was made; it was counted when its task first ran (kprobe feeder).
+    Births,
     /// A table has more room than [`MAX_SCANNED_FDS`], or a message carried more fds than are looked at.
     Truncated,
 }
 
 impl Loss {
     /// Every loss, in the order of the discriminants.
-    pub const ALL: [Self; 6] =
-        [Self::Ring, Self::Tables, Self::Slots, Self::Flows, Self::Contended, Self::Truncated];
+    pub const ALL: [Self; 7] =
+        [Self::Ring, Self::Tables, Self::Slots, Self::Flows, Self::Contended, Self::Births, Self::Truncated];
 
     /// The stable name: the `stage` label of `fdtracker_events_lost_total`.
     #[must_use]
@@ -166,6 +173,7 @@ impl Loss {
             Self::Slots => "slots_full",
             Self::Flows => "flows_full",
             Self::Contended => "contended",
+            Self::Births => "births",
             Self::Truncated => "truncated",
         }
     }
@@ -181,7 +189,7 @@ pub struct Header {
     pub tgid: u32,
     /// Thread that caused it.
     pub pid: u32,
-    /// The fd of a [`SlotEvent`]; 0 in a [`TableEvent`].
+    /// The fd of a [`SlotEvent`], or [`NO_FD`]; 0 in a [`TableEvent`].
     pub fd: u32,
     /// Nanoseconds of `CLOCK_BOOTTIME`.
     pub time_ns: u64,
@@ -192,6 +200,10 @@ pub struct Header {
     /// Name of the thread group's task that caused it; empty when an audit found the change.
     pub comm: [u8; COMM_LEN],
 }
+
+/// [`Header::fd`] of a slot whose number isn't known: the hook of the kprobe feeder that sees a slot emptied is given the file
+/// and the table only.
+pub const NO_FD: u32 = u32::MAX;
 
 /// One slot came to hold a file that is counted, or ceased to.
 #[derive(Clone, Copy, Debug)]
@@ -264,6 +276,8 @@ pub mod mode {
     pub const RECOUNT: u32 = 8;
     /// The auditor asks: it looks after fds above [`MAX_SCANNED_FDS`](crate::MAX_SCANNED_FDS) by itself.
     pub const AUDIT: u32 = 16;
+    /// Count into the map `MEASURED`, and change nothing.
+    pub const MEASURE: u32 = 32;
 }
 
 /// Operations of the program `resync`, its first argument.
@@ -275,6 +289,12 @@ pub mod resync {
     pub const FORGET: u64 = 2;
     /// Re-reads one slot. Arguments as for [`SCAN`], and the fd.
     pub const SLOT: u64 = 3;
+    /// Leaves in the map `MEASURED` what a table's slots hold, less what is counted. Argument: files. Returns 1, or 0 if the table
+    /// moved meanwhile.
+    pub const MEASURE: u64 = 4;
+    /// Adds what is in the map `MEASURED` to a table, which is exact then. Arguments as for [`SCAN`], without the seq. Returns 1, or
+    /// 0 if it is another table by now.
+    pub const ADJUST: u64 = 5;
 }
 
 #[cfg(test)]

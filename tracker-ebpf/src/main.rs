@@ -3,7 +3,11 @@
 //! - `kernel`: where things are in this kernel, and how to read them;
 //! - `classify`: what kind of file is this;
 //! - `maps`: all state;
-//! - `slots`: the one function that follows a slot, and scans of whole tables;
+//! - `fdtable`: reading a table's slots;
+//! - `tables`: the counts, and how a change is written into them;
+//! - `slots`: following slots one by one (tracepoint feeder);
+//! - `edges`: counting changes (kprobe feeder);
+//! - `scan`: walking whole tables;
 //! - `notify`: events;
 //! - `programs`: what is attached.
 #![no_std]
@@ -11,11 +15,15 @@
 #![feature(asm_experimental_arch)]
 
 mod classify;
+mod edges;
+mod fdtable;
 mod kernel;
 mod maps;
 mod notify;
 mod programs;
+mod scan;
 mod slots;
+mod tables;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -4,7 +4,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
-use tracker_ebpf::{ANON_NAME_LEN, Control, Flow, Fop, Loss, Slot, Table, Tag};
+use tracker_ebpf::{ANON_NAME_LEN, Control, Flow, Fop, Kind, Loss, Slot, Table, Tag};
 
 /// `files_struct` → counts: the truth that users read.
 #[map]
@@ -38,6 +38,10 @@ static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len() 
 
 #[map]
 pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
+
+/// What [`resync::MEASURE`](tracker_ebpf::resync::MEASURE) found, and [`ADJUST`](tracker_ebpf::resync::ADJUST) is to add.
+#[map]
+pub(crate) static MEASURED: Array<[i64; Kind::COUNT]> = Array::with_max_entries(1, 0);
 
 /// Values that are too large for the BPF stack are put together here. Programs that use it can't be preempted.
 #[map]

@@ -16,7 +16,7 @@ use tokio::{
 use tracing_log::LogTracer;
 
 use crate::{
-    bpf::{BpfError, Change, Event, Sizes, decode},
+    bpf::{BpfError, Change, Choice, Event, Sizes, decode},
     host,
     http::{Line, Lines},
     report::Notice,
@@ -38,6 +38,12 @@ const COALESCE_FACTOR: u32 = 20;
 /// After an audit that had something to put right the next one follows soon: what it put right may have been on its way out.
 const AFTER_CORRECTION: Duration = Duration::from_secs(1);
 
+/// How often counts are read anew where there are no probes.
+const POLL: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether something was lost that only an audit can find.
+const WATCH: Duration = Duration::from_secs(1);
+
 /// A tracker at work. Dropping it detaches the probes.
 pub struct Engine {
     /// What it knows.
@@ -49,12 +55,12 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Loads the programs, and reads events from now on. There are none yet.
+    /// Loads and attaches the probes, and reads events from now on.
     ///
     /// # Errors
     /// When the machine lacks something.
-    pub fn load(profile: Profile, sizes: Sizes) -> Result<Self, TrackerError> {
-        let (tracker, rings) = Tracker::load(profile, sizes)?;
+    pub fn start(profile: Profile, sizes: Sizes, choice: Choice) -> Result<Self, TrackerError> {
+        let (tracker, rings) = Tracker::start(profile, sizes, choice)?;
         let tracker = Arc::new(tracker);
         let (lines, _) = broadcast::channel(BACKLOG);
         let doubt = Arc::new(Notify::new());
@@ -67,21 +73,23 @@ impl Engine {
         Ok(Self { tracker, lines, doubt, tasks })
     }
 
-    /// Attaches the probes, and counts what is open already. From then on counts are exact and live.
+    /// Counts what is open already. From then on counts are exact, and live if there is a feeder.
     ///
     /// # Errors
-    /// When the kernel refuses a program, or the first audit fails.
-    pub async fn attach(&mut self, audit_every: Duration) -> Result<(), TrackerError> {
-        blocking(&self.tracker, Tracker::attach_feeder).await?;
+    /// When the first audit fails.
+    pub async fn adopt(&mut self, audit_every: Duration) -> Result<(), TrackerError> {
         let first = blocking(&self.tracker, Tracker::audit).await?;
         host::give_memory_back();
-        tracing::info!(
-            adopted = first.corrections,
-            took = ?first.took,
-            "attached; what was open already is counted"
-        );
-        let tracker = Arc::clone(&self.tracker);
-        self.tasks.push(tokio::spawn(audit_forever(tracker, Arc::clone(&self.doubt), audit_every)));
+        tracing::info!(adopted = first.changes, took = ?first.took, "what was open already is counted");
+        let every = if self.tracker.is_live() {
+            audit_every
+        } else {
+            tracing::warn!("no probes: counts are those of the last audit, at most {POLL:?} old");
+            audit_every.min(POLL)
+        };
+        let (tracker, doubt) = (Arc::clone(&self.tracker), Arc::clone(&self.doubt));
+        self.tasks.push(tokio::spawn(audit_forever(tracker, doubt, every)));
+        self.tasks.push(tokio::spawn(watch_losses(Arc::clone(&self.tracker), Arc::clone(&self.doubt))));
         Ok(())
     }
 }
@@ -137,12 +145,27 @@ async fn audit_forever(tracker: Arc<Tracker>, doubt: Arc<Notify>, every: Duratio
             Ok(audit) => {
                 tracing::debug!(?audit, "audited");
                 last = audit.took;
-                if audit.corrections > 0 {
+                if audit.changes > 0 && tracker.is_live() {
                     wait = every.min(AFTER_CORRECTION);
                 }
             }
             Err(error) => tracing::error!(error = %format!("{:#}", anyhow::Error::from(error)), "audit"),
         }
+    }
+}
+
+/// Asks for an audit when something was lost: whatever it was, the kernel's own list of files tells.
+async fn watch_losses(tracker: Arc<Tracker>, doubt: Arc<Notify>) {
+    let mut known = 0;
+    loop {
+        // Nothing is told while an audit has the kernel side.
+        if let Some(losses) = tracker.losses()
+            && losses != std::mem::replace(&mut known, losses)
+        {
+            tracing::debug!(losses, "something was lost: an audit must look");
+            doubt.notify_one();
+        }
+        tokio::time::sleep(WATCH).await;
     }
 }
 

@@ -189,7 +189,7 @@ pub struct Notice {
     pub tid: u32,
     /// The thread's name.
     pub comm: String,
-    /// `opened`, `closed`: the fd number.
+    /// `opened`: the fd number; `closed`: the same, where the probe could tell (the kprobe feeder can at `close` and `dup2`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fd: Option<u32>,
     /// `opened`, `closed`: the file's kind.
@@ -234,7 +234,7 @@ impl Notice {
         };
         match &event.change {
             Change::Opened { fd, tag } => {
-                notice.slot("opened", *fd, tag.kind()?, profile);
+                notice.slot("opened", Some(*fd), tag.kind()?, profile);
                 if tag.kind() == Some(Kind::AnonOther) {
                     notice.link = host::fd_link(event.pid, *fd);
                 }
@@ -274,9 +274,9 @@ impl Notice {
         }
     }
 
-    fn slot(&mut self, event: &str, fd: u32, kind: Kind, profile: &Profile) {
+    fn slot(&mut self, event: &str, fd: Option<u32>, kind: Kind, profile: &Profile) {
         self.event = event.into();
-        self.fd = Some(fd);
+        self.fd = fd;
         self.kind = Some(kind.name().into());
         self.verdict = Some(judge(kind, profile).name().into());
     }

@@ -15,7 +15,7 @@ use thiserror::Error;
 use tracker_ebpf::Loss;
 
 use crate::{
-    bpf::{Audit, BpfError, Change, Event, Feeder, Kernel, Rings, Sizes},
+    bpf::{Audit, BpfError, Change, Choice, Event, Feeder, Kernel, Rings, Sizes},
     inventory::{Inventory, Ledger},
     report::Listing,
     runtime::{Hierarchy, HierarchyError, Owner, Resolver},
@@ -38,6 +38,7 @@ pub struct Tracker {
     kernel: Mutex<Kernel>,
     names: Mutex<Names>,
     profile: Profile,
+    live: bool,
     ready: AtomicBool,
     audits: Mutex<AuditStats>,
     late_readers: AtomicU64,
@@ -53,6 +54,8 @@ struct Names {
 pub struct AuditStats {
     /// Audits that were finished.
     pub finished: u64,
+    /// Of these, audits that had something to put right.
+    pub corrected: u64,
     /// Audits that failed.
     pub failed: u64,
     /// Slots put right, adoption not included.
@@ -71,6 +74,8 @@ pub struct Snapshot {
     pub feeder: Feeder,
     /// Events lost, by stage.
     pub lost: Vec<(&'static str, u64)>,
+    /// How often the kernel skipped a run of a program.
+    pub misses: Vec<(String, u64)>,
     /// What audits have done.
     pub audits: AuditStats,
     /// Adoption is done.
@@ -78,18 +83,21 @@ pub struct Snapshot {
 }
 
 impl Tracker {
-    /// Loads the auditor, which is enough for one look: counts are those of the last [`Tracker::audit`].
+    /// Loads the programs and attaches a feeder: counts are those of the last [`Tracker::audit`], and with a feeder live
+    /// from then on.
     ///
     /// # Errors
     /// When the machine lacks something.
-    pub fn load(profile: Profile, sizes: Sizes) -> Result<(Self, Rings), TrackerError> {
+    pub fn start(profile: Profile, sizes: Sizes, choice: Choice) -> Result<(Self, Rings), TrackerError> {
         let hierarchy = Hierarchy::find()?;
-        let (kernel, rings) = Kernel::load(&hierarchy, sizes)?;
+        let (kernel, rings) = Kernel::start(&hierarchy, sizes, choice)?;
+        let live = kernel.feeder().is_live();
         let names = Names { resolver: Resolver::new(hierarchy), ledger: Ledger::default() };
         let tracker = Self {
             kernel: Mutex::new(kernel),
             names: Mutex::new(names),
             profile,
+            live,
             ready: AtomicBool::new(false),
             audits: Mutex::default(),
             late_readers: AtomicU64::new(0),
@@ -97,12 +105,10 @@ impl Tracker {
         Ok((tracker, rings))
     }
 
-    /// Attaches the probes: counts are live from the next [`Tracker::audit`] on.
-    ///
-    /// # Errors
-    /// When the machine lacks something.
-    pub fn attach_feeder(&self) -> Result<(), TrackerError> {
-        Ok(lock(&self.kernel).attach_feeder()?)
+    /// Whether counts are current at every moment, and not only at audits.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.live
     }
 
     /// The CRIU that verdicts are about.
@@ -128,8 +134,10 @@ impl Tracker {
             Ok(audit) => {
                 stats.finished += 1;
                 stats.last = audit.took;
-                if self.ready.swap(true, Ordering::AcqRel) {
-                    stats.corrections += audit.corrections;
+                // Adoption corrects nothing, and without probes neither does any other audit: all that it finds is news.
+                if self.ready.swap(true, Ordering::AcqRel) && self.live && audit.changes > 0 {
+                    stats.corrections += audit.changes;
+                    stats.corrected += 1;
                 }
             }
             Err(_) => stats.failed += 1,
@@ -188,6 +196,7 @@ impl Tracker {
             profile: self.profile,
             feeder: kernel.feeder(),
             lost,
+            misses: kernel.misses()?,
             audits: *lock(&self.audits),
             ready,
         })
@@ -208,6 +217,15 @@ impl Tracker {
     #[must_use]
     pub fn lost_in_ring(&self) -> Option<u64> {
         self.kernel.try_lock().ok()?.lost(Loss::Ring).ok()
+    }
+
+    /// How often something was lost, at any stage in the kernel; `None` while an audit has the kernel side.
+    #[must_use]
+    pub fn losses(&self) -> Option<u64> {
+        let kernel = self.kernel.try_lock().ok()?;
+        let lost: Result<u64, _> = Loss::ALL.iter().map(|loss| kernel.lost(*loss)).sum();
+        let missed: u64 = kernel.misses().ok()?.iter().map(|(_, n)| n).sum();
+        Some(lost.ok()? + missed)
     }
 
     /// Counts events that a reader was too slow for.

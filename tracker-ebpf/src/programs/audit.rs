@@ -7,11 +7,13 @@ use tracker_ebpf::{FileRecord, TABLE_STALE, mode, resync};
 
 use crate::{
     classify::{NOT_COUNTED, classify},
+    edges::{adjust, measure},
     kernel::{Direct, OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, cgroup_id, is_own},
     maps::{CONTROL, SCRATCH, TABLES},
     notify::Who,
     programs::lifecycle,
-    slots::{scan, sync_slot},
+    scan::scan,
+    slots::sync_slot,
 };
 
 /// Context of `iter/task_file` (kernel: `struct bpf_iter__task_file`).
@@ -120,6 +122,28 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
                 }
             }
             0
+        }
+        resync::MEASURE => measure(files),
+        resync::ADJUST => {
+            if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
+                // SAFETY: the pointer comes from the map.
+                unsafe {
+                    (*scratch).remote_tgid = ctx.arg(2);
+                    (*scratch).remote_cgroup_id = ctx.arg(3);
+                }
+            }
+            let generation: u64 = ctx.arg(5);
+            if let Some(table) = TABLES.get_ptr_mut(files) {
+                // SAFETY: the pointer comes from the map.
+                unsafe {
+                    if generation != 0 && (*table).generation != generation {
+                        return 0;
+                    }
+                    (*table).tgid = ctx.arg(2);
+                    (*table).cgroup_id = ctx.arg(3);
+                }
+            }
+            adjust(files, ctx.arg::<u32>(4) | mode::REMOTE)
         }
         _ => 0,
     }

@@ -4,16 +4,19 @@ use aya_ebpf::{
     macros::{raw_tracepoint, tracepoint},
     programs::{RawTracePointContext, TracePointContext},
 };
-use tracker_ebpf::{Kind, TABLE_STALE, Table, event, mode};
+use tracker_ebpf::{Kind, Loss, TABLE_STALE, Table, event, mode};
 
 use crate::{
+    edges::is_adopted,
     kernel::{
-        OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, cgroup_id, current_files, current_tgid,
-        live_threads, sharers,
+        OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, cgroup_id, counts_edges, current_files,
+        current_tgid, live_threads, sharers,
     },
-    maps::{SCRATCH, TABLES, add},
+    maps::{SCRATCH, TABLES, add, lose},
     notify::{self, Who},
-    slots::{flow_of, forget_slots, scan},
+    scan::scan,
+    slots::forget_slots,
+    tables::flow_of,
 };
 
 /// `sched_process_fork(parent, child)`: the child's table is final, nobody else has it, and the child doesn't run yet.
@@ -105,7 +108,12 @@ fn sched_process_exec(_ctx: TracePointContext) -> u32 {
         return 0;
     }
     let had = TABLES.get_ptr(files).is_some();
-    scan(files, mode::QUIET);
+    if !counts_edges() {
+        scan(files, mode::QUIET);
+    } else if !had && is_adopted() && scan(files, mode::QUIET) > 0 {
+        // The return probe that counts copies was skipped.
+        lose(Loss::Births);
+    }
     notify::table(event::EXECED, files, Who::Current, had);
     0
 }
@@ -120,8 +128,8 @@ fn sched_process_exit(_ctx: TracePointContext) -> u32 {
     let Some(table) = TABLES.get_ptr_mut(files) else { return 0 };
     if sharers(files) > 1 {
         // Threads that exit at once may all find the table shared; other processes may share it (CLONE_FILES).
-        // Only the kernel's own list of tables tells.
-        if live_threads() == 0 {
+        // Only the kernel's own list of tables tells; or each slot does, when it is emptied.
+        if !counts_edges() && live_threads() == 0 {
             // SAFETY: the pointer comes from the map.
             unsafe { (*table).flags |= TABLE_STALE };
             notify::table(event::UNCERTAIN, files, Who::Current, true);
@@ -130,7 +138,9 @@ fn sched_process_exit(_ctx: TracePointContext) -> u32 {
     }
     // SAFETY: the pointer comes from the map.
     let (generation, high) = unsafe { ((*table).generation, (*table).high_fd) };
-    forget_slots(files, generation, high);
+    if !counts_edges() {
+        forget_slots(files, generation, high);
+    }
     end(files, table, Who::Current);
     0
 }

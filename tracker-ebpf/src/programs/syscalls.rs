@@ -12,7 +12,9 @@ use crate::{
     kernel::{OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_REGS_ARG2, OFF_REGS_ARG3, current_files, syscall_arg, user},
     maps::{TABLES, lose},
     programs::lifecycle,
-    slots::{follow, mark_stale, scan, scan_range},
+    scan::{scan, scan_range},
+    slots::follow,
+    tables::mark_stale,
 };
 
 /// What a syscall returns. The format is the same for all: `/sys/kernel/tracing/events/syscalls/*/format`.

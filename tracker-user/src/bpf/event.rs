@@ -1,6 +1,6 @@
 //! Records of the ring.
 
-use tracker_ebpf::{COMM_LEN, Header, SlotEvent, TableEvent, Tag, event};
+use tracker_ebpf::{COMM_LEN, Header, NO_FD, SlotEvent, TableEvent, Tag, event};
 
 use super::sys;
 use crate::inventory::Counts;
@@ -34,8 +34,8 @@ pub enum Change {
     },
     /// A slot holds this file no more.
     Closed {
-        /// The fd number.
-        fd: u32,
+        /// The fd number, where the probe could tell.
+        fd: Option<u32>,
         /// The file.
         tag: Tag,
     },
@@ -68,7 +68,7 @@ impl Event {
                     if code == event::OPENED {
                         Change::Opened { fd, tag }
                     } else {
-                        Change::Closed { fd, tag }
+                        Change::Closed { fd: (fd != NO_FD).then_some(fd), tag }
                     },
                 )
             }
@@ -132,6 +132,11 @@ mod tests {
         assert_eq!(event.change, Change::Opened { fd: 9, tag });
         assert_eq!((event.pid, event.tid, event.cgroup_id), (7, 8, 12));
         assert_eq!(event.comm.as_deref(), Some("ibus"));
+        let mut header = header(event::CLOSED);
+        let closed = |header| Event::decode(&bytes(&SlotEvent { header, tag })).unwrap().change;
+        assert_eq!(closed(header), Change::Closed { fd: Some(9), tag });
+        header.fd = NO_FD;
+        assert_eq!(closed(header), Change::Closed { fd: None, tag });
     }
 
     #[test]

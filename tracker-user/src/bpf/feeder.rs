@@ -4,10 +4,14 @@ use std::{fmt, path::Path};
 
 use aya::{
     Ebpf,
-    programs::{RawTracePoint, TracePoint},
+    programs::{KProbe, RawTracePoint, TracePoint},
 };
 
-use super::{BpfError, attach_error, program};
+use super::{
+    BpfError, attach_error,
+    prerequisites::{syscall_events, tracefs},
+    program,
+};
 use crate::host::KernelVersion;
 
 /// A set of probes.
@@ -17,14 +21,64 @@ pub enum Feeder {
     None,
     /// Exits of syscalls, and fork, exec and exit: needs neither kprobes nor BPF trampolines.
     Tracepoint,
+    /// The functions through which every slot is filled, copied and emptied: nothing is paid by any other system call.
+    Kprobe(CloseHook),
+}
+
+/// The function in which the kprobe feeder sees a slot emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseHook {
+    /// Linux 6.6 and newer, where `close` doesn't go through `filp_close`.
+    FilpFlush,
+    /// Older kernels.
+    FilpClose,
+}
+
+impl CloseHook {
+    /// The function's name.
+    #[must_use]
+    pub const fn symbol(self) -> &'static str {
+        match self {
+            Self::FilpFlush => "filp_flush",
+            Self::FilpClose => "filp_close",
+        }
+    }
+}
+
+impl Feeder {
+    /// All that there are, the best first.
+    pub(super) const ALL: [Self; 4] = [
+        Self::Kprobe(CloseHook::FilpFlush),
+        Self::Kprobe(CloseHook::FilpClose),
+        Self::Tracepoint,
+        Self::None,
+    ];
+
+    /// The stable name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Tracepoint => "tracepoint",
+            Self::Kprobe(_) => "kprobe",
+        }
+    }
+
+    /// Whether counts are current at every moment.
+    #[must_use]
+    pub const fn is_live(self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    /// Whether the programs count edges and record no slots.
+    pub(super) const fn counts_edges(self) -> bool {
+        matches!(self, Self::Kprobe(_))
+    }
 }
 
 impl fmt::Display for Feeder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "none",
-            Self::Tracepoint => "tracepoint",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -83,51 +137,70 @@ const SYSCALLS: &[(&str, &[&str])] = &[
     ("recvmmsg", &["recvmmsg"]),
 ];
 
-/// How much of a feeder to attach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Extent {
-    /// All of it.
-    Whole,
-    /// Each program once: enough to know that the kernel takes it. The kernel needs some 80 ms to detach from each syscall.
-    Sample,
+/// Loads and attaches a feeder.
+pub(super) fn attach(ebpf: &mut Ebpf, feeder: Feeder, kernel: KernelVersion) -> Result<(), BpfError> {
+    match feeder {
+        Feeder::None => Ok(()),
+        Feeder::Tracepoint => {
+            let events = syscall_events()?;
+            // What ends tables before what begins them: a table that is met by an open is then followed to its end.
+            attach_raw(ebpf, "cgroup_attach_task")?;
+            // Linux 7.0 made raw tracepoints preemptible (kernel: __DECLARE_TRACE), which this program can't be.
+            if !kernel.at_least(7, 0) {
+                attach_raw(ebpf, "sched_process_fork")?;
+            }
+            attach_lifecycle(ebpf)?;
+            attach_syscalls(ebpf, &events)
+        }
+        Feeder::Kprobe(close) => {
+            tracefs()?;
+            attach_raw(ebpf, "cgroup_attach_task")?;
+            attach_lifecycle(ebpf)?;
+            attach_kprobe(ebpf, "filp_close", close.symbol())?;
+            // A table is born before anything is put into it.
+            for name in ["wake_up_new_task", "dup_fd", "do_dup2", "fd_install"] {
+                attach_kprobe(ebpf, name, name)?;
+            }
+            Ok(())
+        }
+    }
 }
 
-/// Loads and attaches the tracepoint feeder.
-pub(super) fn attach(
-    ebpf: &mut Ebpf,
-    kernel: KernelVersion,
-    tracefs: &Path,
-    extent: Extent,
-) -> Result<(), BpfError> {
-    // What ends tables before what begins them: a table that is met by an open is then followed to its end.
-    let mut raw = vec!["cgroup_attach_task"];
-    // Linux 7.0 made raw tracepoints preemptible (kernel: __DECLARE_TRACE), which this program can't be.
-    if !kernel.at_least(7, 0) {
-        raw.push("sched_process_fork");
-    }
-    for name in raw {
-        let probe: &mut RawTracePoint = program(ebpf, name)?;
-        probe.load().map_err(|e| attach_error(name, e))?;
-        probe.attach(name).map_err(|e| attach_error(name, e))?;
-    }
+fn attach_raw(ebpf: &mut Ebpf, name: &str) -> Result<(), BpfError> {
+    let probe: &mut RawTracePoint = program(ebpf, name)?;
+    probe.load().map_err(|e| attach_error(name, e))?;
+    probe.attach(name).map_err(|e| attach_error(name, e))?;
+    Ok(())
+}
+
+fn attach_kprobe(ebpf: &mut Ebpf, name: &str, function: &str) -> Result<(), BpfError> {
+    let probe: &mut KProbe = program(ebpf, name)?;
+    probe.load().map_err(|e| attach_error(name, e))?;
+    probe.attach(function, 0).map_err(|e| attach_error(name, e))?;
+    Ok(())
+}
+
+/// What both feeders need: the ends of processes, and their execs.
+fn attach_lifecycle(ebpf: &mut Ebpf) -> Result<(), BpfError> {
     for name in ["sched_process_exit", "sched_process_exec"] {
         let probe: &mut TracePoint = program(ebpf, name)?;
         probe.load().map_err(|e| attach_error(name, e))?;
         probe.attach("sched", name).map_err(|e| attach_error(name, e))?;
     }
+    Ok(())
+}
+
+fn attach_syscalls(ebpf: &mut Ebpf, events: &Path) -> Result<(), BpfError> {
     for (name, syscalls) in SYSCALLS.iter().rev() {
         let probe: &mut TracePoint = program(ebpf, name)?;
         probe.load().map_err(|e| attach_error(name, e))?;
         for syscall in *syscalls {
             let event = format!("sys_exit_{syscall}");
-            if !tracefs.join("events/syscalls").join(&event).exists() {
+            if !events.join(&event).exists() {
                 tracing::debug!(syscall, "this kernel has no such syscall");
                 continue;
             }
             probe.attach("syscalls", &event).map_err(|e| attach_error(name, e))?;
-            if extent == Extent::Sample {
-                break;
-            }
         }
     }
     Ok(())

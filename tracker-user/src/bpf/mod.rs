@@ -2,49 +2,49 @@
 //!
 //! - `btf`, `offsets`: where things are in this kernel;
 //! - `feeder`: which probes are attached;
+//! - `self_test`, `choice`: which of them count exactly on this kernel;
 //! - `event`: records of the ring;
-//! - `auditor`: the comparison of truth and records;
+//! - `audit`: audits; `auditor`: the comparison of truth and records;
 //! - `prerequisites`: what a kernel must offer, and what to do where it doesn't;
 //! - `sys`: raw calls.
 //!
 //! It knows nothing of containers: cgroups are numbers here.
 
+mod audit;
 mod auditor;
 mod btf;
+mod choice;
 mod event;
 mod feeder;
 mod offsets;
 mod prerequisites;
+mod self_test;
 mod sys;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     io,
     os::fd::{AsFd as _, BorrowedFd},
-    time::{Duration, Instant},
 };
 
 pub use auditor::Audit;
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{Iter, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _},
+    maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{Iter, ProgramError, RawTracePoint},
 };
 use aya_log::EbpfLogger;
 pub use btf::BtfError;
+pub use choice::{Choice, Trial, trials};
 pub use event::{Change, Event};
-pub use feeder::Feeder;
+pub use feeder::{CloseHook, Feeder};
 pub use prerequisites::{Finding, Missing, Status, check, findings};
+pub use self_test::{COMMAND as SELF_TEST, SelfTest, run_child as self_test_child};
 use thiserror::Error;
 use tracing_log::LogTracer;
-use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Flow, Loss, MAX_SCANNED_FDS, Slot, Table, Tag, mode, resync};
+use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Flow, Loss, Table};
 
-use self::{
-    auditor::{Doubt, Plan},
-    feeder::Extent,
-    offsets::Globals,
-    prerequisites::{kernel_btf, tracefs},
-};
+use self::{offsets::Globals, prerequisites::kernel_btf};
 use crate::{host::KernelVersion, inventory::Uncounted, runtime::Hierarchy};
 
 /// The BPF object, built by `cargo xtask build-ebpf`.
@@ -80,6 +80,16 @@ pub enum BpfError {
     /// The object lacks something: it isn't the one that belongs to this build.
     #[error("the BPF object has no {0}: it doesn't belong to this build (cargo xtask build-ebpf makes it)")]
     Object(String),
+    /// The feeder that was asked for doesn't count exactly here, or can't be attached.
+    #[error(
+        "the {feeder} feeder can't be used on this kernel: {why} (without --feeder the best that can is chosen)"
+    )]
+    Feeder {
+        /// The feeder.
+        feeder: Feeder,
+        /// What failed.
+        why: String,
+    },
     /// The programs' log can't be read.
     #[error("read the log of the BPF programs")]
     Log(#[from] aya_log::Error),
@@ -147,17 +157,20 @@ pub struct Kernel {
     /// How often there was no room for a table when the last audit began, and in what it did itself: more is what it can't
     /// have seen.
     no_room: u64,
+    /// Misses that happened before the last audit, which has repaired what they did.
+    known_misses: u64,
 }
 
 impl Kernel {
-    /// Loads the auditor. Nothing is counted yet: that is the first [`Kernel::audit`]. Returns the ring of events too.
+    /// Loads the auditor, and the programs as a feeder needs them. Nothing is counted yet: that is the first
+    /// [`Kernel::audit`]. Returns the ring of events too.
     ///
     /// # Errors
     /// When the kernel lacks something, or refuses; the message says what, and what to do.
-    pub fn load(hierarchy: &Hierarchy, sizes: Sizes) -> Result<(Self, Rings), BpfError> {
+    pub fn load(hierarchy: &Hierarchy, sizes: Sizes, feeder: Feeder) -> Result<(Self, Rings), BpfError> {
         let kernel = check()?;
         let log = tracing::enabled!(tracing::Level::DEBUG);
-        let mut ebpf = load(hierarchy, sizes, kernel, log)?;
+        let mut ebpf = load(hierarchy, sizes, kernel, feeder, log)?;
         let log = log.then(|| EbpfLogger::init_with_logger(&mut ebpf, LogTracer::new())).transpose()?;
         fill_anon_names(&mut ebpf)?;
         let btf = aya::Btf::from_sys_fs()?;
@@ -167,29 +180,17 @@ impl Kernel {
         resync.load().map_err(|e| attach_error("resync", e))?;
         let events = ebpf.take_map("EVENTS").ok_or_else(|| BpfError::Object("map EVENTS".into()))?;
         let events = RingBuf::try_from(events).map_err(|source| BpfError::Map { map: "EVENTS", source })?;
-        Ok((
-            Self { ebpf, kernel, feeder: Feeder::None, pass: 0, uncounted: BTreeSet::new(), no_room: 0 },
-            Rings { events, log },
-        ))
+        let uncounted = BTreeSet::new();
+        let kernel = Self { ebpf, kernel, feeder, pass: 0, uncounted, no_room: 0, known_misses: 0 };
+        Ok((kernel, Rings { events, log }))
     }
 
-    /// Attaches the feeder: from now on counts are live.
-    ///
-    /// # Errors
-    /// When the kernel refuses a program.
-    pub fn attach_feeder(&mut self) -> Result<(), BpfError> {
-        feeder::attach(&mut self.ebpf, self.kernel, &tracefs()?, Extent::Whole)?;
-        self.feeder = Feeder::Tracepoint;
-        Ok(())
+    /// Attaches the feeder: from the next [`Kernel::audit`] on counts are live.
+    fn attach(&mut self) -> Result<(), BpfError> {
+        feeder::attach(&mut self.ebpf, self.feeder, self.kernel)
     }
 
-    /// Attaches each program of the feeder once, and so finds out whether the kernel takes it.
-    fn try_feeder(&mut self) -> Result<Feeder, BpfError> {
-        feeder::attach(&mut self.ebpf, self.kernel, &tracefs()?, Extent::Sample)?;
-        Ok(Feeder::Tracepoint)
-    }
-
-    /// The feeder that is attached.
+    /// The feeder.
     #[must_use]
     pub fn feeder(&self) -> Feeder {
         self.feeder
@@ -229,127 +230,38 @@ impl Kernel {
         Ok(losses.get(&(loss as u32), 0).map_err(map_error)?.iter().sum())
     }
 
-    /// Cgroups whose counts are too small, because a map was full.
+    /// Cgroups whose counts may be wrong: because a map was full, or a probe was skipped since the last audit.
     ///
     /// # Errors
     /// When the map can't be read.
     pub fn uncounted(&self) -> Result<Uncounted, BpfError> {
-        let any = self.lost(Loss::Tables)? > self.no_room;
+        let misses: u64 = self.misses()?.iter().map(|(_, n)| n).sum();
+        let any = self.lost(Loss::Tables)? > self.no_room || misses > self.known_misses;
         Ok(Uncounted { cgroups: self.uncounted.clone(), any })
     }
 
-    /// Compares what is recorded with the kernel's own list of files, and puts right what differs.
+    /// How often the kernel skipped a run of each program that is attached. Programs that are never skipped are left out.
     ///
-    /// The first audit adopts what was open before the probes were attached.
+    /// A kernel before 5.12 doesn't tell, and one before 6.7 not of kprobes and perf-style tracepoints.
     ///
     /// # Errors
-    /// When the iterator or a map can't be read.
-    pub fn audit(&mut self) -> Result<Audit, BpfError> {
-        /// Longer than a probe is behind the change that it sees, unless its task waits for a CPU.
-        const ANOTHER_LOOK: Duration = Duration::from_millis(20);
-        /// Looks at what may be different at each: a slot that is opened and closed all the time.
-        const LOOKS: usize = 5;
-        let start = Instant::now();
-        let adopt = self.pass == 0;
-        let mut no_room = self.lost(Loss::Tables)?;
-        let mut plan = self.compare()?;
-        for _ in 1..LOOKS {
-            if adopt || !plan.needs_another_look() {
-                break;
+    /// When the kernel doesn't tell of a program.
+    pub fn misses(&self) -> Result<Vec<(String, u64)>, BpfError> {
+        let mut misses = Vec::new();
+        for (name, program) in self.ebpf.programs() {
+            // Not loaded: the other feeder's.
+            let Ok(fd) = program.fd() else { continue };
+            let mut missed = sys::recursion_misses(fd.as_fd())
+                .map_err(|source| call("ask for the state of the BPF program", name, source))?;
+            if name == "dup_fd" {
+                missed += self.lost(Loss::Births)?;
             }
-            std::thread::sleep(ANOTHER_LOOK);
-            plan = plan.confirmed_by(&self.compare()?);
-        }
-        let mut audit = Audit::default();
-        let mut uncounted = BTreeSet::new();
-        for (files, doubt) in &plan.scan {
-            let before = self.lost(Loss::Tables)?;
-            let changed = self.put_right(*files, doubt, adopt)?;
-            let failed = self.lost(Loss::Tables)? - before;
-            if failed > 0 {
-                uncounted.insert(doubt.cgroup_id);
-                no_room += failed;
+            if missed > 0 {
+                misses.push((name.to_owned(), missed));
             }
-            tracing::debug!(changed, ?doubt, "re-read the table {files:#x}");
-            audit.corrections += u64::from(changed);
         }
-        for (files, generation, left) in plan.forget {
-            tracing::debug!(left, "forget the table {files:#x}: no task has it");
-            self.resync(&[resync::FORGET, files, generation])?;
-            audit.corrections += left;
-        }
-        for slot in &plan.drop {
-            self.delete("SLOTS", slot)?;
-        }
-        (self.uncounted, self.no_room) = (uncounted, no_room);
-        audit.took = start.elapsed();
-        Ok(audit)
-    }
-
-    /// Has a table, or those of its slots that differ, read again. Returns how many slots weren't as recorded.
-    fn put_right(&mut self, files: u64, doubt: &Doubt, adopt: bool) -> Result<u32, BpfError> {
-        let mode = match (adopt, doubt.needs_recount()) {
-            (true, _) => mode::QUIET | mode::ADOPT,
-            (false, true) => mode::QUIET | mode::ADOPT | mode::RECOUNT,
-            (false, false) => 0,
-        };
-        let (generation, seq) = doubt.recorded;
-        let table = [files, doubt.tgid.into(), doubt.cgroup_id, mode.into(), generation, seq];
-        let mut changed = 0;
-        if adopt || doubt.needs_scan() {
-            changed += self.resync(&[&[resync::SCAN], &table[..]].concat())?;
-        }
-        // What a scan of a very large table doesn't reach, too.
-        for fd in doubt.slots().filter(|fd| !adopt || *fd >= MAX_SCANNED_FDS) {
-            let slot_mode = mode & !mode::RECOUNT;
-            let table = [files, doubt.tgid.into(), doubt.cgroup_id, slot_mode.into(), 0, 0, fd.into()];
-            changed += self.resync(&[&[resync::SLOT], &table[..]].concat())?;
-        }
-        Ok(changed)
-    }
-
-    /// One pass of the iterator, and what it found.
-    fn compare(&mut self) -> Result<Plan, BpfError> {
-        self.pass = self.pass.wrapping_add(1).max(1);
-        self.announce_pass()?;
-        let before: HashMap<u64, Table> = self.tables()?.into_iter().collect();
-        let seen = self.iterate()?;
-        let slots: Vec<(Slot, Tag)> = self.read("SLOTS")?;
-        let tables: HashMap<u64, Table> = self.tables()?.into_iter().collect();
-        Ok(auditor::compare(self.pass, &seen, &before, &slots, &tables))
-    }
-
-    fn announce_pass(&mut self) -> Result<(), BpfError> {
-        let map_error = |source| BpfError::Map { map: "CONTROL", source };
-        let pass = self.pass;
-        let map = self.ebpf.map_mut("CONTROL").ok_or_else(|| BpfError::Object("map CONTROL".into()))?;
-        let mut control: Array<_, u32> = Array::try_from(map).map_err(map_error)?;
-        control.set(0, pass, 0).map_err(map_error)
-    }
-
-    fn iterate(&mut self) -> Result<HashMap<u64, auditor::Seen>, BpfError> {
-        let iter: &mut Iter = program(&mut self.ebpf, "audit")?;
-        let link = iter.attach().map_err(|e| attach_error("audit", e))?;
-        let link = iter.take_link(link).map_err(|e| attach_error("audit", e))?;
-        let file = link.into_file().map_err(|e| BpfError::Call {
-            call: "open",
-            object: "the iterator over all files".into(),
-            source: io::Error::other(e),
-        })?;
-        auditor::read_records(file).map_err(|source| BpfError::Call {
-            call: "read",
-            object: "the iterator over all files".into(),
-            source,
-        })
-    }
-
-    fn resync(&mut self, arguments: &[u64]) -> Result<u32, BpfError> {
-        let program: &mut RawTracePoint = program(&mut self.ebpf, "resync")?;
-        let mut options = RawTracePointRunOptions::new();
-        for (to, from) in options.args.iter_mut().zip(arguments) {
-            *to = *from;
-        }
-        program.test_run(options).map(|run| run.return_value).map_err(|e| attach_error("resync", e))
+        misses.sort();
+        Ok(misses)
     }
 
     fn read<K: sys::Plain, V: sys::Plain>(&self, name: &'static str) -> Result<Vec<(K, V)>, BpfError> {
@@ -378,17 +290,25 @@ fn hash_fd<'a>(map: &'a Map, name: &str) -> Result<BorrowedFd<'a>, BpfError> {
     }
 }
 
-fn load(hierarchy: &Hierarchy, sizes: Sizes, kernel: KernelVersion, log: bool) -> Result<Ebpf, BpfError> {
+fn load(
+    hierarchy: &Hierarchy,
+    sizes: Sizes,
+    kernel: KernelVersion,
+    feeder: Feeder,
+    log: bool,
+) -> Result<Ebpf, BpfError> {
     let btf = kernel_btf()?;
     let globals = Globals::find(&btf, hierarchy, kernel)?;
+    let count_edges = u8::from(feeder.counts_edges());
     let mut loader = EbpfLoader::new();
     globals.set(&mut loader);
     loader
         .map_max_entries("TABLES", sizes.tables)
-        .map_max_entries("SLOTS", sizes.slots)
+        .map_max_entries("SLOTS", if feeder.counts_edges() { 1 } else { sizes.slots })
         .map_max_entries("EVENTS", sizes.ring);
     // Off, the programs' log calls are removed before the verifier looks at them, and their ring is as small as can be.
     let log_level: u8 = if log { aya_log::Level::Debug as u8 } else { 0 };
+    loader.override_global("COUNT_EDGES", &count_edges, true);
     loader.override_global("AYA_LOG_LEVEL", &log_level, true);
     if !log {
         loader.map_max_entries("AYA_LOGS", 4096);

@@ -43,12 +43,16 @@ const OFFSETS: &[Offset] = &[
     ("OFF_REGS_ARG1",     "pt_regs",      arch::ARGS[1],    Some(8)),
     ("OFF_REGS_ARG2",     "pt_regs",      arch::ARGS[2],    Some(8)),
     ("OFF_REGS_ARG3",     "pt_regs",      arch::ARGS[3],    Some(8)),
+    ("OFF_REGS_SYSCALL",  "pt_regs",      arch::SYSCALL,    Some(8)),
 ];
 
 #[cfg(target_arch = "x86_64")]
 mod arch {
     /// Members of `pt_regs` that hold a syscall's arguments, also at its exit.
     pub(super) const ARGS: [&str; 4] = ["di", "si", "dx", "r10"];
+
+    /// The member that holds a syscall's number, until it is restarted.
+    pub(super) const SYSCALL: &str = "orig_ax";
 
     /// `THREAD_SIZE` without KASAN: where the kernel stack ends, just below which the registers are saved. Used on
     /// kernels before 5.15 only, which have no padding there.

@@ -112,6 +112,34 @@ pub(super) fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
     }
 }
 
+/// The first words of `struct bpf_prog_info`, up to `recursion_misses` (Linux 5.12).
+#[repr(C)]
+struct ProgramInfo {
+    before: [u64; 26],
+    recursion_misses: u64,
+}
+
+/// `union bpf_attr`, as `BPF_OBJ_GET_INFO_BY_FD` sees it.
+#[repr(C)]
+struct Info {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// How often the kernel didn't run a program because its CPU was running one already. 0 where the kernel doesn't count that.
+pub(super) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
+    const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
+    let mut answer = ProgramInfo { before: [0; 26], recursion_misses: 0 };
+    let mut info = Info {
+        bpf_fd: program.as_raw_fd() as u32,
+        info_len: size_of::<ProgramInfo>() as u32,
+        info: (&raw mut answer) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut info)?;
+    Ok(answer.recursion_misses)
+}
+
 fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<()> {
     // SAFETY: the attributes are those of the command, and what they point to lives through the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>()) };

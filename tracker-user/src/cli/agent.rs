@@ -21,11 +21,11 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
         tracing::info!("listening on http://{address}/metrics");
     }
     tracing::info!("verdicts are about {profile}");
-    let mut engine = Engine::load(profile, args.engine.sizes())?;
+    let mut engine = Engine::start(profile, args.engine.sizes(), args.engine.choice())?;
     let service = Service { tracker: engine.tracker.clone(), lines: engine.lines.clone() };
     let socket = listeners.serve(&service);
     let work = async {
-        engine.attach(args.engine.audit_interval).await?;
+        engine.adopt(args.engine.audit_interval).await?;
         if args.live {
             output::listing(&engine.tracker.listing(false)?)?;
             print(&engine).await?;

@@ -9,7 +9,10 @@ use clap::{
 use tracing::level_filters::LevelFilter;
 use tracker_ebpf::Kind;
 
-use crate::{bpf::Sizes, verdict::CriuVersion};
+use crate::{
+    bpf::{Choice, SELF_TEST, Sizes},
+    verdict::CriuVersion,
+};
 
 /// Live, exact counts of the file descriptors that stop a CRIU checkpoint, for every container.
 #[derive(Debug, Parser)]
@@ -34,13 +37,20 @@ pub(super) enum Command {
     Ls(Ls),
     /// Say what this machine allows, and what to do where it doesn't
     Doctor(Doctor),
+    /// The process whose fds the self-test of a feeder watches
+    #[command(name = SELF_TEST, hide = true)]
+    SelfTest {
+        /// What an earlier image of it left open
+        #[arg(num_args = 0..=2)]
+        inherited: Vec<i64>,
+    },
 }
 
 impl Command {
     pub(super) fn default_log_level(&self) -> LevelFilter {
         match self {
             Self::Agent(_) => LevelFilter::INFO,
-            Self::Tail(_) | Self::Ls(_) | Self::Doctor(_) => LevelFilter::WARN,
+            Self::Tail(_) | Self::Ls(_) | Self::Doctor(_) | Self::SelfTest { .. } => LevelFilter::WARN,
         }
     }
 }
@@ -127,6 +137,10 @@ pub(super) struct Engine {
     #[arg(long, value_name = "VERSION")]
     pub(super) criu: Option<CriuVersion>,
 
+    /// The probes to count by [default: the best that passes its self-test on this kernel]
+    #[arg(long, value_name = "FEEDER")]
+    pub(super) feeder: Option<Feeder>,
+
     /// How often all counts are compared with the kernel's own list of files
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub(super) audit_interval: Duration,
@@ -149,6 +163,26 @@ impl Engine {
     pub(super) fn sizes(&self) -> Sizes {
         Sizes { tables: self.max_tables, slots: self.max_fds, ring: self.ring_size }
     }
+
+    pub(super) fn choice(&self) -> Choice {
+        match self.feeder {
+            None => Choice::Best,
+            Some(Feeder::Kprobe) => Choice::Kprobe,
+            Some(Feeder::Tracepoint) => Choice::Tracepoint,
+            Some(Feeder::Audit) => Choice::Audit,
+        }
+    }
+}
+
+/// The probes to count by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Feeder {
+    /// The kernel functions through which every fd is opened and closed
+    Kprobe,
+    /// Exits of system calls, for kernels without kprobes
+    Tracepoint,
+    /// None: counts are read anew every few seconds
+    Audit,
 }
 
 fn size() -> RangedI64ValueParser<u32> {

@@ -7,7 +7,7 @@ use super::{
     args::{self, LsFormat},
     output,
 };
-use crate::{http::Client, report::Listing, tracker::Tracker};
+use crate::{bpf::Choice, http::Client, report::Listing, tracker::Tracker};
 
 pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
     let listing = match Client::find(&args.socket.socket).await? {
@@ -23,7 +23,8 @@ pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
 
 /// No agent runs: one look is enough.
 fn look(args: &args::Ls) -> anyhow::Result<Listing> {
-    let (tracker, _rings) = Tracker::load(agent::profile(&args.engine)?, args.engine.sizes())?;
+    let (tracker, _rings) =
+        Tracker::start(agent::profile(&args.engine)?, args.engine.sizes(), Choice::Audit)?;
     tracker.audit()?;
     Ok(tracker.listing(args.processes)?)
 }

@@ -54,9 +54,10 @@ impl Source {
             "fdtracker: no agent answers at {}: attaching probes for this command alone",
             args.socket.socket.display()
         );
-        let mut engine = Engine::load(agent::profile(&args.engine)?, args.engine.sizes())?;
+        let mut engine =
+            Engine::start(agent::profile(&args.engine)?, args.engine.sizes(), args.engine.choice())?;
         let lines = engine.lines.subscribe();
-        engine.attach(args.engine.audit_interval).await?;
+        engine.adopt(args.engine.audit_interval).await?;
         let filter = filter(args, &engine.tracker.listing(false)?)?;
         Ok(Self::Own { lines, filter, engine })
     }

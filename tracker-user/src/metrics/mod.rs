@@ -9,7 +9,6 @@ use prometheus::{
 };
 
 use crate::{
-    bpf::Feeder,
     inventory::{Entry, Inventory},
     report::{HOST, UNKNOWN},
     tracker::Snapshot,
@@ -141,7 +140,7 @@ fn own(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Error
         "The probes that keep counts current, and whether these are live.",
         &["feeder", "live"],
     )?
-    .with_label_values(&[snapshot.feeder.to_string(), (snapshot.feeder != Feeder::None).to_string()])
+    .with_label_values(&[snapshot.feeder.name().to_owned(), snapshot.feeder.is_live().to_string()])
     .set(1);
     let ready =
         IntGauge::new("fdtracker_ready", "1 once what was open before the agent started is counted.")?;
@@ -156,6 +155,15 @@ fn own(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Error
     for (stage, count) in &snapshot.lost {
         lost.with_label_values(&[*stage]).inc_by(*count);
     }
+    let misses = counters(
+        registry,
+        "fdtracker_probe_misses_total",
+        "Runs of a BPF program that the kernel skipped: a change may not have been counted, and an audit follows at once. Programs that were never skipped are left out; before Linux 6.7 kprobes and tracepoints aren't told of.",
+        &["program"],
+    )?;
+    for (program, count) in &snapshot.misses {
+        misses.with_label_values(&[program]).inc_by(*count);
+    }
     audits(registry, snapshot)?;
     registry.register(Box::new(ProcessCollector::for_self()))
 }
@@ -164,10 +172,11 @@ fn audits(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Er
     let audits = counters(
         registry,
         "fdtracker_audits_total",
-        "Comparisons of all counts with the kernel's own list of files.",
+        "Comparisons of all counts with the kernel's own list of files, by what came of them: ok, corrected or error.",
         &["result"],
     )?;
-    audits.with_label_values(&["ok"]).inc_by(snapshot.audits.finished);
+    audits.with_label_values(&["ok"]).inc_by(snapshot.audits.finished - snapshot.audits.corrected);
+    audits.with_label_values(&["corrected"]).inc_by(snapshot.audits.corrected);
     audits.with_label_values(&["error"]).inc_by(snapshot.audits.failed);
     let corrections = prometheus::IntCounter::new(
         "fdtracker_audit_corrections_total",
@@ -214,6 +223,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        bpf::Feeder,
         host::KernelVersion,
         inventory::Counts,
         runtime::{Container, Runtime},
@@ -240,8 +250,15 @@ mod tests {
             }),
             profile: Profile::new("4.0".parse().ok(), None, KernelVersion { major: 6, minor: 1 }),
             feeder: Feeder::Tracepoint,
+            misses: vec![("fd_install".into(), 2)],
             lost: vec![("ring", 3)],
-            audits: AuditStats { finished: 2, failed: 0, corrections: 0, last: Duration::from_millis(5) },
+            audits: AuditStats {
+                finished: 2,
+                corrected: 0,
+                failed: 0,
+                corrections: 0,
+                last: Duration::from_millis(5),
+            },
             ready: true,
         };
         String::from_utf8(render(&snapshot).unwrap()).unwrap()

@@ -1,80 +1,14 @@
-//! The auditor: reads the absolute truth with the iterator, and has a program re-read what differs.
-//!
-//! It never writes a count itself. Re-reading a slot is idempotent and follows the same locks as the probes, so an audit that
-//! runs while fds come and go finds false differences at worst, which re-reading turns out to be none.
+//! Audits where each slot is recorded.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
 
-use tracker_ebpf::{FileRecord, Kind, Slot, TABLE_STALE, Table, Tag};
+use tracker_ebpf::{Slot, TABLE_STALE, Table, Tag};
 
-use super::sys;
-
-/// What an audit did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Audit {
-    /// Slots that were not as recorded, put right. At the first audit: adopted.
-    pub corrections: u64,
-    /// How long it took.
-    pub took: Duration,
-}
-
-/// One table as the iterator saw it.
-#[derive(Debug)]
-pub(super) struct Seen {
-    pub(super) tgid: u32,
-    pub(super) cgroup_ids: HashSet<u64>,
-    slots: HashMap<u32, Tag>,
-}
-
-/// Reads everything that the iterator writes.
-pub(super) fn read_records(mut iterator: impl std::io::Read) -> std::io::Result<HashMap<u64, Seen>> {
-    const RECORD: usize = size_of::<FileRecord>();
-    let mut seen: HashMap<u64, Seen> = HashMap::new();
-    let mut buffer = vec![0; RECORD * 4096];
-    let mut filled = 0;
-    loop {
-        let read = match iterator.by_ref().read(buffer.get_mut(filled..).unwrap_or_default()) {
-            Ok(0) => return Ok(seen),
-            Ok(read) => read,
-            // A million files without one to count: the kernel yields. Linux: bpf_seq_read, MAX_ITER_OBJECTS.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
-                ) =>
-            {
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        filled += read;
-        let whole = filled - filled % RECORD;
-        for record in buffer.get(..whole).unwrap_or_default().chunks_exact(RECORD) {
-            if let Some(record) = sys::read::<FileRecord>(record) {
-                note(&mut seen, &record);
-            }
-        }
-        buffer.copy_within(whole..filled, 0);
-        filled -= whole;
-    }
-}
-
-fn note(seen: &mut HashMap<u64, Seen>, record: &FileRecord) {
-    let table = seen.entry(record.files).or_insert_with(|| Seen {
-        tgid: record.tgid,
-        cgroup_ids: HashSet::new(),
-        slots: HashMap::new(),
-    });
-    table.cgroup_ids.insert(record.cgroup_id);
-    table.slots.insert(record.fd, Tag::new(record.kind, record.file));
-}
+use super::{Seen, count, gone, idle, is_same};
 
 /// How a table differs from what is recorded of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Difference {
+pub(in crate::bpf) enum Difference {
     /// A slot holds another file than is recorded; either may be none.
     Slot { fd: u32, truth: Tag, recorded: Tag },
     /// The table is charged to a cgroup that none of its users is in.
@@ -87,11 +21,11 @@ pub(super) enum Difference {
 
 /// A table that differs.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Doubt {
-    pub(super) tgid: u32,
-    pub(super) cgroup_id: u64,
+pub(in crate::bpf) struct Doubt {
+    pub(in crate::bpf) tgid: u32,
+    pub(in crate::bpf) cgroup_id: u64,
     /// The table's generation and seq, as they were recorded; 0 if it wasn't.
-    pub(super) recorded: (u64, u64),
+    pub(in crate::bpf) recorded: (u64, u64),
     /// It was there at two looks, between which nothing moved in the table.
     settled: bool,
     differences: HashSet<Difference>,
@@ -99,7 +33,7 @@ pub(super) struct Doubt {
 
 impl Doubt {
     /// Whether re-reading slots isn't enough: the numbers themselves are wrong.
-    pub(super) fn needs_recount(&self) -> bool {
+    pub(in crate::bpf) fn needs_recount(&self) -> bool {
         self.differences.iter().any(|difference| matches!(difference, Difference::Count { .. }))
     }
 
@@ -114,12 +48,12 @@ impl Doubt {
     }
 
     /// Whether single slots won't do.
-    pub(super) fn needs_scan(&self) -> bool {
+    pub(in crate::bpf) fn needs_scan(&self) -> bool {
         self.differences.iter().any(|difference| !matches!(difference, Difference::Slot { .. }))
     }
 
     /// The fds whose slots differ.
-    pub(super) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
+    pub(in crate::bpf) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
         self.differences.iter().filter_map(|difference| match difference {
             Difference::Slot { fd, .. } => Some(*fd),
             Difference::Cgroup { .. } | Difference::Count { .. } | Difference::Stale => None,
@@ -129,24 +63,24 @@ impl Doubt {
 
 /// What to do about differences.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(in crate::bpf) struct Plan {
     /// Tables to re-read.
-    pub(super) scan: HashMap<u64, Doubt>,
+    pub(in crate::bpf) scan: HashMap<u64, Doubt>,
     /// Tables that are no more: address, generation, and the slots that are still counted for them.
-    pub(super) forget: Vec<(u64, u64, u64)>,
+    pub(in crate::bpf) forget: Vec<(u64, u64, u64)>,
     /// Records of slots of tables that are no more.
-    pub(super) drop: Vec<Slot>,
+    pub(in crate::bpf) drop: Vec<Slot>,
 }
 
 impl Plan {
     /// Whether there is something that only looks like a difference, perhaps: between a change and the probe that sees it lie
     /// some microseconds, in which the iterator is ahead.
-    pub(super) fn needs_another_look(&self) -> bool {
+    pub(in crate::bpf) fn needs_another_look(&self) -> bool {
         self.scan.values().any(|doubt| !doubt.is_stale() && !doubt.settled)
     }
 
     /// Keeps of the tables to re-read those that still differ, in the same way, in a later plan.
-    pub(super) fn confirmed_by(mut self, later: &Self) -> Self {
+    pub(in crate::bpf) fn confirmed_by(mut self, later: &Self) -> Self {
         self.scan.retain(|files, doubt| {
             let Some(again) = later.scan.get(files) else { return false };
             doubt.differences.retain(|difference| again.differences.contains(difference));
@@ -161,7 +95,7 @@ impl Plan {
 /// Compares truth and records.
 ///
 /// `before` was read before the iterator ran, `slots` and then `tables` after it.
-pub(super) fn compare(
+pub(in crate::bpf) fn compare(
     pass: u32,
     seen: &HashMap<u64, Seen>,
     before: &HashMap<u64, Table>,
@@ -178,14 +112,7 @@ pub(super) fn compare(
             _ => plan.drop.push(*slot),
         }
     }
-    // Tables whose users have files open, but none to count.
-    let idle = tables.iter().filter(|(files, table)| table.visited == pass && !seen.contains_key(files));
-    let idle: HashMap<u64, Seen> = idle
-        .map(|(files, Table { tgid, cgroup_id, .. })| {
-            let cgroup_ids = HashSet::from([*cgroup_id]);
-            (*files, Seen { tgid: *tgid, cgroup_ids, slots: HashMap::new() })
-        })
-        .collect();
+    let idle = idle(pass, seen, tables);
     let nothing = HashMap::new();
     for (files, truth) in seen.iter().chain(&idle) {
         let recorded = recorded.get(files).unwrap_or(&nothing);
@@ -194,13 +121,10 @@ pub(super) fn compare(
             plan.scan.insert(*files, doubt);
         }
     }
-    for (files, table) in tables {
-        if table.visited != pass && before.get(files).is_some_and(|earlier| is_same(earlier, table)) {
-            // It was there before the iterator ran, which met no task that has it, and nothing has moved since.
-            let known = table.flags & TABLE_STALE != 0;
-            let left = if known { 0 } else { table.n.iter().map(|n| n.unsigned_abs()).sum() };
-            plan.forget.push((*files, table.generation, left));
-        }
+    for (files, table) in gone(pass, before, tables) {
+        let known = table.flags & TABLE_STALE != 0;
+        let left = if known { 0 } else { table.n.iter().map(|n| n.unsigned_abs()).sum() };
+        plan.forget.push((files, table.generation, left));
     }
     plan
 }
@@ -214,12 +138,10 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, befo
             differences.insert(Difference::Slot { fd: *fd, truth, recorded });
         }
     }
-    let charged = table.map(|table| table.cgroup_id);
-    let stays = charged.filter(|id| truth.cgroup_ids.contains(id));
-    if let (Some(recorded), None) = (charged, stays) {
-        differences.insert(Difference::Cgroup { recorded });
-    }
     if let Some(table) = table {
+        if !truth.cgroup_ids.contains(&table.cgroup_id) {
+            differences.insert(Difference::Cgroup { recorded: table.cgroup_id });
+        }
         // Numbers and slots are read one after the other: they can be compared only if nothing moved meanwhile.
         if before.is_some_and(|before| is_same(before, table)) {
             differences.extend(miscounts(recorded, table));
@@ -228,31 +150,23 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, befo
             differences.insert(Difference::Stale);
         }
     }
-    let cgroup_id = stays.or_else(|| truth.cgroup_ids.iter().min().copied()).unwrap_or(0);
+    let cgroup_id = truth.cgroup(table);
     let recorded = table.map_or((0, 0), |table| (table.generation, table.seq));
     Doubt { tgid: truth.tgid, cgroup_id, recorded, settled: false, differences }
 }
 
-/// Whether this is the same table, and nothing has moved in it.
-fn is_same(earlier: &Table, later: &Table) -> bool {
-    (earlier.generation, earlier.seq) == (later.generation, later.seq)
-}
-
 /// Where the numbers of a table aren't those of its recorded slots.
 fn miscounts(recorded: &HashMap<u32, Tag>, table: &Table) -> impl Iterator<Item = Difference> {
-    let mut slots = [0; Kind::COUNT];
-    for tag in recorded.values() {
-        if let Some(count) = slots.get_mut(tag.kind_index()) {
-            *count += 1;
-        }
-    }
+    let slots = count(recorded.values());
     let pairs = slots.into_iter().zip(table.n).enumerate();
     pairs.filter(|(_, (slots, n))| slots != n).map(|(kind, (slots, n))| Difference::Count { kind, slots, n })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tracker_ebpf::{FileRecord, Kind};
+
+    use super::{super::note, *};
 
     const PASS: u32 = 5;
     const PIDFD: Tag = Tag::new(Kind::Pidfd.index() as u64, 0x1000);
@@ -382,28 +296,5 @@ mod tests {
         let tables = HashMap::from([(1, table(100, 0, 0))]);
         let plan = compare(PASS, &HashMap::new(), &HashMap::new(), &[], &tables);
         assert_eq!(plan, Plan::default());
-    }
-
-    #[test]
-    fn records_are_read_whole_whatever_the_reads_return() {
-        struct Dribble(Vec<u8>);
-        impl std::io::Read for Dribble {
-            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-                let n = self.0.len().min(7).min(buffer.len());
-                for (to, from) in buffer.iter_mut().zip(self.0.drain(..n)) {
-                    *to = from;
-                }
-                Ok(n)
-            }
-        }
-        let records = [record(1, 3, 100), record(1, 4, 100), record(2, 3, 200)];
-        let bytes = records.iter().flat_map(|r| {
-            // SAFETY: the record has no padding.
-            unsafe { std::slice::from_raw_parts((&raw const *r).cast::<u8>(), size_of::<FileRecord>()) }
-                .to_vec()
-        });
-        let seen = read_records(Dribble(bytes.collect())).unwrap();
-        assert_eq!(seen.len(), 2);
-        assert_eq!(seen[&1].slots.len(), 2);
     }
 }

@@ -1,0 +1,82 @@
+//! Walking whole tables.
+
+use tracker_ebpf::{Loss, MAX_SCANNED_FDS, mode};
+
+use crate::{
+    edges::count_slot,
+    fdtable::{max_fds, open_fds},
+    kernel::counts_edges,
+    maps::{TABLES, lose},
+    slots::sync_slot,
+    tables::mark_stale,
+};
+
+/// Visits the slots `word * 64 ..` whose bits are set, as the feeder does: follows them, or counts them.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn sync_word(files: u64, word: u32, bits: u64, mode: u32) -> u32 {
+    let mut changes = 0;
+    for bit in 0..64 {
+        if bits >> bit & 1 != 0 {
+            let fd = word * 64 + bit;
+            changes += if counts_edges() { count_slot(files, fd, mode) } else { sync_slot(files, fd, mode) };
+        }
+    }
+    changes
+}
+
+/// Words of a block, and blocks of a table. The verifier walks a loop turn by turn, so one loop over all words would be too
+/// long for it; functions that don't inline it verifies once.
+pub(crate) const WORDS: u32 = 16;
+pub(crate) const BLOCKS: u32 = MAX_SCANNED_FDS / 64 / WORDS;
+
+/// Visits every slot of a table: those that are open, and those that were recorded. Returns the number of changes.
+///
+/// The verifier takes no more than eight functions deep, and `learn` is seven below a program.
+#[inline(always)]
+pub(crate) fn scan(files: u64, mode: u32) -> u32 {
+    let changes = scan_range(files, 0, MAX_SCANNED_FDS - 1, mode);
+    if mode & mode::AUDIT == 0 && max_fds(files) > MAX_SCANNED_FDS {
+        lose(Loss::Truncated);
+        mark_stale(files);
+    }
+    changes
+}
+
+/// As [`scan`], for the slots `first ..= last` and some on either side.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn scan_range(files: u64, first: u32, last: u32, mode: u32) -> u32 {
+    let high = match TABLES.get_ptr(files) {
+        // SAFETY: the pointer comes from the map.
+        Some(table) => unsafe { (*table).high_fd },
+        None => 0,
+    };
+    let room = max_fds(files);
+    let mut changes = 0;
+    for block in 0..BLOCKS {
+        let start = block * WORDS * 64;
+        if start >= room || start > last {
+            break;
+        }
+        if start + WORDS * 64 > first {
+            changes += sync_block(files, block * WORDS, high, mode);
+        }
+    }
+    changes
+}
+
+/// Visits the slots of the words `first ..`; all of those below `high`, which may have been recorded.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn sync_block(files: u64, first: u32, high: u32, mode: u32) -> u32 {
+    let mut changes = 0;
+    for i in 0..WORDS {
+        let word = first.wrapping_add(i);
+        let bits = if word.wrapping_mul(64) < high { u64::MAX } else { open_fds(files, word) };
+        if bits != 0 {
+            changes += sync_word(files, word, bits, mode);
+        }
+    }
+    changes
+}

@@ -1,0 +1,107 @@
+//! The entries of `TABLES` and `FLOWS`: how they are made, and how a change is written into them.
+
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns};
+use tracker_ebpf::{Flow, Loss, TABLE_STALE, Table, Tag, event, mode};
+
+use crate::{
+    kernel::{Probe, cgroup_id, current, current_tgid},
+    maps::{FLOWS, SCRATCH, TABLES, add, lose},
+    notify,
+};
+
+pub(crate) const EEXIST: i32 = -17;
+
+/// Makes the entry of a table that has something to count for the first time.
+#[inline(always)]
+pub(crate) fn new_table(files: u64, mode: u32) -> Option<*mut Table> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the pointer comes from the map; the program can't be preempted, so nobody else is using it. `n` stays 0.
+    unsafe {
+        let table = &raw mut (*scratch).table;
+        (*table).seq = 0;
+        (*table).generation = bpf_ktime_get_ns();
+        (*table).visited = 0;
+        (*table).high_fd = 0;
+        (*table).flags = 0;
+        if mode & mode::REMOTE == 0 {
+            (*table).tgid = current_tgid();
+            (*table).cgroup_id = cgroup_id::<Probe>(current());
+        } else {
+            (*table).tgid = (*scratch).remote_tgid;
+            (*table).cgroup_id = (*scratch).remote_cgroup_id;
+        }
+        match TABLES.insert(files, &*table, u64::from(BPF_NOEXIST)) {
+            Ok(()) | Err(EEXIST) => {}
+            Err(_) => lose(Loss::Tables),
+        }
+    }
+    TABLES.get_ptr_mut(files)
+}
+
+/// The counters of a cgroup.
+#[inline(always)]
+pub(crate) fn flow_of(cgroup: u64) -> Option<*mut Flow> {
+    if let Some(flow) = FLOWS.get_ptr_mut(cgroup) {
+        return Some(flow);
+    }
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the pointer comes from the map; the value is never written.
+    match unsafe { FLOWS.insert(cgroup, &(*scratch).flow, u64::from(BPF_NOEXIST)) } {
+        Ok(()) | Err(EEXIST) => FLOWS.get_ptr_mut(cgroup),
+        Err(_) => {
+            lose(Loss::Flows);
+            None
+        }
+    }
+}
+
+/// Writes into a table that a slot holds `now` instead of `was`, and tells user space.
+///
+/// # Safety
+/// `table` comes from the map.
+#[inline(always)]
+pub(crate) unsafe fn record(table: *mut Table, files: u64, fd: u32, was: Tag, now: Tag, mode: u32) {
+    // SAFETY: the verifier checks every access.
+    unsafe {
+        if let Some(n) = (*table).n.get_mut(was.kind_index()) {
+            add((&raw mut *n).cast(), u64::MAX);
+        }
+        if let Some(n) = (*table).n.get_mut(now.kind_index()) {
+            add((&raw mut *n).cast(), 1);
+        }
+        add(&raw mut (*table).seq, 1);
+        if mode & mode::ADOPT == 0 {
+            flow((*table).cgroup_id, was, now);
+        }
+        if mode & mode::QUIET == 0 {
+            if was != Tag::EMPTY {
+                notify::slot(event::CLOSED, files, fd, was, table, mode);
+            }
+            if now != Tag::EMPTY {
+                notify::slot(event::OPENED, files, fd, now, table, mode);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn flow(cgroup: u64, was: Tag, now: Tag) {
+    let Some(flow) = flow_of(cgroup) else { return };
+    // SAFETY: the pointer comes from the map, and the verifier checks every access.
+    unsafe {
+        if let Some(n) = (*flow).closed.get_mut(was.kind_index()) {
+            add(n, 1);
+        }
+        if let Some(n) = (*flow).opened.get_mut(now.kind_index()) {
+            add(n, 1);
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn mark_stale(files: u64) {
+    if let Some(table) = TABLES.get_ptr_mut(files) {
+        // SAFETY: the pointer comes from the map.
+        unsafe { (*table).flags |= TABLE_STALE }
+    }
+}

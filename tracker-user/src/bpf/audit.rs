@@ -1,0 +1,289 @@
+//! Audits: the kernel's own list of files is compared with what is counted, and what differs is put right.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    maps::Array,
+    programs::{Iter, RawTracePoint, RawTracePointRunOptions, TestRun as _},
+};
+use tracker_ebpf::{Control, Kind, Loss, MAX_SCANNED_FDS, Slot, Table, Tag, mode, resync};
+
+use super::{
+    BpfError, Kernel, attach_error,
+    auditor::{
+        self, Audit, Seen,
+        counts::{self, Delta, Suspect},
+        slots::{self, Doubt},
+    },
+    program,
+};
+
+/// Longer than a probe is behind the change that it sees, unless its task waits for a CPU.
+const ANOTHER_LOOK: Duration = Duration::from_millis(20);
+
+/// Looks at what may be different at each: a slot that is opened and closed all the time.
+const LOOKS: usize = 5;
+
+/// The tables before a pass of the iterator, and what it saw.
+struct Pass {
+    before: HashMap<u64, Table>,
+    seen: HashMap<u64, Seen>,
+}
+
+impl Kernel {
+    /// Compares what is recorded with the kernel's own list of files, and puts right what differs.
+    ///
+    /// The first audit adopts what was open before the probes were attached.
+    ///
+    /// # Errors
+    /// When the iterator or a map can't be read.
+    pub fn audit(&mut self) -> Result<Audit, BpfError> {
+        let start = Instant::now();
+        let adopt = self.pass == 0;
+        let misses = self.misses()?.iter().map(|(_, n)| n).sum();
+        let mut changes = match (self.feeder.counts_edges(), adopt) {
+            (true, true) => self.adopt_counts()?,
+            (true, false) => self.audit_counts()?,
+            (false, _) => self.audit_slots(adopt)?,
+        };
+        if adopt && self.feeder.counts_edges() {
+            // A change that was under way at the first look.
+            changes += self.audit_counts()?;
+        }
+        self.known_misses = misses;
+        Ok(Audit { changes, took: start.elapsed() })
+    }
+
+    /// Reads slots again that aren't as recorded. Returns how many.
+    fn audit_slots(&mut self, adopt: bool) -> Result<u64, BpfError> {
+        let mut room = Room::note(self)?;
+        let mut plan = self.compare_slots()?;
+        // Without probes every change is news.
+        let patient = !adopt && self.feeder.is_live();
+        for _ in 1..LOOKS {
+            if !patient || !plan.needs_another_look() {
+                break;
+            }
+            std::thread::sleep(ANOTHER_LOOK);
+            plan = plan.confirmed_by(&self.compare_slots()?);
+        }
+        let mut changes = 0;
+        for (files, doubt) in &plan.scan {
+            let changed =
+                room.watch(self, doubt.cgroup_id, |kernel| kernel.read_again(*files, doubt, adopt))?;
+            tracing::debug!(changed, ?doubt, "re-read the table {files:#x}");
+            changes += u64::from(changed);
+        }
+        changes += self.forget(&plan.forget)?;
+        for slot in &plan.drop {
+            self.delete("SLOTS", slot)?;
+        }
+        room.settle(self);
+        Ok(changes)
+    }
+
+    /// Has a table, or those of its slots that differ, read again. Returns how many slots weren't as recorded.
+    fn read_again(&mut self, files: u64, doubt: &Doubt, adopt: bool) -> Result<u32, BpfError> {
+        let mode = match (adopt, doubt.needs_recount()) {
+            (true, _) => mode::QUIET | mode::ADOPT,
+            (false, true) => mode::QUIET | mode::ADOPT | mode::RECOUNT,
+            (false, false) => 0,
+        };
+        let (generation, seq) = doubt.recorded;
+        let table = [files, doubt.tgid.into(), doubt.cgroup_id, mode.into(), generation, seq];
+        let mut changed = 0;
+        if adopt || doubt.needs_scan() {
+            changed += self.resync(&[&[resync::SCAN], &table[..]].concat())?;
+        }
+        // What a scan of a very large table doesn't reach, too.
+        for fd in doubt.slots().filter(|fd| !adopt || *fd >= MAX_SCANNED_FDS) {
+            let slot_mode = mode & !mode::RECOUNT;
+            let table = [files, doubt.tgid.into(), doubt.cgroup_id, slot_mode.into(), 0, 0, fd.into()];
+            changed += self.resync(&[&[resync::SLOT], &table[..]].concat())?;
+        }
+        Ok(changed)
+    }
+
+    /// Adds to every table what it held before the feeder was attached. Returns how many slots.
+    fn adopt_counts(&mut self) -> Result<u64, BpfError> {
+        let mut room = Room::note(self)?;
+        let plan = self.compare_counts()?;
+        let mut adopted = 0;
+        for suspect in &plan.suspects {
+            let Some(delta) = self.measure(suspect)? else { continue };
+            adopted += room.watch(self, suspect.cgroup_id, |k| k.adjust(suspect, &delta, mode::ADOPT))?;
+        }
+        // Tables that went meanwhile.
+        self.forget(&plan.forget)?;
+        room.settle(self);
+        // From now on a table without an entry has nothing to count.
+        self.control(self.pass, true)?;
+        Ok(adopted)
+    }
+
+    /// Adds to tables what isn't counted, and takes off what is counted and isn't there. Returns how many slots.
+    fn audit_counts(&mut self) -> Result<u64, BpfError> {
+        let mut room = Room::note(self)?;
+        let plan = self.compare_counts()?;
+        let mut found = Vec::new();
+        for suspect in plan.suspects {
+            if let Some(delta) = self.measure(&suspect)?
+                && (suspect.marked || counts::size(&delta) > 0)
+            {
+                found.push((suspect, delta));
+            }
+        }
+        for _ in 1..LOOKS {
+            if found.iter().all(|(_, delta)| counts::size(delta) == 0) {
+                break;
+            }
+            std::thread::sleep(ANOTHER_LOOK);
+            for (suspect, delta) in &mut found {
+                let again = self.measure(suspect)?.unwrap_or([0; Kind::COUNT]);
+                *delta = counts::confirmed(delta, &again);
+            }
+        }
+        let mut changes = 0;
+        for (suspect, delta) in found {
+            if suspect.marked || counts::size(&delta) > 0 {
+                tracing::debug!(?suspect, size = counts::size(&delta), "adjust a table");
+                changes += room.watch(self, suspect.cgroup_id, |k| k.adjust(&suspect, &delta, 0))?;
+            }
+        }
+        changes += self.forget(&plan.forget)?;
+        room.settle(self);
+        Ok(changes)
+    }
+
+    /// What a table holds, less what is counted; `None` if it doesn't keep still.
+    fn measure(&mut self, suspect: &Suspect) -> Result<Option<Delta>, BpfError> {
+        /// A walk takes microseconds.
+        const TRIES: usize = 16;
+        for _ in 0..TRIES {
+            if self.resync(&[resync::MEASURE, suspect.files])? != 0 {
+                let mut delta = self.array::<Delta>("MEASURED")?.get(&0, 0).map_err(map_error("MEASURED"))?;
+                for (n, more) in delta.iter_mut().zip(suspect.beyond_reach) {
+                    *n += more;
+                }
+                return Ok(Some(delta));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Adds to a table what was measured. Returns how many slots that is.
+    fn adjust(&mut self, suspect: &Suspect, delta: &Delta, mode: u32) -> Result<u64, BpfError> {
+        self.array::<Delta>("MEASURED")?.set(0, delta, 0).map_err(map_error("MEASURED"))?;
+        let Suspect { files, tgid, cgroup_id, generation, .. } = *suspect;
+        let done = self.resync(&[resync::ADJUST, files, tgid.into(), cgroup_id, mode.into(), generation])?;
+        Ok(if done != 0 { counts::size(delta) } else { 0 })
+    }
+
+    /// Forgets tables that are no more. Returns how many slots were still counted for them.
+    fn forget(&mut self, tables: &[(u64, u64, u64)]) -> Result<u64, BpfError> {
+        for (files, generation, left) in tables {
+            tracing::debug!(left, "forget the table {files:#x}: no task has it");
+            self.resync(&[resync::FORGET, *files, *generation])?;
+        }
+        Ok(tables.iter().map(|(.., left)| left).sum())
+    }
+
+    fn compare_slots(&mut self) -> Result<slots::Plan, BpfError> {
+        let Pass { before, seen } = self.look()?;
+        // Slots before tables: a table that comes in between is only not compared.
+        let records: Vec<(Slot, Tag)> = self.read("SLOTS")?;
+        let tables = self.tables()?.into_iter().collect();
+        Ok(slots::compare(self.pass, &seen, &before, &records, &tables))
+    }
+
+    fn compare_counts(&mut self) -> Result<counts::Plan, BpfError> {
+        let Pass { before, seen } = self.look()?;
+        let tables = self.tables()?.into_iter().collect();
+        Ok(counts::compare(self.pass, &seen, &before, &tables))
+    }
+
+    /// One pass of the iterator.
+    fn look(&mut self) -> Result<Pass, BpfError> {
+        let adopted = self.pass > 0;
+        self.pass = self.pass.wrapping_add(1).max(1);
+        self.control(self.pass, adopted)?;
+        let before = self.tables()?.into_iter().collect();
+        Ok(Pass { before, seen: self.iterate()? })
+    }
+
+    /// Tells the programs where the auditor is.
+    fn control(&mut self, pass: u32, adopted: bool) -> Result<(), BpfError> {
+        let Control { pass, adopted } = Control { pass, adopted: adopted.into() };
+        self.array::<[u32; 2]>("CONTROL")?.set(0, [pass, adopted], 0).map_err(map_error("CONTROL"))
+    }
+
+    fn array<V: aya::Pod>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Array<&mut aya::maps::MapData, V>, BpfError> {
+        let map = self.ebpf.map_mut(name).ok_or_else(|| BpfError::Object(format!("map {name}")))?;
+        Array::try_from(map).map_err(map_error(name))
+    }
+
+    fn iterate(&mut self) -> Result<HashMap<u64, Seen>, BpfError> {
+        let iter: &mut Iter = program(&mut self.ebpf, "audit")?;
+        let link = iter.attach().map_err(|e| attach_error("audit", e))?;
+        let link = iter.take_link(link).map_err(|e| attach_error("audit", e))?;
+        let call = |call, source| super::call(call, "the iterator over all files", source);
+        let file = link.into_file().map_err(|e| call("open", io::Error::other(e)))?;
+        auditor::read_records(file).map_err(|e| call("read", e))
+    }
+
+    fn resync(&mut self, arguments: &[u64]) -> Result<u32, BpfError> {
+        let program: &mut RawTracePoint = program(&mut self.ebpf, "resync")?;
+        let mut options = RawTracePointRunOptions::new();
+        for (to, from) in options.args.iter_mut().zip(arguments) {
+            *to = *from;
+        }
+        program.test_run(options).map(|run| run.return_value).map_err(|e| attach_error("resync", e))
+    }
+}
+
+fn map_error(map: &'static str) -> impl Fn(aya::maps::MapError) -> BpfError {
+    move |source| BpfError::Map { map, source }
+}
+
+/// What an audit learns of tables that there is no room for.
+struct Room {
+    /// How often there was none, but for what this audit met and took note of.
+    known: u64,
+    /// Cgroups with such tables.
+    short: BTreeSet<u64>,
+}
+
+impl Room {
+    /// From before the audit looks: what is lost from here on it may not see.
+    fn note(kernel: &Kernel) -> Result<Self, BpfError> {
+        Ok(Self { known: kernel.lost(Loss::Tables)?, short: BTreeSet::new() })
+    }
+
+    /// Does something to a table of a cgroup.
+    fn watch<T>(
+        &mut self,
+        kernel: &mut Kernel,
+        cgroup: u64,
+        act: impl FnOnce(&mut Kernel) -> Result<T, BpfError>,
+    ) -> Result<T, BpfError> {
+        let before = kernel.lost(Loss::Tables)?;
+        let result = act(kernel)?;
+        let failed = kernel.lost(Loss::Tables)? - before;
+        if failed > 0 {
+            self.short.insert(cgroup);
+            self.known += failed;
+        }
+        Ok(result)
+    }
+
+    fn settle(self, kernel: &mut Kernel) {
+        (kernel.uncounted, kernel.no_room) = (self.short, self.known);
+    }
+}

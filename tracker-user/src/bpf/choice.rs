@@ -1,0 +1,152 @@
+//! Which feeder: the best that counts exactly on the running kernel.
+
+use std::fmt;
+
+use super::{
+    BpfError, Feeder, Kernel, Rings, SelfTest, Sizes,
+    prerequisites::{kprobes, syscall_events},
+    self_test,
+};
+use crate::runtime::Hierarchy;
+
+/// Which feeder is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The best that passes its self-test.
+    #[default]
+    Best,
+    /// kprobes.
+    Kprobe,
+    /// Tracepoints.
+    Tracepoint,
+    /// No probes: counts are those of the last audit.
+    Audit,
+}
+
+impl Choice {
+    /// What is tried, in this order.
+    fn candidates(self) -> impl Iterator<Item = Feeder> {
+        Feeder::ALL.into_iter().filter(move |feeder| match self {
+            Self::Best => true,
+            Self::Kprobe => matches!(feeder, Feeder::Kprobe(_)),
+            Self::Tracepoint => *feeder == Feeder::Tracepoint,
+            Self::Audit => *feeder == Feeder::None,
+        })
+    }
+}
+
+/// What came of trying a feeder.
+#[derive(Debug)]
+pub struct Trial {
+    /// The feeder.
+    pub feeder: Feeder,
+    result: Result<SelfTest, String>,
+}
+
+impl Trial {
+    /// Whether it attached, and counted every step exactly.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.result.as_ref().is_ok_and(SelfTest::is_exact)
+    }
+}
+
+impl fmt::Display for Trial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.feeder {
+            Feeder::Kprobe(close) if self.result.is_ok() => write!(f, "kprobe ({}): ", close.symbol())?,
+            feeder => write!(f, "{feeder}: ")?,
+        }
+        match &self.result {
+            Ok(test) => write!(f, "{test}"),
+            Err(why) => f.write_str(why),
+        }
+    }
+}
+
+impl Kernel {
+    /// Loads the programs and attaches the feeder that is wanted, once it has passed its self-test. Counts are live from the
+    /// first [`Kernel::audit`] on.
+    ///
+    /// # Errors
+    /// When the kernel lacks what all feeders need; or, if one was asked for, what that needs.
+    pub fn start(hierarchy: &Hierarchy, sizes: Sizes, choice: Choice) -> Result<(Self, Rings), BpfError> {
+        let mut refused = None;
+        for feeder in choice.candidates() {
+            let why = match attempt(hierarchy, sizes, feeder) {
+                Ok((started, test)) if test.is_exact() => {
+                    if feeder.is_live() {
+                        tracing::info!("feeder {feeder}: self-test {test}");
+                    }
+                    return Ok(started);
+                }
+                Ok((_, test)) => test.to_string(),
+                // Without any feeder nothing is left to try.
+                Err(error) if feeder == Feeder::None => return Err(error),
+                Err(error) => why(error),
+            };
+            // Both ways to probe with kprobes may lack the same.
+            if choice == Choice::Best && refused.as_ref().is_none_or(|(_, said)| *said != why) {
+                tracing::info!("feeder {feeder} can't be used here: {why}");
+            }
+            refused = Some((feeder, why));
+        }
+        // `candidates` is never empty.
+        let (feeder, why) = refused.unwrap_or((Feeder::None, String::new()));
+        Err(BpfError::Feeder { feeder, why })
+    }
+}
+
+/// Tries every feeder.
+#[must_use]
+pub fn trials(hierarchy: &Hierarchy) -> Vec<Trial> {
+    let sizes = Sizes { tables: 1024, slots: 1024, ring: 1 << 16 };
+    let feeders = Choice::Best.candidates().filter(|feeder| feeder.is_live());
+    feeders
+        .map(|feeder| Trial {
+            feeder,
+            result: attempt(hierarchy, sizes, feeder).map(|(_, test)| test).map_err(why),
+        })
+        .collect()
+}
+
+/// Attaches a feeder, and has it tested.
+fn attempt(
+    hierarchy: &Hierarchy,
+    sizes: Sizes,
+    feeder: Feeder,
+) -> Result<((Kernel, Rings), SelfTest), BpfError> {
+    match feeder {
+        Feeder::Kprobe(_) => kprobes()?,
+        Feeder::Tracepoint => drop(syscall_events()?),
+        Feeder::None => return Ok((Kernel::load(hierarchy, sizes, feeder)?, SelfTest::default())),
+    }
+    let (mut kernel, mut rings) = Kernel::load(hierarchy, sizes, feeder)?;
+    kernel.attach()?;
+    let test = self_test::run(|| kernel.tables())?;
+    // What the test did is nobody's business.
+    while rings.events.next().is_some() {}
+    for (cgroup, _) in kernel.flows()? {
+        kernel.forget_flow(cgroup)?;
+    }
+    Ok(((kernel, rings), test))
+}
+
+/// An error and its causes, without the verifier's pages.
+fn why(error: BpfError) -> String {
+    let text = format!("{:#}", anyhow::Error::from(error));
+    text.split(" Verifier output:").next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_is_tried_first_and_none_last() {
+        let all: Vec<_> = Choice::Best.candidates().map(Feeder::name).collect();
+        assert_eq!(all, ["kprobe", "kprobe", "tracepoint", "none"]);
+        assert_eq!(Choice::Audit.candidates().collect::<Vec<_>>(), [Feeder::None]);
+        assert!(Choice::Kprobe.candidates().all(|feeder| feeder.name() == "kprobe"));
+    }
+}

@@ -1,0 +1,250 @@
+//! The self-test's process: does the steps that it is told, and says what is open.
+//!
+//! It keeps no file open but the pipes to its parent and what the steps open.
+
+use std::{
+    io::{self, BufRead as _},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::unix::process::CommandExt as _,
+    process::Command,
+    sync::mpsc,
+    thread::JoinHandle,
+};
+
+use super::{Answer, COMMAND, Open, Step};
+
+/// Where `dup2` and `F_DUPFD` put their copies, out of the way of the rest.
+const FAR: RawFd = 200;
+
+/// Answers the parent until it says nothing more. `inherited` is what an earlier image of this process left open.
+///
+/// # Errors
+/// When the parent can't be read, or answered.
+pub fn run(inherited: &[i64]) -> io::Result<()> {
+    let open = match inherited {
+        [eventfds, pidfds] => Open { eventfds: *eventfds, pidfds: *pidfds },
+        _ => Open::default(),
+    };
+    let mut subject = Subject { open, ..Subject::default() };
+    if !inherited.is_empty() {
+        println!("{}", subject.answer());
+    }
+    for line in io::stdin().lock().lines() {
+        let Some(step) = Step::from_name(line?.trim()) else { continue };
+        match subject.walk(step) {
+            Ok(()) => println!("{}", subject.answer()),
+            Err(error) => println!("{}", Answer::Skipped(error.to_string())),
+        }
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Subject {
+    /// What one table holds.
+    open: Open,
+    eventfd: Option<OwnedFd>,
+    pidfd: Option<OwnedFd>,
+    /// Copies that are closed one by one.
+    copies: Vec<OwnedFd>,
+    threads: Vec<Holder>,
+    child: Option<libc::pid_t>,
+}
+
+/// A thread with a table of its own.
+struct Holder {
+    open: Open,
+    /// Dropped to let the thread end.
+    hold: mpsc::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Subject {
+    /// What is open, in all tables.
+    fn answer(&self) -> Answer {
+        let mut open = self.open;
+        let copied = self.child.map(|_| self.open);
+        for more in self.threads.iter().map(|thread| thread.open).chain(copied) {
+            open.eventfds += more.eventfds;
+            open.pidfds += more.pidfds;
+        }
+        let pids = std::iter::once(std::process::id()).chain(self.child.map(|pid| pid as u32)).collect();
+        Answer::Open { open, pids }
+    }
+
+    fn walk(&mut self, step: Step) -> io::Result<()> {
+        match step {
+            Step::Open => {
+                self.eventfd = Some(owned(call(libc::SYS_eventfd2, [0, 0, 0])?));
+                self.open.eventfds += 1;
+            }
+            Step::Pidfd => {
+                self.pidfd = Some(owned(call(libc::SYS_pidfd_open, [std::process::id().into(), 0, 0])?));
+                self.open.pidfds += 1;
+            }
+            Step::Dup => {
+                let copy = call(libc::SYS_dup, [fd(&self.eventfd), 0, 0])?;
+                self.copies.push(owned(copy));
+                self.open.eventfds += 1;
+            }
+            Step::DupFd => {
+                call(libc::SYS_fcntl, [fd(&self.eventfd), libc::F_DUPFD.into(), FAR.into()])?;
+                self.open.eventfds += 1;
+            }
+            Step::Dup2 => {
+                let to = i64::from(FAR) + 1;
+                // Standard input: nothing to count.
+                call(libc::SYS_dup3, [0, to, 0])?;
+                call(libc::SYS_dup3, [fd(&self.eventfd), to, 0])?;
+                self.open.eventfds += 1;
+            }
+            Step::Dup2Over => {
+                call(libc::SYS_dup3, [fd(&self.pidfd), i64::from(FAR) + 1, 0])?;
+                self.open.eventfds -= 1;
+                self.open.pidfds += 1;
+            }
+            Step::Receive => {
+                self.copies.push(pass(fd(&self.eventfd))?);
+                self.open.eventfds += 1;
+            }
+            Step::GetFd => {
+                let copy = call(libc::SYS_pidfd_getfd, [fd(&self.pidfd), fd(&self.eventfd), 0])?;
+                self.copies.push(owned(copy));
+                self.open.eventfds += 1;
+            }
+            Step::Close => {
+                self.copies.pop();
+                self.open.eventfds -= 1;
+            }
+            Step::CloseRange => {
+                call(libc::SYS_close_range, [FAR.into(), i64::from(FAR) + 1, 0])?;
+                self.open.eventfds -= 1;
+                self.open.pidfds -= 1;
+            }
+            Step::Unshare => self.thread(self.open, [libc::SYS_unshare, libc::CLONE_FILES.into(), 0, 0])?,
+            Step::CloseRangeUnshare => {
+                const CLOSE_RANGE_UNSHARE: i64 = 2;
+                let pidfd = fd(&self.pidfd);
+                let open = Open { pidfds: self.open.pidfds - 1, ..self.open };
+                self.thread(open, [libc::SYS_close_range, pidfd, pidfd, CLOSE_RANGE_UNSHARE])?;
+            }
+            Step::ThreadExit => {
+                for Holder { hold, thread, .. } in self.threads.drain(..) {
+                    drop(hold);
+                    thread.join().map_err(|_| io::Error::other("a thread failed"))?;
+                }
+            }
+            Step::Fork => self.child = Some(fork()?),
+            Step::Kill => self.kill()?,
+            Step::Exec => return Err(self.exec()),
+            // The parent says nothing more.
+            Step::Exit => {}
+        }
+        Ok(())
+    }
+
+    /// A thread that does a system call which gives it a table of its own, and then waits.
+    fn thread(&mut self, open: Open, [number, a, b, c]: [i64; 4]) -> io::Result<()> {
+        let (hold, held) = mpsc::channel::<()>();
+        let (say, said) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let _ = say.send(call(number, [a, b, c]));
+            let _ = held.recv();
+        });
+        said.recv().map_err(io::Error::other)??;
+        self.threads.push(Holder { open, hold, thread });
+        Ok(())
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        let Some(pid) = self.child.take() else { return Ok(()) };
+        // SAFETY: the child hasn't been waited for, so the pid is its own; the status isn't wanted.
+        let waited = unsafe {
+            libc::kill(pid, libc::SIGKILL);
+            libc::waitpid(pid, std::ptr::null_mut(), 0)
+        };
+        check(waited.into()).map(drop)
+    }
+
+    /// Becomes another image of this program, which answers. Returns only if that fails.
+    fn exec(&mut self) -> io::Error {
+        if let Err(error) =
+            call(libc::SYS_fcntl, [fd(&self.eventfd), libc::F_SETFD.into(), libc::FD_CLOEXEC.into()])
+        {
+            return error;
+        }
+        // `pidfd_open` always sets close-on-exec.
+        let open = [self.open.eventfds - 1, self.open.pidfds - i64::from(self.pidfd.is_some())];
+        Command::new("/proc/self/exe").arg(COMMAND).args(open.map(|n| n.to_string())).exec()
+    }
+}
+
+/// A child that waits for its end.
+fn fork() -> io::Result<libc::pid_t> {
+    // SAFETY: the child calls nothing that isn't safe after a fork.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        loop {
+            // SAFETY: the call has no precondition.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::pause();
+            }
+        }
+    }
+    check(pid.into()).map(|pid| pid as libc::pid_t)
+}
+
+/// Sends an fd to itself, and returns what was received.
+fn pass(fd: i64) -> io::Result<OwnedFd> {
+    use std::os::unix::net::UnixStream;
+    let (from, to) = UnixStream::pair()?;
+    /// Room for a control message with one fd, aligned as its head must be.
+    #[repr(C)]
+    struct Control {
+        head: libc::cmsghdr,
+        fd: libc::c_int,
+        pad: libc::c_int,
+    }
+    let mut byte = 0_u8;
+    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // SAFETY: both structures are plain data, of which zeroes are a value.
+    let (mut control, mut message): (Control, libc::msghdr) =
+        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    // CMSG_LEN of one fd: the head, and the fd behind it.
+    let len = size_of::<libc::cmsghdr>() + size_of::<libc::c_int>();
+    control.head.cmsg_len = len;
+    control.head.cmsg_level = libc::SOL_SOCKET;
+    control.head.cmsg_type = libc::SCM_RIGHTS;
+    control.fd = fd as libc::c_int;
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = size_of::<Control>();
+    // SAFETY: the message and what it points to live through both calls.
+    unsafe {
+        check(libc::sendmsg(from.as_raw_fd(), &raw const message, 0) as i64)?;
+        control.fd = -1;
+        message.msg_controllen = size_of::<Control>();
+        check(libc::recvmsg(to.as_raw_fd(), &raw mut message, 0) as i64)?;
+    }
+    if control.fd < 0 { Err(io::Error::other("no fd was received")) } else { Ok(owned(control.fd.into())) }
+}
+
+fn fd(file: &Option<OwnedFd>) -> i64 {
+    file.as_ref().map_or(-1, |file| file.as_raw_fd().into())
+}
+
+fn owned(fd: i64) -> OwnedFd {
+    // SAFETY: a system call has just returned the fd, and nobody else closes it.
+    unsafe { OwnedFd::from_raw_fd(fd as RawFd) }
+}
+
+fn call(number: i64, [a, b, c]: [i64; 3]) -> io::Result<i64> {
+    // SAFETY: callers pass integers only.
+    check(unsafe { libc::syscall(number, a, b, c) })
+}
+
+fn check(result: i64) -> io::Result<i64> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
