@@ -73,9 +73,9 @@ fn filp_close(ctx: ProbeContext) -> u32 {
     if files == 0 || is_own(current_tgid()) {
         return 0;
     }
-    // A table that goes with its last user was forgotten when that began to exit.
+    // A table that goes with its last user was forgotten when that began to exit (kernel: `exit_files` clears `task->files` first).
     let going = current_files() != files;
-    if going && is_adopted() && TABLES.get_ptr(files).is_none() {
+    if going && TABLES.get_ptr(files).is_none() {
         return 0;
     }
     let tag = tag_of(file);

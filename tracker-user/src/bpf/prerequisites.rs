@@ -1,6 +1,7 @@
 //! What a machine must offer, each with what to do where it doesn't. The start checks it, `doctor` shows it.
 
 use std::{
+    ffi::CString,
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -67,6 +68,9 @@ pub enum Missing {
         "{KPROBE_PMU} isn't there: the kernel was built without CONFIG_KPROBE_EVENTS, which the kprobe feeder needs"
     )]
     Kprobes,
+    /// The kernel has no function of this name.
+    #[error("this kernel has no function {0}")]
+    Function(&'static str),
     /// tracefs has no syscalls.
     #[error(
         "{0} isn't there: the kernel was built without CONFIG_FTRACE_SYSCALLS, which the tracepoint feeder needs"
@@ -127,9 +131,15 @@ pub(super) fn syscall_events() -> Result<PathBuf, Missing> {
     if syscalls.is_dir() { Ok(syscalls) } else { Err(Missing::SyscallEvents(syscalls)) }
 }
 
-/// kprobes: the kprobe feeder needs them.
-pub(super) fn kprobes() -> Result<(), Missing> {
-    if Path::new(KPROBE_PMU).exists() { Ok(()) } else { Err(Missing::Kprobes) }
+/// kprobes, and the function that empties slots: the kprobe feeder needs them.
+pub(super) fn kprobe(function: &'static str) -> Result<(), Missing> {
+    if !Path::new(KPROBE_PMU).exists() {
+        return Err(Missing::Kprobes);
+    }
+    // What isn't even among the names needn't be tried.
+    let name = CString::new(function).unwrap_or_default().into_bytes_with_nul();
+    let known = kernel_btf()?.windows(name.len()).any(|window| window == name);
+    if known { Ok(()) } else { Err(Missing::Function(function)) }
 }
 
 /// How a finding of `doctor` is to be taken.

@@ -9,6 +9,7 @@ use std::{
     process::Command,
     sync::mpsc,
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use super::{Answer, COMMAND, Open, Step};
@@ -133,6 +134,7 @@ impl Subject {
                     drop(hold);
                     thread.join().map_err(|_| io::Error::other("a thread failed"))?;
                 }
+                alone()?;
             }
             Step::Fork => self.child = Some(fork()?),
             Step::Kill => self.kill()?,
@@ -177,6 +179,19 @@ impl Subject {
         let open = [self.open.eventfds - 1, self.open.pidfds - i64::from(self.pidfd.is_some())];
         Command::new("/proc/self/exe").arg(COMMAND).args(open.map(|n| n.to_string())).exec()
     }
+}
+
+/// Waits until the kernel has let go of all other threads: `join` returns before their tables are closed.
+fn alone() -> io::Result<()> {
+    const DEADLINE: Duration = Duration::from_secs(10);
+    let start = Instant::now();
+    while std::fs::read_dir("/proc/self/task")?.count() > 1 {
+        if start.elapsed() > DEADLINE {
+            return Err(io::Error::other("a thread doesn't end"));
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
 }
 
 /// A child that waits for its end.
