@@ -30,12 +30,27 @@ pub fn trials() -> Vec<Trial> {
         test("life_cycle::many_fds", Root, many_fds),
         test("life_cycle::moved_to_another_cgroup", Root, moved_to_another_cgroup),
         test("life_cycle::exit", Root, exit),
+        // After this the tracepoint feeder's audits have had something to put right.
+        test_or_skip("life_cycle::io_uring_opens_and_closes", Root, io_uring_opens_and_closes),
+        test_or_skip("life_cycle::read_of_fanotify", Root, read_of_fanotify),
+        test_or_skip("life_cycle::seccomp_addfd", Root, seccomp_addfd),
     ]
 }
 
-/// Waits until the agent counts for this cgroup what `/proc` says. What `/proc` can't tell (sockets) is left out.
+/// Waits until the agent counts for this cgroup what `/proc` says, and the iterator says the same: audits find nothing.
 #[track_caller]
 fn agrees(agent: &Agent, cgroup: &Cgroup) {
+    agrees_with_proc(agent, cgroup);
+    let audited = |result: &str| agent.metrics().get("fdtracker_audits_total", &[("result", result)]);
+    let (start, corrected) = (audited("ok"), audited("corrected"));
+    // The first may have begun before.
+    eventually("two audits", || if audited("ok") >= start + 2.0 { Ok(()) } else { Err("not yet") });
+    assert_eq!(audited("corrected"), corrected, "an audit found something to put right");
+}
+
+/// What `/proc` can't tell (sockets) is left out.
+#[track_caller]
+fn agrees_with_proc(agent: &Agent, cgroup: &Cgroup) {
     eventually("the agent agrees with /proc", || {
         let mut counted = agent.counts(&cgroup.id)?;
         counted.retain(|kind, _| !is_socket(kind));
@@ -260,6 +275,48 @@ fn moved_to_another_cgroup() {
     to.add(zoo.pid());
     counts(&agent, &to, &[("pidfd", 1)]);
     counts(&agent, &from, &[]);
+}
+
+fn io_uring_opens_and_closes() -> Result<(), String> {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let eventfd = zoo.must("open eventfd");
+    zoo.ask("uring_open").map_err(|reason| format!("no io_uring, or no /dev/fuse here: {reason}"))?;
+    counts(&agent, &cgroup, &[("eventfd", 1), ("char_device", 1)]);
+    zoo.must(&format!("uring_close {eventfd}"));
+    counts(&agent, &cgroup, &[("char_device", 1)]);
+    agrees_with_proc(&agent, &cgroup);
+    settled(&agent, &cgroup);
+    Ok(())
+}
+
+fn read_of_fanotify() -> Result<(), String> {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let group =
+        zoo.ask("fanotify_watch").map_err(|reason| format!("no pidfds from fanotify here: {reason}"))?[0];
+    counts(&agent, &cgroup, &[("fanotify", 1)]);
+    zoo.must(&format!("fanotify_event {group}"));
+    counts(&agent, &cgroup, &[("fanotify", 1), ("pidfd", 1)]);
+    agrees_with_proc(&agent, &cgroup);
+    Ok(())
+}
+
+fn seccomp_addfd() -> Result<(), String> {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    zoo.ask("seccomp_addfd").map_err(|reason| format!("no SECCOMP_IOCTL_NOTIF_ADDFD here: {reason}"))?;
+    counts(&agent, &cgroup, &[("eventfd", 1)]);
+    agrees_with_proc(&agent, &cgroup);
+    Ok(())
+}
+
+/// Waits until nothing is being repaired.
+fn settled(agent: &Agent, cgroup: &Cgroup) {
+    eventually("no count is being repaired", || {
+        let state = agent.container(&cgroup.id)?["state"].clone();
+        if state == "stale" { Err("stale") } else { Ok(()) }.map_err(str::to_owned)
+    });
 }
 
 fn exit() {

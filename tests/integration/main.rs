@@ -80,7 +80,7 @@ fn missing(needs: Needs) -> Option<String> {
 
 static AGENT: Mutex<Option<Agent>> = Mutex::new(None);
 
-/// The agent that tests share. It judges for CRIU 4.0, which dumps no pidfd.
+/// The agent that tests share. It judges for CRIU 4.0, which dumps no pidfd, and audits often.
 struct SharedAgent(MutexGuard<'static, Option<Agent>>);
 
 impl std::ops::Deref for SharedAgent {
@@ -93,6 +93,6 @@ impl std::ops::Deref for SharedAgent {
 
 fn agent() -> SharedAgent {
     let mut agent = AGENT.lock().unwrap_or_else(PoisonError::into_inner);
-    agent.get_or_insert_with(|| Agent::start(&["--criu", "4.0"]));
+    agent.get_or_insert_with(|| Agent::start(&["--criu", "4.0", "--audit-interval", "200ms"]));
     SharedAgent(agent)
 }

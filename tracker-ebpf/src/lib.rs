@@ -92,6 +92,12 @@ pub const TABLE_STALE: u32 = 1;
 /// Flag of [`Table`]: the table was counted when it was copied, and its task hasn't run yet (kprobe feeder).
 pub const TABLE_BORN: u32 = 2;
 
+/// Flag of [`Table`]: an io_uring of a user of the table has filled slots (tracepoint feeder).
+pub const TABLE_URING: u32 = 4;
+
+/// Flag of [`Table`]: an io_uring of a user of the table has emptied slots (tracepoint feeder).
+pub const TABLE_URING_CLOSES: u32 = 8;
+
 /// Key of the map `SLOTS`, whose value is a [`Tag`]: what the tracepoint feeder has counted for a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
@@ -241,7 +247,7 @@ pub mod event {
     pub const UNSHARED: u32 = 6;
     /// [`TableEvent`](crate::TableEvent): a process was moved; `cgroup_id` is the new cgroup.
     pub const MOVED: u32 = 7;
-    /// [`TableEvent`](crate::TableEvent): a process is going whose table may stay; an audit must look.
+    /// A [`TableEvent`](crate::TableEvent), or its first word: there may be a change that no probe can see; an audit must look.
     pub const UNCERTAIN: u32 = 8;
 }
 

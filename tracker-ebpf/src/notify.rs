@@ -4,7 +4,7 @@ use aya_ebpf::{
     helpers::{bpf_get_current_comm, generated::bpf_ktime_get_boot_ns},
     maps::ring_buf::RingBufEntry,
 };
-use tracker_ebpf::{COMM_LEN, Header, Kind, Loss, SlotEvent, Table, TableEvent, Tag, mode};
+use tracker_ebpf::{COMM_LEN, Header, Kind, Loss, SlotEvent, Table, TableEvent, Tag, event, mode};
 
 use crate::{
     kernel::{current_pid, current_tgid},
@@ -105,4 +105,16 @@ extern "C" fn table_event(code: u32, files: u64, who: u32, always: u32) -> u32 {
         entry.discard(0);
     }
     0
+}
+
+/// Something happened to a table that isn't known: an audit must look.
+#[inline(always)]
+pub(crate) fn uncertain() {
+    let Some(mut entry): Option<RingBufEntry<u64>> = EVENTS.reserve(0) else {
+        lose(Loss::Ring);
+        return;
+    };
+    // The code is the first word of every record, and the rest of this one nothing.
+    entry.write(u64::from(event::UNCERTAIN.to_le()));
+    entry.submit(0);
 }

@@ -14,6 +14,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tracing_log::LogTracer;
+use tracker_ebpf::Kind;
 
 use crate::{
     bpf::{BpfError, Change, Choice, Event, Sizes, decode},
@@ -214,6 +215,12 @@ impl Reader {
         if event.change == Change::Uncertain {
             self.doubt.notify_one();
             return;
+        }
+        if let Change::Opened { tag, .. } = event.change
+            && tag.kind() == Some(Kind::Fanotify)
+        {
+            // Its reads will fill slots, which must be followed from now on.
+            self.doubt.notify_one();
         }
         // Also when nobody follows: a cgroup's owner is found out while the cgroup is there.
         let owner = self.tracker.owner(event);

@@ -147,7 +147,10 @@ impl Tracker {
 
     fn audit_and_tidy(&self) -> Result<Audit, TrackerError> {
         let mut kernel = lock(&self.kernel);
-        let audit = kernel.audit()?;
+        let mut audit = kernel.audit()?;
+        if kernel.attach_on_demand()? {
+            audit.changes += kernel.audit()?.changes;
+        }
         let mut names = lock(&self.names);
         names.retire_flows(&kernel)?;
         Ok(audit)

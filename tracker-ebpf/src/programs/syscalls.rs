@@ -6,11 +6,13 @@
 //! the saved registers.
 
 use aya_ebpf::{EbpfContext as _, macros::tracepoint, programs::TracePointContext};
-use tracker_ebpf::{Loss, mode};
+use tracker_ebpf::{Kind, Loss, mode};
 
 use crate::{
+    fdtable::{file_at, tag_of},
     kernel::{OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_REGS_ARG2, OFF_REGS_ARG3, current_files, syscall_arg, user},
     maps::{TABLES, lose},
+    notify,
     programs::lifecycle,
     scan::{scan, scan_range},
     slots::follow,
@@ -55,7 +57,13 @@ fn ioctl(ctx: TracePointContext) -> u32 {
     const DRM_IOCTL_SYNCOBJ_HANDLE_TO_FD: u32 = 0xc010_64c1;
     const SYNC_IOC_MERGE: u32 = 0xc030_3e03;
     const KVM_CREATE_DEVICE: u32 = 0xc00c_aee0;
+    /// Fills a slot of another process, and returns its number there. Which process that is, the kernel alone knows.
+    const SECCOMP_IOCTL_NOTIF_ADDFD: u32 = 0x4018_2103;
     let fd = returned(&ctx);
+    if fd >= 0 && syscall_arg(&OFF_REGS_ARG1) as u32 == SECCOMP_IOCTL_NOTIF_ADDFD {
+        notify::uncertain();
+        return 0;
+    }
     if fd > 0 {
         follow(current_files(), fd as u32, 0);
     }
@@ -162,6 +170,40 @@ fn getsockopt(ctx: TracePointContext) -> u32 {
         follow(current_files(), user::<u32>(syscall_arg(&OFF_REGS_ARG3)), 0);
     }
     0
+}
+
+/// `socketpair(2)` leaves two in the caller's memory; of families other than `AF_UNIX` (TIPC) they are counted.
+#[tracepoint]
+fn socketpair(ctx: TracePointContext) -> u32 {
+    const AF_UNIX: u32 = 1;
+    if returned(&ctx) == 0 && syscall_arg(&OFF_REGS_ARG0) as u32 != AF_UNIX {
+        let (files, pair) = (current_files(), syscall_arg(&OFF_REGS_ARG3));
+        follow(files, user::<u32>(pair), 0);
+        follow(files, user::<u32>(pair.wrapping_add(4)), 0);
+    }
+    0
+}
+
+/// `read(2)`: of a fanotify group, it fills a slot for every event. Attached only once there is such a group.
+#[tracepoint]
+fn read(ctx: TracePointContext) -> u32 {
+    if returned(&ctx) <= 0 {
+        return 0;
+    }
+    let files = current_files();
+    let fanotify = TABLES.get_ptr(files).is_some_and(|table| {
+        // SAFETY: the pointer comes from the map.
+        unsafe { (*table).n[Kind::Fanotify.index()] > 0 }
+    });
+    if fanotify && is_fanotify(file_at(files, syscall_arg(&OFF_REGS_ARG0) as u32)) {
+        scan(files, 0);
+    }
+    0
+}
+
+#[inline(always)]
+fn is_fanotify(file: u64) -> bool {
+    tag_of(file).kind_index() == Kind::Fanotify.index()
 }
 
 /// `recvmsg(2)`: fds come in control messages.

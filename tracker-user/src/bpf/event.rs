@@ -49,9 +49,13 @@ pub enum Change {
     Unshared(Counts),
     /// A process with these was moved to another cgroup.
     Moved(Counts),
-    /// A process ends whose table may stay: only an audit can tell.
+    /// There may be a change that no probe can see: only an audit can tell. Nothing else is said of it.
     Uncertain,
 }
+
+/// The head of an event that is about nobody.
+const NOBODY: Header =
+    Header { event: 0, tgid: 0, pid: 0, fd: 0, time_ns: 0, files: 0, cgroup_id: 0, comm: [0; COMM_LEN] };
 
 impl Event {
     /// Decodes a record of the ring; `None` for one that isn't any.
@@ -59,6 +63,7 @@ impl Event {
         // The code is the first word of every record.
         let code: u32 = sys::read(record)?;
         let (header, change) = match code {
+            event::UNCERTAIN => return Some(Self::new(&NOBODY, Change::Uncertain)),
             event::OPENED | event::CLOSED => {
                 let SlotEvent { header, tag } = sys::read(record)?;
                 tag.kind()?;
@@ -81,7 +86,6 @@ impl Event {
                     event::EXITED => Change::Exited(counts),
                     event::UNSHARED => Change::Unshared(counts),
                     event::MOVED => Change::Moved(counts),
-                    event::UNCERTAIN => Change::Uncertain,
                     _ => return None,
                 };
                 (header, change)
@@ -160,6 +164,8 @@ mod tests {
             Event::decode(&bytes(&SlotEvent { header: header(event::OPENED), tag: Tag(u64::MAX) })),
             None
         );
+        let uncertain = bytes(&u64::from(event::UNCERTAIN));
+        assert_eq!(Event::decode(&uncertain).map(|event| event.change), Some(Change::Uncertain));
         assert_eq!(Event::decode(&bytes(&TableEvent { header: header(99), n: [0; Kind::COUNT] })), None);
     }
 }

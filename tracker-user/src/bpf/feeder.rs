@@ -1,6 +1,6 @@
 //! Feeders: the sets of probes that keep counts current.
 
-use std::{fmt, path::Path};
+use std::{fmt, fs, path::Path};
 
 use aya::{
     Ebpf,
@@ -135,6 +135,7 @@ const SYSCALLS: &[(&str, &[&str])] = &[
     ("getsockopt", &["getsockopt"]),
     ("recvmsg", &["recvmsg"]),
     ("recvmmsg", &["recvmmsg"]),
+    ("socketpair", &["socketpair"]),
 ];
 
 /// Loads and attaches a feeder.
@@ -150,6 +151,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, feeder: Feeder, kernel: KernelVersion) -> 
                 attach_raw(ebpf, "sched_process_fork")?;
             }
             attach_lifecycle(ebpf)?;
+            attach_io_uring(ebpf)?;
             attach_syscalls(ebpf, &events)
         }
         Feeder::Kprobe(close) => {
@@ -190,6 +192,57 @@ fn attach_lifecycle(ebpf: &mut Ebpf) -> Result<(), BpfError> {
     Ok(())
 }
 
+/// The two events of io_uring that matter, where the kernel has io_uring.
+fn attach_io_uring(ebpf: &mut Ebpf) -> Result<(), BpfError> {
+    let events = tracefs()?.join("events").join(IO_URING);
+    for (name, event) in
+        [("io_uring_complete", "io_uring_complete"), ("io_uring_submit", io_uring_submit(&events))]
+    {
+        if events.join(event).exists() {
+            let probe: &mut TracePoint = program(ebpf, name)?;
+            probe.load().map_err(|e| attach_error(name, e))?;
+            probe.attach(IO_URING, event).map_err(|e| attach_error(name, e))?;
+        }
+    }
+    Ok(())
+}
+
+const IO_URING: &str = "io_uring";
+
+/// The event of a submission, which Linux 6.4 renamed.
+fn io_uring_submit(events: &Path) -> &'static str {
+    let new = "io_uring_submit_req";
+    if events.join(new).exists() { new } else { "io_uring_submit_sqe" }
+}
+
+/// Where the opcode is in a submission's record, and the result in a completion's; 0 where there is none.
+pub(super) fn io_uring_offsets() -> (u64, u64) {
+    let Ok(tracefs) = tracefs() else { return (0, 0) };
+    let events = tracefs.join("events").join(IO_URING);
+    let offset = |event: &str, field| {
+        let format = fs::read_to_string(events.join(event).join("format")).unwrap_or_default();
+        field_offset(&format, field).unwrap_or(0)
+    };
+    (offset(io_uring_submit(&events), "opcode"), offset("io_uring_complete", "res"))
+}
+
+/// Where a field is in an event's record: `field:int res; offset:32; size:4; signed:1;`.
+fn field_offset(format: &str, field: &str) -> Option<u64> {
+    let line = format.lines().find(|line| {
+        let declaration = line.trim().strip_prefix("field:").and_then(|rest| rest.split(';').next());
+        declaration.is_some_and(|text| text.rsplit(' ').next() == Some(field))
+    })?;
+    line.split("offset:").nth(1)?.split(';').next()?.parse().ok()
+}
+
+/// Attaches what follows fanotify's reads: only once somebody uses it, because every other `read` pays for it.
+pub(super) fn attach_read(ebpf: &mut Ebpf) -> Result<(), BpfError> {
+    let probe: &mut TracePoint = program(ebpf, "read")?;
+    probe.load().map_err(|e| attach_error("read", e))?;
+    probe.attach("syscalls", "sys_exit_read").map_err(|e| attach_error("read", e))?;
+    Ok(())
+}
+
 fn attach_syscalls(ebpf: &mut Ebpf, events: &Path) -> Result<(), BpfError> {
     for (name, syscalls) in SYSCALLS.iter().rev() {
         let probe: &mut TracePoint = program(ebpf, name)?;
@@ -211,6 +264,14 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn fields_are_found_in_a_format() {
+        let format = "format:\n\tfield:void * ctx;\toffset:8;\tsize:8;\tsigned:0;\n\tfield:int res;\toffset:32;\tsize:4;\tsigned:1;\n";
+        assert_eq!(field_offset(format, "res"), Some(32));
+        assert_eq!(field_offset(format, "ctx"), Some(8));
+        assert_eq!(field_offset(format, "opcode"), None);
+    }
 
     #[test]
     fn no_syscall_is_followed_twice() {

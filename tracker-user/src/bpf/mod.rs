@@ -42,7 +42,7 @@ pub use prerequisites::{Finding, Missing, Status, check, findings};
 pub use self_test::{COMMAND as SELF_TEST, SelfTest, run_child as self_test_child};
 use thiserror::Error;
 use tracing_log::LogTracer;
-use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Flow, Loss, Table};
+use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Flow, Kind, Loss, Table};
 
 use self::{offsets::Globals, prerequisites::kernel_btf};
 use crate::{host::KernelVersion, inventory::Uncounted, runtime::Hierarchy};
@@ -152,6 +152,8 @@ pub struct Kernel {
     kernel: KernelVersion,
     feeder: Feeder,
     pass: u32,
+    /// The program `read` is attached.
+    follows_reads: bool,
     /// Cgroups with tables that the last audit found no room for.
     uncounted: BTreeSet<u64>,
     /// How often there was no room for a table when the last audit began, and in what it did itself: more is what it can't
@@ -181,13 +183,39 @@ impl Kernel {
         let events = ebpf.take_map("EVENTS").ok_or_else(|| BpfError::Object("map EVENTS".into()))?;
         let events = RingBuf::try_from(events).map_err(|source| BpfError::Map { map: "EVENTS", source })?;
         let uncounted = BTreeSet::new();
-        let kernel = Self { ebpf, kernel, feeder, pass: 0, uncounted, no_room: 0, known_misses: 0 };
+        let kernel = Self {
+            ebpf,
+            kernel,
+            feeder,
+            pass: 0,
+            follows_reads: false,
+            uncounted,
+            no_room: 0,
+            known_misses: 0,
+        };
         Ok((kernel, Rings { events, log }))
     }
 
     /// Attaches the feeder: from the next [`Kernel::audit`] on counts are live.
     fn attach(&mut self) -> Result<(), BpfError> {
         feeder::attach(&mut self.ebpf, self.feeder, self.kernel)
+    }
+
+    /// Attaches what is needed only on machines where certain files are open: whether they are is known from the last audit
+    /// on. Returns whether something was attached: changes that it would have seen may have been missed.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program.
+    pub fn attach_on_demand(&mut self) -> Result<bool, BpfError> {
+        if self.feeder != Feeder::Tracepoint || self.follows_reads {
+            return Ok(false);
+        }
+        let fanotify = |table: &Table| table.n.get(Kind::Fanotify.index()).is_some_and(|n| *n > 0);
+        self.follows_reads = self.tables()?.iter().any(|(_, table)| fanotify(table));
+        if self.follows_reads {
+            feeder::attach_read(&mut self.ebpf)?;
+        }
+        Ok(self.follows_reads)
     }
 
     /// The feeder.
@@ -300,6 +328,7 @@ fn load(
     let btf = kernel_btf()?;
     let globals = Globals::find(&btf, hierarchy, kernel)?;
     let count_edges = u8::from(feeder.counts_edges());
+    let (opcode, result) = feeder::io_uring_offsets();
     let mut loader = EbpfLoader::new();
     globals.set(&mut loader);
     loader
@@ -309,6 +338,8 @@ fn load(
     // Off, the programs' log calls are removed before the verifier looks at them, and their ring is as small as can be.
     let log_level: u8 = if log { aya_log::Level::Debug as u8 } else { 0 };
     loader.override_global("COUNT_EDGES", &count_edges, true);
+    loader.override_global("OFF_URING_OPCODE", &opcode, true);
+    loader.override_global("OFF_URING_RESULT", &result, true);
     loader.override_global("AYA_LOG_LEVEL", &log_level, true);
     if !log {
         loader.map_max_entries("AYA_LOGS", 4096);

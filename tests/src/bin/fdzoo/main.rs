@@ -3,6 +3,8 @@
 //!
 //! An answer is `ok [NUMBER…]`, or `no REASON` where the kernel doesn't have what was asked for.
 
+mod unusual;
+
 use std::{
     ffi::{CStr, CString},
     io::{self, BufRead as _, Write as _},
@@ -70,6 +72,11 @@ fn run(words: &[&str]) -> Answer {
             })
         }
         "exec" => exec(),
+        "uring_open" => unusual::uring_open(),
+        "uring_close" => unusual::uring_close(number(1)?),
+        "fanotify_watch" => unusual::fanotify_watch(),
+        "fanotify_event" => unusual::fanotify_event(number(1)?),
+        "seccomp_addfd" => unusual::seccomp_addfd(),
         "churn" => churn(number(1)?),
         "quit" => Ok(vec![]),
         _ => Err(io::Error::other(format!("unknown command {words:?}"))),
