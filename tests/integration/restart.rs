@@ -81,7 +81,11 @@ fn without_room_nothing_is_called_clean() {
     let cgroups = [Cgroup::docker(), Cgroup::docker(), Cgroup::docker()];
     let mut zoos: Vec<Zoo> = cgroups.iter().map(Zoo::in_cgroup).collect();
     zoos[0].must("open pidfd");
-    let agent = Agent::start(&["--criu", "4.0", "--max-tables", "1", "--audit-interval", "1s"]);
+    for _ in 0..20 {
+        zoos[0].must("fork");
+    }
+    // The agent's self-test must have room, but what follows has none.
+    let agent = Agent::start(&["--criu", "4.0", "--max-tables", "16", "--audit-interval", "1s"]);
     for zoo in &mut zoos[1..] {
         zoo.must("open pidfd");
     }

@@ -22,11 +22,13 @@ use super::{
     program,
 };
 
-/// Longer than a probe is behind the change that it sees, unless its task waits for a CPU.
-const ANOTHER_LOOK: Duration = Duration::from_millis(20);
+/// Milliseconds to wait before each further look at what seems to be different. Between a change and the probe that sees it lie
+/// microseconds, unless its task has to wait for a CPU in between; and a slot that is opened and closed all the time may be
+/// different at each look.
+const LOOKS_MS: [u64; 4] = [20, 40, 80, 160];
 
-/// Looks at what may be different at each: a slot that is opened and closed all the time.
-const LOOKS: usize = 5;
+/// Looks after which a difference in a table that hasn't moved meanwhile is believed.
+const ENOUGH: usize = 3;
 
 /// The tables before a pass of the iterator, and what it saw.
 struct Pass {
@@ -64,11 +66,11 @@ impl Kernel {
         let mut plan = self.compare_slots()?;
         // Without probes every change is news.
         let patient = !adopt && self.feeder.is_live();
-        for _ in 1..LOOKS {
-            if !patient || !plan.needs_another_look() {
+        for (looks, wait) in LOOKS_MS.into_iter().enumerate() {
+            if !patient || !plan.needs_another_look(looks >= ENOUGH) {
                 break;
             }
-            std::thread::sleep(ANOTHER_LOOK);
+            std::thread::sleep(Duration::from_millis(wait));
             plan = plan.confirmed_by(&self.compare_slots()?);
         }
         let mut changes = 0;
@@ -137,11 +139,11 @@ impl Kernel {
                 found.push((suspect, delta));
             }
         }
-        for _ in 1..LOOKS {
+        for wait in LOOKS_MS.into_iter().take(ENOUGH) {
             if found.iter().all(|(_, delta)| counts::size(delta) == 0) {
                 break;
             }
-            std::thread::sleep(ANOTHER_LOOK);
+            std::thread::sleep(Duration::from_millis(wait));
             for (suspect, delta) in &mut found {
                 let again = self.measure(suspect)?.unwrap_or([0; Kind::COUNT]);
                 *delta = counts::confirmed(delta, &again);

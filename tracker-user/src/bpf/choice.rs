@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use tracker_ebpf::Loss;
+
 use super::{
     BpfError, Feeder, Kernel, Rings, SelfTest, Sizes,
     prerequisites::{kprobe, syscall_events},
@@ -80,7 +82,11 @@ impl Kernel {
                     }
                     return Ok(started);
                 }
-                Ok((_, test)) => test.to_string(),
+                Ok(((kernel, _), test)) => match kernel.had_room()? {
+                    true => test.to_string(),
+                    false => "there is no room for its self-test: --max-tables or --max-fds is too small"
+                        .to_owned(),
+                },
                 // Without any feeder nothing is left to try.
                 Err(error) if feeder == Feeder::None => return Err(error),
                 Err(error) => why(error),
@@ -94,6 +100,13 @@ impl Kernel {
         // `candidates` is never empty.
         let (feeder, why) = refused.unwrap_or((Feeder::None, String::new()));
         Err(BpfError::Feeder { feeder, why })
+    }
+}
+
+impl Kernel {
+    /// Whether there was room for everything so far.
+    fn had_room(&self) -> Result<bool, BpfError> {
+        Ok(self.lost(Loss::Tables)? + self.lost(Loss::Slots)? == 0)
     }
 }
 

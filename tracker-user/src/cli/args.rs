@@ -146,16 +146,16 @@ pub(super) struct Engine {
     pub(super) audit_interval: Duration,
 
     /// Room for fd tables that have, or had, something to count; some 400 bytes of kernel memory each
-    #[arg(long, value_name = "TABLES", default_value_t = Sizes::default().tables, value_parser = size())]
+    #[arg(long, value_name = "TABLES", default_value_t = Sizes::default().tables, value_parser = size(16))]
     pub(super) max_tables: u32,
 
     /// Room for open fds that are counted; some 80 bytes of kernel memory each
-    #[arg(long, value_name = "FDS", default_value_t = Sizes::default().slots, value_parser = size())]
+    #[arg(long, value_name = "FDS", default_value_t = Sizes::default().slots, value_parser = size(64))]
     pub(super) max_fds: u32,
 
     /// Bytes of kernel memory for events on their way to the agent, rounded up to a power of two of pages; what finds no room
     /// is missed by tail, never by a count
-    #[arg(long, value_name = "BYTES", default_value_t = Sizes::default().ring, value_parser = size())]
+    #[arg(long, value_name = "BYTES", default_value_t = Sizes::default().ring, value_parser = size(1))]
     pub(super) ring_size: u32,
 }
 
@@ -185,8 +185,8 @@ pub(super) enum Feeder {
     Audit,
 }
 
-fn size() -> RangedI64ValueParser<u32> {
-    RangedI64ValueParser::new().range(1..=1 << 24)
+fn size(least: i64) -> RangedI64ValueParser<u32> {
+    RangedI64ValueParser::new().range(least..=1 << 24)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -75,8 +75,10 @@ pub(in crate::bpf) struct Plan {
 impl Plan {
     /// Whether there is something that only looks like a difference, perhaps: between a change and the probe that sees it lie
     /// some microseconds, in which the iterator is ahead.
-    pub(in crate::bpf) fn needs_another_look(&self) -> bool {
-        self.scan.values().any(|doubt| !doubt.is_stale() && !doubt.settled)
+    ///
+    /// After `enough` looks those are believed in whose tables nothing has moved meanwhile.
+    pub(in crate::bpf) fn needs_another_look(&self, enough: bool) -> bool {
+        self.scan.values().any(|doubt| !(doubt.is_stale() || enough && doubt.settled))
     }
 
     /// Keeps of the tables to re-read those that still differ, in the same way, in a later plan.
@@ -231,7 +233,7 @@ mod tests {
             let slots = [slot(1, 7, 3)];
             let plan = plan(records, &slots[..records.len()], &[(1, table(100, PASS, TABLE_STALE))]);
             assert_eq!(scan(&plan), [(1, 42, 100)]);
-            assert!(!plan.needs_another_look());
+            assert!(!plan.needs_another_look(true));
         }
     }
 
@@ -239,8 +241,8 @@ mod tests {
     fn a_difference_counts_only_if_it_stays() {
         let tables = [(1, table(100, PASS, 0)), (2, table(100, PASS, 0))];
         let both = || plan(&[record(1, 3, 100), record(2, 3, 100)], &[], &tables);
-        assert!(both().needs_another_look());
-        assert!(!both().confirmed_by(&both()).needs_another_look());
+        assert!(both().needs_another_look(true));
+        assert!(!both().confirmed_by(&both()).needs_another_look(true));
         // One is gone at the second look, and one has become another difference.
         let later = plan(&[record(1, 4, 100)], &[], &tables);
         assert_eq!(both().confirmed_by(&later), Plan::default());
@@ -252,7 +254,7 @@ mod tests {
         let mut wrong = table(100, PASS, 0);
         wrong.n[Kind::Eventfd.index()] = 1;
         let plan = plan(&[record(1, 3, 100)], &[slot(1, 7, 3)], &[(1, wrong)]);
-        assert!(plan.scan[&1].needs_recount() && plan.needs_another_look());
+        assert!(plan.scan[&1].needs_recount() && plan.needs_another_look(true));
         let same = Difference::Count { kind: Kind::Eventfd.index(), slots: 0, n: 1 };
         assert_eq!(plan.scan[&1].differences, HashSet::from([same]));
     }
@@ -264,11 +266,11 @@ mod tests {
             moving.seq = seq;
             plan(&[record(1, 3, 100)], &[], &[(1, moving)])
         };
-        assert!(look(1).confirmed_by(&look(2)).needs_another_look());
-        assert!(!look(1).confirmed_by(&look(2)).confirmed_by(&look(2)).needs_another_look());
+        assert!(look(1).confirmed_by(&look(2)).needs_another_look(true));
+        assert!(!look(1).confirmed_by(&look(2)).confirmed_by(&look(2)).needs_another_look(true));
         // Nothing is known of a table that isn't recorded.
         let new = || plan(&[record(1, 3, 100)], &[], &[]);
-        assert!(new().confirmed_by(&new()).needs_another_look());
+        assert!(new().confirmed_by(&new()).needs_another_look(true));
     }
 
     #[test]
