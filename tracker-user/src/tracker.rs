@@ -190,7 +190,9 @@ impl Tracker {
     pub fn snapshot(&self) -> Result<Snapshot, TrackerError> {
         let kernel = lock(&self.kernel);
         let stage = |loss: &Loss| Ok((loss.stage(), kernel.lost(*loss)?));
-        let mut lost = Loss::ALL.iter().map(stage).collect::<Result<Vec<_>, BpfError>>()?;
+        // A birth that was missed is one of the misses, and was made good.
+        let stages = Loss::ALL.iter().filter(|loss| **loss != Loss::Births);
+        let mut lost = stages.map(stage).collect::<Result<Vec<_>, BpfError>>()?;
         lost.push(("reader", self.late_readers.load(Ordering::Relaxed)));
         let ready = self.is_ready();
         Ok(Snapshot {
