@@ -268,7 +268,7 @@ impl Kernel {
         Ok(Uncounted { cgroups: self.uncounted.clone(), any })
     }
 
-    /// How often the kernel skipped a run of each program that is attached. Programs that are never skipped are left out.
+    /// How often the kernel skipped a run of each program that is loaded.
     ///
     /// A kernel before 5.12 doesn't tell, and one before 6.7 not of kprobes and perf-style tracepoints.
     ///
@@ -284,9 +284,7 @@ impl Kernel {
             if name == "dup_fd" {
                 missed += self.lost(Loss::Births)?;
             }
-            if missed > 0 {
-                misses.push((name.to_owned(), missed));
-            }
+            misses.push((name.to_owned(), missed));
         }
         misses.sort();
         Ok(misses)

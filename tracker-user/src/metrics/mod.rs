@@ -158,7 +158,7 @@ fn own(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Error
     let misses = counters(
         registry,
         "fdtracker_probe_misses_total",
-        "Runs of a BPF program that the kernel skipped: a change may not have been counted, and an audit follows at once. Programs that were never skipped are left out; before Linux 6.7 kprobes and tracepoints aren't told of.",
+        "Runs of a BPF program that the kernel skipped: a change may not have been counted, and an audit follows at once. Before Linux 6.7 kprobes and tracepoints aren't told of.",
         &["program"],
     )?;
     for (program, count) in &snapshot.misses {
