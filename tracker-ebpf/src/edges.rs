@@ -131,6 +131,9 @@ pub(crate) extern "C" fn adjust(files: u64, mode: u32) -> u32 {
         }
         crate::maps::add(&raw mut (*table).seq, 1);
         (*table).flags &= !TABLE_STALE;
+        if mode & mode::DOUBT != 0 {
+            (*table).flags |= TABLE_STALE;
+        }
     }
     1
 }

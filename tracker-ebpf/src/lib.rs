@@ -284,6 +284,8 @@ pub mod mode {
     pub const AUDIT: u32 = 16;
     /// Count into the map `MEASURED`, and change nothing.
     pub const MEASURE: u32 = 32;
+    /// What is added to the table isn't exact, because the table didn't keep still: mark it stale.
+    pub const DOUBT: u32 = 64;
 }
 
 /// Operations of the program `resync`, its first argument.

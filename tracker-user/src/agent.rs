@@ -146,7 +146,7 @@ async fn audit_forever(tracker: Arc<Tracker>, doubt: Arc<Notify>, every: Duratio
             Ok(audit) => {
                 tracing::debug!(?audit, "audited");
                 last = audit.took;
-                if audit.changes > 0 && tracker.is_live() {
+                if audit.unsettled || audit.changes > 0 && tracker.is_live() {
                     wait = every.min(AFTER_CORRECTION);
                 }
             }

@@ -36,6 +36,22 @@ struct Pass {
     seen: HashMap<u64, Seen>,
 }
 
+/// What was measured of a table.
+struct Measure {
+    delta: Delta,
+    /// The table kept still meanwhile, and all looks agree.
+    exact: bool,
+}
+
+impl Measure {
+    /// Keeps what another look finds too.
+    fn confirm(&mut self, again: &Self) {
+        let both = counts::confirmed(&self.delta, &again.delta);
+        self.exact &= again.exact && both == self.delta;
+        self.delta = if again.exact { both } else { [0; Kind::COUNT] };
+    }
+}
+
 impl Kernel {
     /// Compares what is recorded with the kernel's own list of files, and puts right what differs.
     ///
@@ -57,7 +73,7 @@ impl Kernel {
             changes += self.audit_counts()?;
         }
         self.known_misses = misses;
-        Ok(Audit { changes, took: start.elapsed() })
+        Ok(Audit { changes, unsettled: std::mem::take(&mut self.unsettled), took: start.elapsed() })
     }
 
     /// Reads slots again that aren't as recorded. Returns how many.
@@ -116,8 +132,9 @@ impl Kernel {
         let plan = self.compare_counts()?;
         let mut adopted = 0;
         for suspect in &plan.suspects {
-            let Some(delta) = self.measure(suspect)? else { continue };
-            adopted += room.watch(self, suspect.cgroup_id, |k| k.adjust(suspect, &delta, mode::ADOPT))?;
+            let measure = self.measure(suspect)?;
+            let mode = if measure.exact { mode::ADOPT } else { mode::ADOPT | mode::DOUBT };
+            adopted += room.watch(self, suspect.cgroup_id, |k| k.adjust(suspect, &measure.delta, mode))?;
         }
         // Tables that went meanwhile.
         self.forget(&plan.forget)?;
@@ -133,25 +150,25 @@ impl Kernel {
         let plan = self.compare_counts()?;
         let mut found = Vec::new();
         for suspect in plan.suspects {
-            if let Some(delta) = self.measure(&suspect)?
-                && (suspect.marked || counts::size(&delta) > 0)
-            {
-                found.push((suspect, delta));
+            let first = self.measure(&suspect)?;
+            if suspect.marked || first.exact && counts::size(&first.delta) > 0 {
+                found.push((suspect, first));
             }
         }
         for wait in LOOKS_MS.into_iter().take(ENOUGH) {
-            if found.iter().all(|(_, delta)| counts::size(delta) == 0) {
+            if found.iter().all(|(_, measure)| measure.exact && counts::size(&measure.delta) == 0) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(wait));
-            for (suspect, delta) in &mut found {
-                let again = self.measure(suspect)?.unwrap_or([0; Kind::COUNT]);
-                *delta = counts::confirmed(delta, &again);
+            for (suspect, measure) in &mut found {
+                measure.confirm(&self.measure(suspect)?);
             }
         }
         let mut changes = 0;
-        for (suspect, delta) in found {
-            if suspect.marked || counts::size(&delta) > 0 {
+        for (suspect, Measure { delta, exact }) in found {
+            // A table that is marked stays so until all looks agree.
+            self.unsettled |= !exact;
+            if exact || !suspect.marked {
                 tracing::debug!(?suspect, size = counts::size(&delta), "adjust a table");
                 changes += room.watch(self, suspect.cgroup_id, |k| k.adjust(&suspect, &delta, 0))?;
             }
@@ -161,20 +178,22 @@ impl Kernel {
         Ok(changes)
     }
 
-    /// What a table holds, less what is counted; `None` if it doesn't keep still.
-    fn measure(&mut self, suspect: &Suspect) -> Result<Option<Delta>, BpfError> {
+    /// What a table holds, less what is counted.
+    fn measure(&mut self, suspect: &Suspect) -> Result<Measure, BpfError> {
         /// A walk takes microseconds.
         const TRIES: usize = 16;
+        let mut exact = false;
         for _ in 0..TRIES {
-            if self.resync(&[resync::MEASURE, suspect.files])? != 0 {
-                let mut delta = self.array::<Delta>("MEASURED")?.get(&0, 0).map_err(map_error("MEASURED"))?;
-                for (n, more) in delta.iter_mut().zip(suspect.beyond_reach) {
-                    *n += more;
-                }
-                return Ok(Some(delta));
+            exact = self.resync(&[resync::MEASURE, suspect.files])? != 0;
+            if exact {
+                break;
             }
         }
-        Ok(None)
+        let mut delta = self.array::<Delta>("MEASURED")?.get(&0, 0).map_err(map_error("MEASURED"))?;
+        for (n, more) in delta.iter_mut().zip(suspect.beyond_reach) {
+            *n += more;
+        }
+        Ok(Measure { delta, exact })
     }
 
     /// Adds to a table what was measured. Returns how many slots that is.

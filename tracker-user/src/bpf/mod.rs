@@ -152,6 +152,8 @@ pub struct Kernel {
     kernel: KernelVersion,
     feeder: Feeder,
     pass: u32,
+    /// The audit under way couldn't settle a table that is marked stale.
+    unsettled: bool,
     /// The program `read` is attached.
     follows_reads: bool,
     /// Cgroups with tables that the last audit found no room for.
@@ -182,14 +184,14 @@ impl Kernel {
         resync.load().map_err(|e| attach_error("resync", e))?;
         let events = ebpf.take_map("EVENTS").ok_or_else(|| BpfError::Object("map EVENTS".into()))?;
         let events = RingBuf::try_from(events).map_err(|source| BpfError::Map { map: "EVENTS", source })?;
-        let uncounted = BTreeSet::new();
         let kernel = Self {
             ebpf,
             kernel,
             feeder,
             pass: 0,
+            unsettled: false,
             follows_reads: false,
-            uncounted,
+            uncounted: BTreeSet::new(),
             no_room: 0,
             known_misses: 0,
         };

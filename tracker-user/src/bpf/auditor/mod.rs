@@ -24,6 +24,8 @@ use super::sys;
 pub struct Audit {
     /// Slots that were not as recorded, put right. At the first audit: adopted.
     pub changes: u64,
+    /// A table that is marked stale didn't keep still: another audit must look.
+    pub unsettled: bool,
     /// How long it took.
     pub took: Duration,
 }
