@@ -167,7 +167,7 @@ impl Kernel {
         let mut changes = 0;
         for (suspect, Measure { delta, exact }) in found {
             // A table that is marked stays so until all looks agree.
-            self.unsettled |= !exact;
+            self.unsettled |= suspect.marked && !exact;
             if exact || !suspect.marked {
                 tracing::debug!(?suspect, size = counts::size(&delta), "adjust a table");
                 changes += room.watch(self, suspect.cgroup_id, |k| k.adjust(&suspect, &delta, 0))?;
