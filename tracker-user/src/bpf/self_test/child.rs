@@ -3,7 +3,7 @@
 //! It keeps no file open but the pipes to its parent and what the steps open.
 
 use std::{
-    io::{self, BufRead as _},
+    io::{self, BufRead as _, Read as _, Write as _},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
     os::unix::process::CommandExt as _,
     process::Command,
@@ -194,20 +194,25 @@ fn alone() -> io::Result<()> {
     Ok(())
 }
 
-/// A child that waits for its end.
+/// A child that has begun to run, and waits for its end. (Without raw tracepoints its table is counted when `fork` returns in it.)
 fn fork() -> io::Result<libc::pid_t> {
+    let (mut reader, mut writer) = io::pipe()?;
     // SAFETY: the child calls nothing that isn't safe after a fork.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
+        let _ = writer.write_all(&[0]);
         loop {
-            // SAFETY: the call has no precondition.
+            // SAFETY: the calls have no precondition.
             unsafe {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 libc::pause();
             }
         }
     }
-    check(pid.into()).map(|pid| pid as libc::pid_t)
+    check(pid.into())?;
+    drop(writer);
+    reader.read_exact(&mut [0])?;
+    Ok(pid)
 }
 
 /// Sends an fd to itself, and returns what was received.
