@@ -145,7 +145,14 @@ pub struct Control {
     pub adopted: u32,
 }
 
-/// A loss that the kernel side counts: index into the per-CPU array `LOSSES`.
+/// Index into the array `REMOVALS`: removals from `TABLES` that have begun. A walk of the map during which none begins, and none was
+/// under way, sees every entry that was there all the time.
+pub const REMOVALS_BEGUN: u32 = 0;
+
+/// Index into the array `REMOVALS`: those that are done.
+pub const REMOVALS_DONE: u32 = 1;
+
+/// A loss that the kernel side counts: index into the array `LOSSES`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Loss {
@@ -303,6 +310,10 @@ pub mod resync {
     /// Adds what is in the map `MEASURED` to a table, which is exact then. Arguments as for [`SCAN`], without the seq. Returns 1, or
     /// 0 if it is another table by now.
     pub const ADJUST: u64 = 5;
+    /// Forgets a slot of a table that is no more. Further arguments: files, generation, fd.
+    pub const FORGET_SLOT: u64 = 6;
+    /// Forgets what a cgroup counted. Further argument: its id.
+    pub const FORGET_FLOW: u64 = 7;
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! All state. User space sets the sizes of the bounded maps at load.
 
 use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
@@ -33,15 +34,22 @@ pub(crate) static ANON_NAMES: HashMap<[u8; ANON_NAME_LEN], u64> = HashMap::with_
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
-#[map]
-static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len() as u32, 0);
+/// User space maps these arrays into its memory: see `programs/dump.rs` for why it makes no system calls on maps.
+const MMAPABLE: u32 = BPF_F_MMAPABLE;
 
 #[map]
-pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
+static LOSSES: Array<u64> = Array::with_max_entries(Loss::ALL.len() as u32, MMAPABLE);
+
+#[map]
+pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
+
+/// Removals from `TABLES` that have begun, and those that are done.
+#[map]
+pub(crate) static REMOVALS: Array<u64> = Array::with_max_entries(2, MMAPABLE);
 
 /// What [`resync::MEASURE`](tracker_ebpf::resync::MEASURE) found, and [`ADJUST`](tracker_ebpf::resync::ADJUST) is to add.
 #[map]
-pub(crate) static MEASURED: Array<[i64; Kind::COUNT]> = Array::with_max_entries(1, 0);
+pub(crate) static MEASURED: Array<[i64; Kind::COUNT]> = Array::with_max_entries(1, MMAPABLE);
 
 /// Values that are too large for the BPF stack are put together here. Programs that use it can't be preempted.
 #[map]

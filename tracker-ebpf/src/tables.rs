@@ -1,11 +1,11 @@
 //! The entries of `TABLES` and `FLOWS`: how they are made, and how a change is written into them.
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns};
-use tracker_ebpf::{Flow, Loss, TABLE_STALE, Table, Tag, event, mode};
+use tracker_ebpf::{Flow, Loss, REMOVALS_BEGUN, REMOVALS_DONE, TABLE_STALE, Table, Tag, event, mode};
 
 use crate::{
     kernel::{Probe, cgroup_id, current, current_tgid},
-    maps::{FLOWS, SCRATCH, TABLES, add, lose},
+    maps::{FLOWS, REMOVALS, SCRATCH, TABLES, add, lose},
     notify,
 };
 
@@ -36,6 +36,19 @@ pub(crate) fn new_table(files: u64, mode: u32) -> Option<*mut Table> {
         }
     }
     TABLES.get_ptr_mut(files)
+}
+
+/// Removes the entry of a table. Whoever walks the map meanwhile may miss others, and is told by `REMOVALS`.
+#[inline(always)]
+pub(crate) fn remove_table(files: u64) {
+    let count = |at: u32| {
+        if let Some(n) = REMOVALS.get_ptr_mut(at) {
+            add(n, 1);
+        }
+    };
+    count(REMOVALS_BEGUN);
+    let _ = TABLES.remove(files);
+    count(REMOVALS_DONE);
 }
 
 /// The counters of a cgroup.

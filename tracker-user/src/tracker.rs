@@ -152,7 +152,7 @@ impl Tracker {
             audit.changes += kernel.audit()?.changes;
         }
         let mut names = lock(&self.names);
-        names.retire_flows(&kernel)?;
+        names.retire_flows(&mut kernel)?;
         Ok(audit)
     }
 
@@ -189,10 +189,10 @@ impl Tracker {
     /// When the maps can't be read.
     pub fn snapshot(&self) -> Result<Snapshot, TrackerError> {
         let kernel = lock(&self.kernel);
-        let stage = |loss: &Loss| Ok((loss.stage(), kernel.lost(*loss)?));
+        let stage = |loss: &Loss| (loss.stage(), kernel.lost(*loss));
         // A birth that was missed is one of the misses, and was made good.
         let stages = Loss::ALL.iter().filter(|loss| **loss != Loss::Births);
-        let mut lost = stages.map(stage).collect::<Result<Vec<_>, BpfError>>()?;
+        let mut lost = stages.map(stage).collect::<Vec<_>>();
         lost.push(("reader", self.late_readers.load(Ordering::Relaxed)));
         let ready = self.is_ready();
         Ok(Snapshot {
@@ -221,16 +221,16 @@ impl Tracker {
     /// How many events the ring had no room for so far; `None` while an audit has the kernel side.
     #[must_use]
     pub fn lost_in_ring(&self) -> Option<u64> {
-        self.kernel.try_lock().ok()?.lost(Loss::Ring).ok()
+        Some(self.kernel.try_lock().ok()?.lost(Loss::Ring))
     }
 
     /// How often something was lost, at any stage in the kernel; `None` while an audit has the kernel side.
     #[must_use]
     pub fn losses(&self) -> Option<u64> {
         let kernel = self.kernel.try_lock().ok()?;
-        let lost: Result<u64, _> = Loss::ALL.iter().map(|loss| kernel.lost(*loss)).sum();
+        let lost: u64 = Loss::ALL.iter().map(|loss| kernel.lost(*loss)).sum();
         let missed: u64 = kernel.misses().ok()?.iter().map(|(_, n)| n).sum();
-        Some(lost.ok()? + missed)
+        Some(lost + missed)
     }
 
     /// Counts events that a reader was too slow for.
@@ -241,7 +241,7 @@ impl Tracker {
 
 impl Names {
     /// Takes over what cgroups that have gone had counted, so that the kernel's map stays small and counters never fall.
-    fn retire_flows(&mut self, kernel: &Kernel) -> Result<(), BpfError> {
+    fn retire_flows(&mut self, kernel: &mut Kernel) -> Result<(), BpfError> {
         let containers = self.resolver.refresh();
         for (cgroup, flow) in kernel.flows()? {
             if self.resolver.is_gone(cgroup) {

@@ -3,17 +3,18 @@
 use aya_ebpf::{
     bindings::seq_file, cty::c_void, helpers::generated::bpf_seq_write, programs::RawTracePointContext,
 };
-use tracker_ebpf::{FileRecord, TABLE_STALE, mode, resync};
+use tracker_ebpf::{FileRecord, Slot, TABLE_STALE, mode, resync};
 
 use crate::{
     classify::{NOT_COUNTED, classify},
     edges::{adjust, measure},
     kernel::{Direct, OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, cgroup_id, is_own},
-    maps::{CONTROL, SCRATCH, TABLES},
+    maps::{CONTROL, FLOWS, SCRATCH, SLOTS, TABLES},
     notify::Who,
     programs::lifecycle,
     scan::scan,
     slots::sync_slot,
+    tables::remove_table,
 };
 
 /// Context of `iter/task_file` (kernel: `struct bpf_iter__task_file`).
@@ -27,8 +28,8 @@ struct TaskFile {
 
 /// Head of `struct bpf_iter_meta`.
 #[repr(C)]
-struct Meta {
-    seq: *mut seq_file,
+pub(super) struct Meta {
+    pub(super) seq: *mut seq_file,
 }
 
 /// Writes a [`FileRecord`] for every slot that holds a file that is counted, and marks every table that it meets.
@@ -97,7 +98,7 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
             }
             if mode & mode::RECOUNT != 0 {
                 // The new entry has a generation of its own, to which no recorded slot belongs.
-                let _ = TABLES.remove(files);
+                remove_table(files);
             }
             if let Some(table) = TABLES.get_ptr_mut(files) {
                 // SAFETY: the pointer comes from the map.
@@ -123,6 +124,11 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
             }
             0
         }
+        resync::FORGET_SLOT => {
+            let slot = Slot { files, generation: ctx.arg(2), fd: ctx.arg(3), pad: 0 };
+            u32::from(SLOTS.remove(&slot).is_ok())
+        }
+        resync::FORGET_FLOW => u32::from(FLOWS.remove(files).is_ok()),
         resync::MEASURE => measure(files),
         resync::ADJUST => {
             if let Some(scratch) = SCRATCH.get_ptr_mut(0) {

@@ -16,7 +16,7 @@ use crate::{
     notify::{self, Who},
     scan::scan,
     slots::forget_slots,
-    tables::flow_of,
+    tables::{flow_of, remove_table},
 };
 
 /// `sched_process_fork(parent, child)`: the child's table is final, nobody else has it, and the child doesn't run yet.
@@ -97,7 +97,7 @@ pub(super) fn end(files: u64, table: *const Table, who: Who) {
         }
     }
     notify::table(event::EXITED, files, who, false);
-    let _ = TABLES.remove(files);
+    remove_table(files);
 }
 
 /// After `begin_new_exec`: the table is private, and close-on-exec has been done.

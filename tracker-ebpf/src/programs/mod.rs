@@ -1,7 +1,8 @@
-//! What is attached: the tracepoint feeder (`syscalls`, `io_uring`), the kprobe feeder (`kprobes`), what both need (`lifecycle`), and the
-//! auditor (`audit`).
+//! What is attached: the tracepoint feeder (`syscalls`, `io_uring`), the kprobe feeder (`kprobes`), what both need (`lifecycle`), the
+//! auditor (`audit`), and how user space reads what they keep (`dump`).
 
 mod audit;
+mod dump;
 mod io_uring;
 mod kprobes;
 mod lifecycle;

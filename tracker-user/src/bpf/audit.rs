@@ -6,11 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::{
-    maps::Array,
-    programs::{Iter, RawTracePoint, RawTracePointRunOptions, TestRun as _},
-};
-use tracker_ebpf::{Control, Kind, Loss, MAX_SCANNED_FDS, Slot, Table, Tag, mode, resync};
+use aya::programs::{Iter, RawTracePoint, RawTracePointRunOptions, TestRun as _};
+use tracker_ebpf::{Control, Kind, Loss, MAX_SCANNED_FDS, Table, mode, resync};
 
 use super::{
     BpfError, Kernel, attach_error,
@@ -78,7 +75,7 @@ impl Kernel {
 
     /// Reads slots again that aren't as recorded. Returns how many.
     fn audit_slots(&mut self, adopt: bool) -> Result<u64, BpfError> {
-        let mut room = Room::note(self)?;
+        let mut room = Room::note(self);
         let mut plan = self.compare_slots()?;
         // Without probes every change is news.
         let patient = !adopt && self.feeder.is_live();
@@ -98,7 +95,7 @@ impl Kernel {
         }
         changes += self.forget(&plan.forget)?;
         for slot in &plan.drop {
-            self.delete("SLOTS", slot)?;
+            self.resync(&[resync::FORGET_SLOT, slot.files, slot.generation, slot.fd.into()])?;
         }
         room.settle(self);
         Ok(changes)
@@ -128,7 +125,7 @@ impl Kernel {
 
     /// Adds to every table what it held before the feeder was attached. Returns how many slots.
     fn adopt_counts(&mut self) -> Result<u64, BpfError> {
-        let mut room = Room::note(self)?;
+        let mut room = Room::note(self);
         let plan = self.compare_counts()?;
         let mut adopted = 0;
         for suspect in &plan.suspects {
@@ -140,13 +137,13 @@ impl Kernel {
         self.forget(&plan.forget)?;
         room.settle(self);
         // From now on a table without an entry has nothing to count.
-        self.control(self.pass, true)?;
+        self.control(true);
         Ok(adopted)
     }
 
     /// Adds to tables what isn't counted, and takes off what is counted and isn't there. Returns how many slots.
     fn audit_counts(&mut self) -> Result<u64, BpfError> {
-        let mut room = Room::note(self)?;
+        let mut room = Room::note(self);
         let plan = self.compare_counts()?;
         let mut found = Vec::new();
         for suspect in plan.suspects {
@@ -189,7 +186,7 @@ impl Kernel {
                 break;
             }
         }
-        let mut delta = self.array::<Delta>("MEASURED")?.get(&0, 0).map_err(map_error("MEASURED"))?;
+        let mut delta = self.shared.measured.get();
         for (n, more) in delta.iter_mut().zip(suspect.beyond_reach) {
             *n += more;
         }
@@ -198,7 +195,7 @@ impl Kernel {
 
     /// Adds to a table what was measured. Returns how many slots that is.
     fn adjust(&mut self, suspect: &Suspect, delta: &Delta, mode: u32) -> Result<u64, BpfError> {
-        self.array::<Delta>("MEASURED")?.set(0, delta, 0).map_err(map_error("MEASURED"))?;
+        self.shared.measured.set(*delta);
         let Suspect { files, tgid, cgroup_id, generation, .. } = *suspect;
         let done = self.resync(&[resync::ADJUST, files, tgid.into(), cgroup_id, mode.into(), generation])?;
         Ok(if done != 0 { counts::size(delta) } else { 0 })
@@ -216,7 +213,7 @@ impl Kernel {
     fn compare_slots(&mut self) -> Result<slots::Plan, BpfError> {
         let Pass { before, seen } = self.look()?;
         // Slots before tables: a table that comes in between is only not compared.
-        let records: Vec<(Slot, Tag)> = self.read("SLOTS")?;
+        let records = self.slots()?;
         let tables = self.tables()?.into_iter().collect();
         Ok(slots::compare(self.pass, &seen, &before, &records, &tables))
     }
@@ -231,23 +228,14 @@ impl Kernel {
     fn look(&mut self) -> Result<Pass, BpfError> {
         let adopted = self.pass > 0;
         self.pass = self.pass.wrapping_add(1).max(1);
-        self.control(self.pass, adopted)?;
+        self.control(adopted);
         let before = self.tables()?.into_iter().collect();
         Ok(Pass { before, seen: self.iterate()? })
     }
 
     /// Tells the programs where the auditor is.
-    fn control(&mut self, pass: u32, adopted: bool) -> Result<(), BpfError> {
-        let Control { pass, adopted } = Control { pass, adopted: adopted.into() };
-        self.array::<[u32; 2]>("CONTROL")?.set(0, [pass, adopted], 0).map_err(map_error("CONTROL"))
-    }
-
-    fn array<V: aya::Pod>(
-        &mut self,
-        name: &'static str,
-    ) -> Result<Array<&mut aya::maps::MapData, V>, BpfError> {
-        let map = self.ebpf.map_mut(name).ok_or_else(|| BpfError::Object(format!("map {name}")))?;
-        Array::try_from(map).map_err(map_error(name))
+    fn control(&self, adopted: bool) {
+        self.shared.control.set(Control { pass: self.pass, adopted: adopted.into() });
     }
 
     fn iterate(&mut self) -> Result<HashMap<u64, Seen>, BpfError> {
@@ -256,10 +244,10 @@ impl Kernel {
         let link = iter.take_link(link).map_err(|e| attach_error("audit", e))?;
         let call = |call, source| super::call(call, "the iterator over all files", source);
         let file = link.into_file().map_err(|e| call("open", io::Error::other(e)))?;
-        auditor::read_records(file).map_err(|e| call("read", e))
+        auditor::read(file).map_err(|e| call("read", e))
     }
 
-    fn resync(&mut self, arguments: &[u64]) -> Result<u32, BpfError> {
+    pub(super) fn resync(&mut self, arguments: &[u64]) -> Result<u32, BpfError> {
         let program: &mut RawTracePoint = program(&mut self.ebpf, "resync")?;
         let mut options = RawTracePointRunOptions::new();
         for (to, from) in options.args.iter_mut().zip(arguments) {
@@ -267,10 +255,6 @@ impl Kernel {
         }
         program.test_run(options).map(|run| run.return_value).map_err(|e| attach_error("resync", e))
     }
-}
-
-fn map_error(map: &'static str) -> impl Fn(aya::maps::MapError) -> BpfError {
-    move |source| BpfError::Map { map, source }
 }
 
 /// What an audit learns of tables that there is no room for.
@@ -283,8 +267,8 @@ struct Room {
 
 impl Room {
     /// From before the audit looks: what is lost from here on it may not see.
-    fn note(kernel: &Kernel) -> Result<Self, BpfError> {
-        Ok(Self { known: kernel.lost(Loss::Tables)?, short: BTreeSet::new() })
+    fn note(kernel: &Kernel) -> Self {
+        Self { known: kernel.lost(Loss::Tables), short: BTreeSet::new() }
     }
 
     /// Does something to a table of a cgroup.
@@ -294,9 +278,9 @@ impl Room {
         cgroup: u64,
         act: impl FnOnce(&mut Kernel) -> Result<T, BpfError>,
     ) -> Result<T, BpfError> {
-        let before = kernel.lost(Loss::Tables)?;
+        let before = kernel.lost(Loss::Tables);
         let result = act(kernel)?;
-        let failed = kernel.lost(Loss::Tables)? - before;
+        let failed = kernel.lost(Loss::Tables) - before;
         if failed > 0 {
             self.short.insert(cgroup);
             self.known += failed;

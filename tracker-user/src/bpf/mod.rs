@@ -22,7 +22,7 @@ mod self_test;
 mod sys;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     io,
     os::fd::{AsFd as _, BorrowedFd},
 };
@@ -30,7 +30,7 @@ use std::{
 pub use auditor::Audit;
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{HashMap as BpfHashMap, Map, MapData, MapError, RingBuf},
     programs::{Iter, ProgramError, RawTracePoint},
 };
 use aya_log::EbpfLogger;
@@ -42,9 +42,13 @@ pub use prerequisites::{Finding, Missing, Status, check, findings};
 pub use self_test::{COMMAND as SELF_TEST, SelfTest, run_child as self_test_child};
 use thiserror::Error;
 use tracing_log::LogTracer;
-use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Flow, Kind, Loss, Table};
+use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Control, Flow, Kind, Loss, Slot, Table, Tag, resync};
 
-use self::{offsets::Globals, prerequisites::kernel_btf};
+use self::{
+    offsets::Globals,
+    prerequisites::kernel_btf,
+    sys::{MapReader, Mapped},
+};
 use crate::{host::KernelVersion, inventory::Uncounted, runtime::Hierarchy};
 
 /// The BPF object, built by `cargo xtask build-ebpf`.
@@ -149,6 +153,7 @@ pub fn decode(record: &[u8]) -> Option<Event> {
 /// The loaded and attached probes. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
+    shared: Shared,
     kernel: KernelVersion,
     feeder: Feeder,
     pass: u32,
@@ -182,10 +187,12 @@ impl Kernel {
         audit.load("task_file", &btf).map_err(|e| attach_error("audit", e))?;
         let resync: &mut RawTracePoint = program(&mut ebpf, "resync")?;
         resync.load().map_err(|e| attach_error("resync", e))?;
+        let shared = Shared::open(&mut ebpf, &btf)?;
         let events = ebpf.take_map("EVENTS").ok_or_else(|| BpfError::Object("map EVENTS".into()))?;
         let events = RingBuf::try_from(events).map_err(|source| BpfError::Map { map: "EVENTS", source })?;
         let kernel = Self {
             ebpf,
+            shared,
             kernel,
             feeder,
             pass: 0,
@@ -231,7 +238,18 @@ impl Kernel {
     /// # Errors
     /// When the map can't be read.
     pub fn tables(&self) -> Result<Vec<(u64, Table)>, BpfError> {
-        self.read("TABLES")
+        /// A walk takes some hundred microseconds.
+        const TRIES: usize = 16;
+        let mut tables = HashMap::new();
+        for _ in 0..TRIES {
+            let [begun, done] = self.shared.removals.get();
+            tables = self.dump("TABLES", &self.shared.tables)?.into_iter().collect();
+            let [begun_since, _] = self.shared.removals.get();
+            if begun == done && begun == begun_since {
+                break;
+            }
+        }
+        Ok(tables.into_iter().collect())
     }
 
     /// What each cgroup's slots were filled and emptied.
@@ -239,25 +257,27 @@ impl Kernel {
     /// # Errors
     /// When the map can't be read.
     pub fn flows(&self) -> Result<Vec<(u64, Flow)>, BpfError> {
-        self.read("FLOWS")
+        // Nobody but `forget_flow` removes anything.
+        self.dump("FLOWS", &self.shared.flows)
+    }
+
+    /// What is recorded slot by slot. While slots are emptied, a record may be missed: an audit then looks again.
+    fn slots(&self) -> Result<Vec<(Slot, Tag)>, BpfError> {
+        self.dump("SLOTS", &self.shared.slots)
     }
 
     /// Forgets what a cgroup counted.
     ///
     /// # Errors
     /// When the map can't be changed.
-    pub fn forget_flow(&self, cgroup: u64) -> Result<(), BpfError> {
-        self.delete("FLOWS", &cgroup)
+    pub fn forget_flow(&mut self, cgroup: u64) -> Result<(), BpfError> {
+        self.resync(&[resync::FORGET_FLOW, cgroup]).map(drop)
     }
 
     /// How often something was lost at a stage.
-    ///
-    /// # Errors
-    /// When the map can't be read.
-    pub fn lost(&self, loss: Loss) -> Result<u64, BpfError> {
-        let map_error = |source| BpfError::Map { map: "LOSSES", source };
-        let losses: PerCpuArray<_, u64> = PerCpuArray::try_from(self.map("LOSSES")?).map_err(map_error)?;
-        Ok(losses.get(&(loss as u32), 0).map_err(map_error)?.iter().sum())
+    #[must_use]
+    pub fn lost(&self, loss: Loss) -> u64 {
+        self.shared.losses.get().get(loss as usize).copied().unwrap_or(0)
     }
 
     /// Cgroups whose counts may be wrong: because a map was full, or a probe was skipped since the last audit.
@@ -266,7 +286,7 @@ impl Kernel {
     /// When the map can't be read.
     pub fn uncounted(&self) -> Result<Uncounted, BpfError> {
         let misses: u64 = self.misses()?.iter().map(|(_, n)| n).sum();
-        let any = self.lost(Loss::Tables)? > self.no_room || misses > self.known_misses;
+        let any = self.lost(Loss::Tables) > self.no_room || misses > self.known_misses;
         Ok(Uncounted { cgroups: self.uncounted.clone(), any })
     }
 
@@ -284,7 +304,7 @@ impl Kernel {
             let mut missed = sys::recursion_misses(fd.as_fd())
                 .map_err(|source| call("ask for the state of the BPF program", name, source))?;
             if name == "dup_fd" {
-                missed += self.lost(Loss::Births)?;
+                missed += self.lost(Loss::Births);
             }
             misses.push((name.to_owned(), missed));
         }
@@ -292,29 +312,66 @@ impl Kernel {
         Ok(misses)
     }
 
-    fn read<K: sys::Plain, V: sys::Plain>(&self, name: &'static str) -> Result<Vec<(K, V)>, BpfError> {
-        sys::read_hash(hash_fd(self.map(name)?, name)?)
-            .map_err(|source| call("read the BPF map", name, source))
+    fn dump<K: sys::Plain, V: sys::Plain>(
+        &self,
+        map: &'static str,
+        reader: &MapReader,
+    ) -> Result<Vec<(K, V)>, BpfError> {
+        reader.read().map_err(|source| call("read the BPF map", map, source))
     }
+}
 
-    fn delete<K: sys::Plain>(&self, name: &'static str, key: &K) -> Result<(), BpfError> {
-        sys::delete(hash_fd(self.map(name)?, name)?, key)
-            .map_err(|source| call("delete from the BPF map", name, source))
-    }
+/// The maps, as user space sees them.
+struct Shared {
+    tables: MapReader,
+    flows: MapReader,
+    slots: MapReader,
+    losses: Mapped<[u64; Loss::ALL.len()]>,
+    removals: Mapped<[u64; 2]>,
+    control: Mapped<Control>,
+    measured: Mapped<[i64; Kind::COUNT]>,
+}
 
-    fn map(&self, name: &'static str) -> Result<&Map, BpfError> {
-        self.ebpf.map(name).ok_or_else(|| BpfError::Object(format!("map {name}")))
+impl Shared {
+    fn open(ebpf: &mut Ebpf, btf: &aya::Btf) -> Result<Self, BpfError> {
+        let mut reader = |program_name: &'static str, map: &'static str| {
+            let dump: &mut Iter = program(ebpf, program_name)?;
+            dump.load("bpf_map_elem", btf).map_err(|e| attach_error(program_name, e))?;
+            let program = dump.fd().map_err(|e| attach_error(program_name, e))?.as_fd().try_clone_to_owned();
+            let program =
+                program.map_err(|source| call("copy the fd of the BPF program", program_name, source))?;
+            MapReader::attach(program.as_fd(), map_fd(ebpf, map)?)
+                .map_err(|e| call("attach an iterator to the BPF map", map, e))
+        };
+        let (tables, flows, slots) = (
+            reader("dump_tables", "TABLES")?,
+            reader("dump_flows", "FLOWS")?,
+            reader("dump_slots", "SLOTS")?,
+        );
+        Ok(Self {
+            tables,
+            flows,
+            slots,
+            losses: mapped(ebpf, "LOSSES")?,
+            removals: mapped(ebpf, "REMOVALS")?,
+            control: mapped(ebpf, "CONTROL")?,
+            measured: mapped(ebpf, "MEASURED")?,
+        })
     }
+}
+
+fn mapped<T: sys::Plain>(ebpf: &Ebpf, map: &'static str) -> Result<Mapped<T>, BpfError> {
+    Mapped::new(map_fd(ebpf, map)?).map_err(|source| call("map into memory the BPF map", map, source))
 }
 
 fn call(call: &'static str, object: &str, source: io::Error) -> BpfError {
     BpfError::Call { call, object: object.into(), source }
 }
 
-fn hash_fd<'a>(map: &'a Map, name: &str) -> Result<BorrowedFd<'a>, BpfError> {
-    match map {
-        Map::HashMap(data) => Ok(data.fd().as_fd()),
-        _ => Err(BpfError::Object(format!("hash map {name}"))),
+fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, BpfError> {
+    match ebpf.map(name) {
+        Some(Map::HashMap(data) | Map::Array(data)) => Ok(data.fd().as_fd()),
+        _ => Err(BpfError::Object(format!("map {name}"))),
     }
 }
 

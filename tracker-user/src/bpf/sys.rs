@@ -1,12 +1,14 @@
-//! What aya doesn't offer: maps read in batches, keys of the contract's types.
+//! What aya doesn't offer: iterators over maps, arrays in shared memory, what the kernel knows of a program.
+//!
+//! Maps aren't read by system call: tracker-ebpf/src/programs/dump.rs says why.
 
 use std::{
     io,
-    mem::MaybeUninit,
-    os::fd::{AsRawFd as _, BorrowedFd},
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    ptr::NonNull,
 };
 
-use tracker_ebpf::{FileRecord, Flow, Slot, SlotEvent, Table, TableEvent, Tag};
+use tracker_ebpf::{Control, FileRecord, Flow, Slot, SlotEvent, Table, TableEvent, Tag};
 
 /// Types that any bytes are a value of, so that they may be read from the kernel.
 ///
@@ -21,7 +23,10 @@ macro_rules! plain {
     )+ };
 }
 
-plain!(u32, u64, FileRecord, Flow, Slot, SlotEvent, Table, TableEvent, Tag);
+// SAFETY: so is an array of them.
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
+
+plain!(u32, u64, i64, Control, FileRecord, Flow, Slot, SlotEvent, Table, TableEvent, Tag);
 
 /// Reads a value from the start of some bytes.
 pub(super) fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
@@ -31,84 +36,145 @@ pub(super) fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
 }
 
 // enum bpf_cmd, include/uapi/linux/bpf.h
-const BPF_MAP_DELETE_ELEM: i32 = 3;
-const BPF_MAP_LOOKUP_BATCH: i32 = 24;
+const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
+const BPF_LINK_CREATE: i32 = 28;
+const BPF_ITER_CREATE: i32 = 33;
 
-/// `union bpf_attr`, as the batch commands see it.
-#[repr(C)]
-struct Batch {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
-}
-
-/// Reads a whole hash map. Entries that come or go meanwhile may or may not be seen; none is seen twice, because the kernel
-/// walks bucket by bucket. Minimum kernel: 5.6.
-pub(super) fn read_hash<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
-    let mut found = Vec::new();
-    let mut room = 1024;
-    let mut position: Option<u32> = None;
+/// Reads the records that an iterator writes.
+pub(super) fn read_records<T: Plain>(mut iterator: impl io::Read, mut take: impl FnMut(T)) -> io::Result<()> {
+    let size = size_of::<T>();
+    let mut buffer = vec![0; size * 4096];
+    let mut filled = 0;
     loop {
-        let mut keys: Vec<MaybeUninit<K>> = vec![MaybeUninit::uninit(); room];
-        let mut values: Vec<MaybeUninit<V>> = vec![MaybeUninit::uninit(); room];
-        let mut next = 0_u32;
-        let mut batch = Batch {
-            in_batch: position.as_ref().map_or(0, |p| (&raw const *p) as u64),
-            out_batch: (&raw mut next) as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: room as u32,
-            map_fd: map.as_raw_fd() as u32,
-            elem_flags: 0,
-            flags: 0,
+        let read = match iterator.by_ref().read(buffer.get_mut(filled..).unwrap_or_default()) {
+            Ok(0) => return Ok(()),
+            Ok(read) => read,
+            // A million objects of which nothing was written: the kernel yields. Linux: bpf_seq_read, MAX_ITER_OBJECTS.
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                continue;
+            }
+            Err(error) => return Err(error),
         };
-        let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut batch);
-        let done = match result {
-            Ok(()) => false,
-            Err(error) => match error.raw_os_error() {
-                // The end; `count` entries are filled all the same.
-                Some(libc::ENOENT) => true,
-                // A bucket has more entries than there is room for.
-                Some(libc::ENOSPC) if room < 1 << 20 => {
-                    room *= 4;
-                    continue;
-                }
-                _ => return Err(error),
-            },
-        };
-        for (key, value) in keys.iter().zip(&values).take(batch.count as usize) {
-            // SAFETY: the kernel filled `count` entries of each, and any bytes are a value.
-            found.push(unsafe { (key.assume_init(), value.assume_init()) });
+        filled += read;
+        let whole = filled - filled % size;
+        for record in buffer.get(..whole).unwrap_or_default().chunks_exact(size) {
+            if let Some(record) = self::read(record) {
+                take(record);
+            }
         }
-        if done {
-            return Ok(found);
-        }
-        position = Some(next);
+        buffer.copy_within(whole..filled, 0);
+        filled -= whole;
     }
 }
 
-/// `union bpf_attr`, as the commands on one element see it.
-#[repr(C)]
-struct Element {
-    map_fd: u32,
-    pad: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
+/// An iterator over a map: a program that writes its entries. Minimum kernel: 5.9.
+pub(super) struct MapReader {
+    link: OwnedFd,
 }
 
-/// Removes an entry; that it isn't there is no error.
-pub(super) fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
-    let mut element =
-        Element { map_fd: map.as_raw_fd() as u32, pad: 0, key: (&raw const *key) as u64, value: 0, flags: 0 };
-    match bpf(BPF_MAP_DELETE_ELEM, &mut element) {
-        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
-        _ => Ok(()),
+/// `union bpf_attr`, as `BPF_LINK_CREATE` sees it for an iterator.
+#[repr(C)]
+struct IterLink {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+    iter_info: u64,
+    iter_info_len: u32,
+    pad: u32,
+}
+
+/// `union bpf_attr`, as `BPF_ITER_CREATE` sees it.
+#[repr(C)]
+struct IterCreate {
+    link_fd: u32,
+    flags: u32,
+}
+
+/// An entry of a map, as the program writes it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Entry<K, V> {
+    key: K,
+    value: V,
+}
+
+// SAFETY: both are plain, and all plain types have a size that is a multiple of their alignment, which is 8 for all keys and values.
+unsafe impl<K: Plain, V: Plain> Plain for Entry<K, V> {}
+
+impl MapReader {
+    /// Attaches a program of the type `iter/bpf_map_elem` to a map. aya attaches only iterators without a target.
+    pub(super) fn attach(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<Self> {
+        const BPF_TRACE_ITER: u32 = 28;
+        // union bpf_iter_link_info
+        let info = map.as_raw_fd() as u32;
+        let mut attributes = IterLink {
+            prog_fd: program.as_raw_fd() as u32,
+            target_fd: 0,
+            attach_type: BPF_TRACE_ITER,
+            flags: 0,
+            iter_info: (&raw const info) as u64,
+            iter_info_len: size_of_val(&info) as u32,
+            pad: 0,
+        };
+        Ok(Self { link: bpf_fd(BPF_LINK_CREATE, &mut attributes)? })
+    }
+
+    /// Reads the whole map. Entries that come or go meanwhile may or may not be seen. While others go, an entry may be missed, or
+    /// seen twice.
+    pub(super) fn read<K: Plain, V: Plain>(&self) -> io::Result<Vec<(K, V)>> {
+        let mut attributes = IterCreate { link_fd: self.link.as_raw_fd() as u32, flags: 0 };
+        let iterator = std::fs::File::from(bpf_fd(BPF_ITER_CREATE, &mut attributes)?);
+        let mut found = Vec::new();
+        read_records(iterator, |Entry { key, value }: Entry<K, V>| found.push((key, value)))?;
+        Ok(found)
+    }
+}
+
+/// The value of an array map that is shared with the programs.
+pub(super) struct Mapped<T: Plain> {
+    at: NonNull<T>,
+}
+
+// SAFETY: the memory belongs to the mapping, not to a thread.
+unsafe impl<T: Plain> Send for Mapped<T> {}
+
+impl<T: Plain> Mapped<T> {
+    /// Maps an array that was made with `BPF_F_MMAPABLE` (Linux 5.5) and is at least as large as `T`.
+    pub(super) fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
+        // SAFETY: a new mapping, of which nobody else knows.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size_of::<T>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        match NonNull::new(at.cast()) {
+            Some(mapped) if at != libc::MAP_FAILED => Ok(Self { at: mapped }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// What it is now. The programs may be changing it: each word is whole.
+    pub(super) fn get(&self) -> T {
+        // SAFETY: the mapping is as large as `T`, begins with a page, and any bytes are a value.
+        unsafe { self.at.as_ptr().read_volatile() }
+    }
+
+    pub(super) fn set(&self, value: T) {
+        // SAFETY: as above.
+        unsafe { self.at.as_ptr().write_volatile(value) }
+    }
+}
+
+impl<T: Plain> Drop for Mapped<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own.
+        unsafe { libc::munmap(self.at.as_ptr().cast(), size_of::<T>()) };
     }
 }
 
@@ -129,7 +195,6 @@ struct Info {
 
 /// How often the kernel didn't run a program because its CPU was running one already. 0 where the kernel doesn't count that.
 pub(super) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
-    const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
     let mut answer = ProgramInfo { before: [0; 26], recursion_misses: 0 };
     let mut info = Info {
         bpf_fd: program.as_raw_fd() as u32,
@@ -140,15 +205,40 @@ pub(super) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(answer.recursion_misses)
 }
 
-fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<()> {
+fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i64> {
     // SAFETY: the attributes are those of the command, and what they point to lives through the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// A command that returns a new fd.
+fn bpf_fd<T>(command: i32, attributes: &mut T) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attributes)?;
+    // SAFETY: the kernel has just made it for this caller.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_are_read_whole_whatever_the_reads_return() {
+        struct Dribble(Vec<u8>);
+        impl io::Read for Dribble {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let n = self.0.len().min(7).min(buffer.len());
+                for (to, from) in buffer.iter_mut().zip(self.0.drain(..n)) {
+                    *to = from;
+                }
+                Ok(n)
+            }
+        }
+        let bytes = (0..1000_u64).flat_map(u64::to_ne_bytes).collect();
+        let mut found = Vec::new();
+        read_records(Dribble(bytes), |n: u64| found.push(n)).unwrap();
+        assert_eq!(found, (0..1000).collect::<Vec<_>>());
+    }
 
     #[test]
     fn short_records_are_refused() {

@@ -95,36 +95,10 @@ fn is_same(earlier: &Table, later: &Table) -> bool {
 }
 
 /// Reads everything that the iterator writes.
-pub(super) fn read_records(mut iterator: impl std::io::Read) -> std::io::Result<HashMap<u64, Seen>> {
-    const RECORD: usize = size_of::<FileRecord>();
+pub(super) fn read(iterator: impl std::io::Read) -> std::io::Result<HashMap<u64, Seen>> {
     let mut seen: HashMap<u64, Seen> = HashMap::new();
-    let mut buffer = vec![0; RECORD * 4096];
-    let mut filled = 0;
-    loop {
-        let read = match iterator.by_ref().read(buffer.get_mut(filled..).unwrap_or_default()) {
-            Ok(0) => return Ok(seen),
-            Ok(read) => read,
-            // A million files without one to count: the kernel yields. Linux: bpf_seq_read, MAX_ITER_OBJECTS.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
-                ) =>
-            {
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        filled += read;
-        let whole = filled - filled % RECORD;
-        for record in buffer.get(..whole).unwrap_or_default().chunks_exact(RECORD) {
-            if let Some(record) = sys::read::<FileRecord>(record) {
-                note(&mut seen, &record);
-            }
-        }
-        buffer.copy_within(whole..filled, 0);
-        filled -= whole;
-    }
+    sys::read_records(iterator, |record: FileRecord| note(&mut seen, &record))?;
+    Ok(seen)
 }
 
 fn note(seen: &mut HashMap<u64, Seen>, record: &FileRecord) {
@@ -135,36 +109,4 @@ fn note(seen: &mut HashMap<u64, Seen>, record: &FileRecord) {
     });
     table.cgroup_ids.insert(record.cgroup_id);
     table.slots.insert(record.fd, Tag::new(record.kind, record.file));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(files: u64, fd: u32, cgroup_id: u64) -> FileRecord {
-        FileRecord { files, file: 0x1000, kind: Kind::Pidfd.index() as u64, cgroup_id, tgid: 42, fd }
-    }
-
-    #[test]
-    fn records_are_read_whole_whatever_the_reads_return() {
-        struct Dribble(Vec<u8>);
-        impl std::io::Read for Dribble {
-            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-                let n = self.0.len().min(7).min(buffer.len());
-                for (to, from) in buffer.iter_mut().zip(self.0.drain(..n)) {
-                    *to = from;
-                }
-                Ok(n)
-            }
-        }
-        let records = [record(1, 3, 100), record(1, 4, 100), record(2, 3, 200)];
-        let bytes = records.iter().flat_map(|r| {
-            // SAFETY: the record has no padding.
-            unsafe { std::slice::from_raw_parts((&raw const *r).cast::<u8>(), size_of::<FileRecord>()) }
-                .to_vec()
-        });
-        let seen = read_records(Dribble(bytes.collect())).unwrap();
-        assert_eq!(seen.len(), 2);
-        assert_eq!(seen[&1].slots.len(), 2);
-    }
 }
