@@ -310,6 +310,8 @@ pub mod resync {
     /// Adds what is in the map `MEASURED` to a table, which is exact then. Arguments as for [`SCAN`], without the seq. Returns 1, or
     /// 0 if it is another table by now.
     pub const ADJUST: u64 = 5;
+    /// Whether a slot holds what is recorded of it. Arguments: files, fd. Returns 0 if it does.
+    pub const PEEK: u64 = 8;
     /// Forgets a slot of a table that is no more. Further arguments: files, generation, fd.
     pub const FORGET_SLOT: u64 = 6;
     /// Forgets what a cgroup counted. Further argument: its id.

@@ -64,6 +64,12 @@ pub(crate) extern "C" fn sync_slot(files: u64, fd: u32, mode: u32) -> u32 {
     changes
 }
 
+/// `resync::PEEK`
+#[inline(always)]
+pub(crate) fn differs(files: u64, fd: u32) -> u32 {
+    u32::from(read_slot(files, fd) != recorded(TABLES.get_ptr_mut(files), files, fd))
+}
+
 /// Reads a slot and records what it holds. The caller holds the slot's lock.
 #[inline(never)]
 #[unsafe(no_mangle)]

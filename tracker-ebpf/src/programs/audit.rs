@@ -13,7 +13,7 @@ use crate::{
     notify::Who,
     programs::lifecycle,
     scan::scan,
-    slots::sync_slot,
+    slots::{differs, sync_slot},
     tables::remove_table,
 };
 
@@ -124,6 +124,7 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
             }
             0
         }
+        resync::PEEK => differs(files, ctx.arg(2)),
         resync::FORGET_SLOT => {
             let slot = Slot { files, generation: ctx.arg(2), fd: ctx.arg(3), pad: 0 };
             u32::from(SLOTS.remove(&slot).is_ok())

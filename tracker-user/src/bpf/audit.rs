@@ -20,12 +20,9 @@ use super::{
 };
 
 /// Milliseconds to wait before each further look at what seems to be different. Between a change and the probe that sees it lie
-/// microseconds, unless its task has to wait for a CPU in between; and a slot that is opened and closed all the time may be
-/// different at each look.
-const LOOKS_MS: [u64; 4] = [20, 40, 80, 160];
-
-/// Looks after which a difference in a table that hasn't moved meanwhile is believed.
-const ENOUGH: usize = 3;
+/// microseconds; in a slot that is opened and closed all the time that may be half of the time, hence many looks. It is more if its
+/// task has to wait for a CPU in between, hence long ones.
+const LOOKS_MS: [u64; 20] = [1, 2, 1, 3, 1, 2, 1, 3, 2, 1, 2, 3, 1, 2, 3, 5, 10, 20, 40, 40];
 
 /// The tables before a pass of the iterator, and what it saw.
 struct Pass {
@@ -78,13 +75,8 @@ impl Kernel {
         let mut room = Room::note(self);
         let mut plan = self.compare_slots()?;
         // Without probes every change is news.
-        let patient = !adopt && self.feeder.is_live();
-        for (looks, wait) in LOOKS_MS.into_iter().enumerate() {
-            if !patient || !plan.needs_another_look(looks >= ENOUGH) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(wait));
-            plan = plan.confirmed_by(&self.compare_slots()?);
+        if !adopt && self.feeder.is_live() {
+            self.look_again(&mut plan)?;
         }
         let mut changes = 0;
         for (files, doubt) in &plan.scan {
@@ -99,6 +91,22 @@ impl Kernel {
         }
         room.settle(self);
         Ok(changes)
+    }
+
+    /// Keeps of a plan what goes on being different.
+    fn look_again(&mut self, plan: &mut slots::Plan) -> Result<(), BpfError> {
+        for wait in LOOKS_MS {
+            if !plan.is_doubtful() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(wait));
+            plan.retain_slots(|files, fd| {
+                self.resync(&[resync::PEEK, files, fd.into()]).map(|differs| differs != 0)
+            })?;
+        }
+        let later = self.compare_slots()?;
+        plan.confirm(&later);
+        Ok(())
     }
 
     /// Has a table, or those of its slots that differ, read again. Returns how many slots weren't as recorded.
@@ -152,7 +160,7 @@ impl Kernel {
                 found.push((suspect, first));
             }
         }
-        for wait in LOOKS_MS.into_iter().take(ENOUGH) {
+        for wait in LOOKS_MS {
             if found.iter().all(|(_, measure)| measure.exact && counts::size(&measure.delta) == 0) {
                 break;
             }

@@ -26,8 +26,6 @@ pub(in crate::bpf) struct Doubt {
     pub(in crate::bpf) cgroup_id: u64,
     /// The table's generation and seq, as they were recorded; 0 if it wasn't.
     pub(in crate::bpf) recorded: (u64, u64),
-    /// It was there at two looks, between which nothing moved in the table.
-    settled: bool,
     differences: HashSet<Difference>,
 }
 
@@ -35,11 +33,6 @@ impl Doubt {
     /// Whether re-reading slots isn't enough: the numbers themselves are wrong.
     pub(in crate::bpf) fn needs_recount(&self) -> bool {
         self.differences.iter().any(|difference| matches!(difference, Difference::Count { .. }))
-    }
-
-    /// Whether the table isn't recorded at all.
-    fn is_new(&self) -> bool {
-        self.recorded == (0, 0)
     }
 
     /// Whether a probe has marked the table stale.
@@ -74,23 +67,41 @@ pub(in crate::bpf) struct Plan {
 
 impl Plan {
     /// Whether there is something that only looks like a difference, perhaps: between a change and the probe that sees it lie
-    /// some microseconds, in which the iterator is ahead.
-    ///
-    /// After `enough` looks those are believed in whose tables nothing has moved meanwhile.
-    pub(in crate::bpf) fn needs_another_look(&self, enough: bool) -> bool {
-        self.scan.values().any(|doubt| !(doubt.is_stale() || enough && doubt.settled))
+    /// some microseconds, in which the iterator is ahead. What a probe has marked stale is different indeed.
+    pub(in crate::bpf) fn is_doubtful(&self) -> bool {
+        self.scan.values().any(|doubt| !doubt.is_stale())
     }
 
-    /// Keeps of the tables to re-read those that still differ, in the same way, in a later plan.
-    pub(in crate::bpf) fn confirmed_by(mut self, later: &Self) -> Self {
+    /// Keeps of the slots that differ, but for those of stale tables, those for which this is true.
+    pub(in crate::bpf) fn retain_slots<E>(
+        &mut self,
+        mut keep: impl FnMut(u64, u32) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let mut result = Ok(());
+        for (files, doubt) in self.scan.iter_mut().filter(|(_, doubt)| !doubt.is_stale()) {
+            doubt.differences.retain(|difference| match difference {
+                Difference::Slot { fd, .. } if result.is_ok() => keep(*files, *fd).unwrap_or_else(|error| {
+                    result = Err(error);
+                    true
+                }),
+                _ => true,
+            });
+        }
+        self.scan.retain(|_, doubt| !doubt.differences.is_empty());
+        result
+    }
+
+    /// Keeps of the tables to re-read those that still differ, in the same way, in a later plan; and those that are stale.
+    pub(in crate::bpf) fn confirm(&mut self, later: &Self) {
         self.scan.retain(|files, doubt| {
+            if doubt.is_stale() {
+                return true;
+            }
             let Some(again) = later.scan.get(files) else { return false };
             doubt.differences.retain(|difference| again.differences.contains(difference));
-            doubt.settled = doubt.recorded == again.recorded && !doubt.is_new();
             doubt.recorded = again.recorded;
             !doubt.differences.is_empty()
         });
-        self
     }
 }
 
@@ -154,7 +165,7 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, befo
     }
     let cgroup_id = truth.cgroup(table);
     let recorded = table.map_or((0, 0), |table| (table.generation, table.seq));
-    Doubt { tgid: truth.tgid, cgroup_id, recorded, settled: false, differences }
+    Doubt { tgid: truth.tgid, cgroup_id, recorded, differences }
 }
 
 /// Where the numbers of a table aren't those of its recorded slots.
@@ -233,20 +244,36 @@ mod tests {
             let slots = [slot(1, 7, 3)];
             let plan = plan(records, &slots[..records.len()], &[(1, table(100, PASS, TABLE_STALE))]);
             assert_eq!(scan(&plan), [(1, 42, 100)]);
-            assert!(!plan.needs_another_look(true));
+            assert!(!plan.is_doubtful());
         }
     }
 
     #[test]
     fn a_difference_counts_only_if_it_stays() {
         let tables = [(1, table(100, PASS, 0)), (2, table(100, PASS, 0))];
-        let both = || plan(&[record(1, 3, 100), record(2, 3, 100)], &[], &tables);
-        assert!(both().needs_another_look(true));
-        assert!(!both().confirmed_by(&both()).needs_another_look(true));
+        let first = || plan(&[record(1, 3, 100), record(2, 3, 100)], &[], &tables);
+        let confirmed = |later: &Plan| {
+            let mut plan = first();
+            assert!(plan.is_doubtful());
+            plan.confirm(later);
+            plan
+        };
+        assert_eq!(confirmed(&first()).scan.len(), 2);
         // One is gone at the second look, and one has become another difference.
-        let later = plan(&[record(1, 4, 100)], &[], &tables);
-        assert_eq!(both().confirmed_by(&later), Plan::default());
-        assert_eq!(scan(&both().confirmed_by(&plan(&[record(2, 3, 100)], &[], &tables))), [(2, 42, 100)]);
+        assert_eq!(confirmed(&plan(&[record(1, 4, 100)], &[], &tables)), Plan::default());
+        assert_eq!(scan(&confirmed(&plan(&[record(2, 3, 100)], &[], &tables))), [(2, 42, 100)]);
+    }
+
+    #[test]
+    fn slots_that_turn_out_equal_are_let_go() {
+        let tables = [(1, table(100, PASS, 0)), (2, table(100, PASS, TABLE_STALE))];
+        let mut plan = plan(&[record(1, 3, 100), record(1, 4, 100), record(2, 3, 100)], &[], &tables);
+        plan.retain_slots(|_, fd| Ok::<_, ()>(fd == 4)).unwrap();
+        assert_eq!(plan.scan[&1].slots().collect::<Vec<_>>(), [4]);
+        // Of a table that is stale nothing is asked.
+        assert_eq!(plan.scan[&2].slots().count(), 1);
+        assert_eq!(plan.retain_slots(|_, _| Err("unreadable")), Err("unreadable"));
+        assert_eq!(plan.scan.len(), 2);
     }
 
     #[test]
@@ -254,23 +281,9 @@ mod tests {
         let mut wrong = table(100, PASS, 0);
         wrong.n[Kind::Eventfd.index()] = 1;
         let plan = plan(&[record(1, 3, 100)], &[slot(1, 7, 3)], &[(1, wrong)]);
-        assert!(plan.scan[&1].needs_recount() && plan.needs_another_look(true));
+        assert!(plan.scan[&1].needs_recount() && plan.is_doubtful());
         let same = Difference::Count { kind: Kind::Eventfd.index(), slots: 0, n: 1 };
         assert_eq!(plan.scan[&1].differences, HashSet::from([same]));
-    }
-
-    #[test]
-    fn in_a_table_that_moves_a_difference_isnt_settled() {
-        let look = |seq| {
-            let mut moving = table(100, PASS, 0);
-            moving.seq = seq;
-            plan(&[record(1, 3, 100)], &[], &[(1, moving)])
-        };
-        assert!(look(1).confirmed_by(&look(2)).needs_another_look(true));
-        assert!(!look(1).confirmed_by(&look(2)).confirmed_by(&look(2)).needs_another_look(true));
-        // Nothing is known of a table that isn't recorded.
-        let new = || plan(&[record(1, 3, 100)], &[], &[]);
-        assert!(new().confirmed_by(&new()).needs_another_look(true));
     }
 
     #[test]
