@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use fdtracker_tests::{Agent, Cgroup, Container, DEADLINE, Zoo, eventually, same, truth};
+use fdtracker_tests::{Agent, Cgroup, Container, Zoo, deadline, eventually, same, truth};
 use libtest_mimic::Trial;
 
 use crate::{Needs, agent, test};
@@ -99,7 +99,7 @@ impl Tail {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let start = Instant::now();
-                while !seen.load(Ordering::Relaxed) && start.elapsed() < DEADLINE {
+                while !seen.load(Ordering::Relaxed) && start.elapsed() < deadline() {
                     let fd = zoo.must("open pidfd");
                     zoo.must(&format!("close {fd}"));
                     std::thread::sleep(Duration::from_millis(20));
@@ -215,7 +215,7 @@ fn tail_tells_what_it_missed() {
 fn the_host() {
     let agent = agent();
     let mut zoo = Zoo::start(std::process::Command::new(fdtracker_tests::fdzoo()));
-    zoo.must("open landlock");
+    zoo.must("open pidfd");
     let pid = zoo.pid();
     let mine = |agent: &Agent| -> Result<serde_json::Value, String> {
         let host = agent.container("host")?;
@@ -223,7 +223,7 @@ fn the_host() {
         processes.into_iter().find(|p| p["pid"] == pid).ok_or_else(|| format!("no process {pid}"))
     };
     let found = eventually("the host has the process", || mine(&agent));
-    assert_eq!(found["counts"], serde_json::json!([{"kind": "landlock", "verdict": "blocked", "count": 1}]));
+    assert_eq!(found["counts"], serde_json::json!([{"kind": "pidfd", "verdict": "blocked", "count": 1}]));
     let host = agent.container("host").expect("the host");
     assert_eq!((&host["runtime"], &host["cgroup"]), (&"host".into(), &"/".into()));
     zoo.end();

@@ -122,7 +122,9 @@ fn extract(package: &str, programs: &[&str]) -> anyhow::Result<()> {
     let bin = tools()?.join("bin");
     fs::create_dir_all(&bin)?;
     for program in programs {
-        copy(&dir.join("usr/bin").join(program), &bin.join(program))?;
+        let places = ["usr/bin", "bin"].map(|place| dir.join(place).join(program));
+        let file = places.iter().find(|file| file.exists());
+        copy(file.with_context(|| format!("{package} has no {program}"))?, &bin.join(program))?;
     }
     Ok(())
 }

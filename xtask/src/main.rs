@@ -7,6 +7,7 @@ mod command;
 mod machine;
 mod run;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -26,6 +27,8 @@ enum Task {
     Run(run::Args),
     /// Install what the tests need, rebuild the BPF object and compare it, and run every test
     Test(test::Args),
+    /// Run the integration tests on other kernels, in emulated machines
+    Vm(vm::Args),
     /// Build the BPF object from source into tracker-ebpf/prebuilt
     BuildEbpf(build_ebpf::Args),
 }
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Run(args) => run::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Vm(args) => vm::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
     };
     match result {

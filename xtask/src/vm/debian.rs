@@ -1,0 +1,117 @@
+//! Packages of Debian suites that the system itself may not use, from the archive that it uses.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::command::{must, output};
+
+/// apt with sources and lists of its own.
+pub(super) struct Archive {
+    dir: PathBuf,
+    may_download: bool,
+}
+
+/// How old lists of packages may be.
+const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Archive {
+    /// Opens these suites, with all that apt keeps in a directory.
+    pub(super) fn open(dir: &Path, suites: &[&str], may_download: bool) -> anyhow::Result<Self> {
+        let archive = Self { dir: dir.to_owned(), may_download };
+        let age =
+            || SystemTime::now().duration_since(fs::metadata(archive.updated()).ok()?.modified().ok()?).ok();
+        if age().is_none_or(|age| age > FRESH) {
+            archive.update(suites)?;
+        }
+        Ok(archive)
+    }
+
+    fn update(&self, suites: &[&str]) -> anyhow::Result<()> {
+        if !self.may_download {
+            bail!("Debian's lists of kernels are needed (without --no-install they are downloaded)");
+        }
+        for dir in ["lists/partial", "cache/archives/partial"] {
+            let dir = self.dir.join(dir);
+            fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+        }
+        let site = site()?;
+        let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
+        let sources = suites.iter().map(|suite| format!("deb [signed-by={keys}] {site} {suite} main\n"));
+        write(&self.dir.join("sources.list"), &sources.collect::<String>())?;
+        let dir = self.dir.display();
+        // As root, apt would download as a user who may not be allowed into this directory.
+        let config = format!(
+            "Dir::Etc::sourcelist \"{dir}/sources.list\";\nDir::Etc::sourceparts \"/dev/null\";\n\
+             Dir::State::lists \"{dir}/lists\";\nDir::Cache \"{dir}/cache\";\n\
+             APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n"
+        );
+        write(&self.config(), &config)?;
+        eprintln!("asking Debian's archive for kernels in {}", suites.join(", "));
+        must(self.apt("apt-get").args(["update", "-qq"]))?;
+        write(&self.updated(), "")
+    }
+
+    /// Written when the lists were brought up to date.
+    fn updated(&self) -> PathBuf {
+        self.dir.join("updated")
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.join("apt.conf")
+    }
+
+    /// A program of apt's that sees this archive alone.
+    fn apt(&self, program: &str) -> Command {
+        let mut apt = Command::new(program);
+        apt.env("APT_CONFIG", self.config());
+        apt
+    }
+
+    /// The names of all packages that match a regular expression.
+    pub(super) fn names(&self, pattern: &str) -> anyhow::Result<Vec<String>> {
+        let found = output(self.apt("apt-cache").args(["search", "--names-only", pattern]))?;
+        Ok(found.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect())
+    }
+
+    /// The name of the newest file of a package.
+    pub(super) fn file_name(&self, package: &str) -> anyhow::Result<String> {
+        let uris = output(self.apt("apt-get").args(["download", "--print-uris", "-qq", package]))?;
+        let name = uris.split_whitespace().nth(1);
+        name.map(str::to_owned).with_context(|| format!("apt-get tells no file of {package}: {uris:?}"))
+    }
+
+    /// Downloads the newest file of a package and unpacks it into a directory.
+    pub(super) fn unpack(&self, package: &str, dir: &Path) -> anyhow::Result<()> {
+        let file = self.file_name(package)?;
+        if !self.may_download {
+            bail!("{file} is needed (without --no-install it is downloaded)");
+        }
+        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        must(self.apt("apt-get").args(["download", "-qq", package]).current_dir(dir))?;
+        let file = dir.join(file);
+        must(Command::new("dpkg-deb").arg("-x").arg(&file).arg(dir))?;
+        fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))
+    }
+}
+
+fn write(file: &Path, text: &str) -> anyhow::Result<()> {
+    fs::write(file, text).with_context(|| format!("write {}", file.display()))
+}
+
+/// Where the system gets Debian's packages.
+fn site() -> anyhow::Result<String> {
+    let sites = output(Command::new("apt-get").args([
+        "indextargets",
+        "--format",
+        "$(SITE)",
+        "Created-By: Packages",
+    ]))?;
+    let site = sites.lines().find(|site| site.ends_with("/debian"));
+    site.map(str::to_owned).context("apt has no source of Debian's packages, from which the kernels come")
+}

@@ -1,0 +1,99 @@
+//! What a guest has: busybox, the tests, what the tests start, and their libraries.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use super::cpio::Archive;
+use crate::command::{cargo, output, tools};
+
+/// Where the guest has the build's directory: tests find the programs beside themselves.
+const BUILD: &str = "/target/debug";
+
+const INIT: &str = include_str!("init.sh");
+
+/// Builds the tests, and writes an initramfs whose first process runs them with these arguments.
+pub(super) fn write(file: &Path, arguments: &[String]) -> anyhow::Result<()> {
+    let mut archive = Archive::default();
+    for dir in ["/proc", "/sys", "/tmp", "/run"] {
+        archive.directory(dir)?;
+    }
+    archive.char_device("/dev/console", 5, 1)?;
+    archive.file("/bin/busybox", read(&tools()?.join("bin/busybox"))?)?;
+    archive.file("/init", INIT.into())?;
+    archive.file("/arguments", lines(arguments)?.into())?;
+
+    let mut libraries = BTreeSet::new();
+    for (binary, place) in binaries()? {
+        libraries.extend(libraries_of(&binary)?);
+        archive.file(&place, stripped(&binary, &file.with_extension("stripped"))?)?;
+    }
+    for library in libraries {
+        archive.file(&library, read(Path::new(&library))?)?;
+    }
+    let data = archive.finish()?;
+    eprintln!("initramfs: {} MB", data.len() / 1_000_000);
+    fs::write(file, data).with_context(|| format!("write {}", file.display()))
+}
+
+fn lines(arguments: &[String]) -> anyhow::Result<String> {
+    if let Some(argument) = arguments.iter().find(|argument| argument.contains('\n')) {
+        bail!("{argument:?} has more than one line");
+    }
+    Ok(arguments.iter().map(|argument| format!("{argument}\n")).collect())
+}
+
+/// Builds the tests and all programs, and tells where they are and where they belong.
+fn binaries() -> anyhow::Result<Vec<(PathBuf, String)>> {
+    const PACKAGES: [&str; 4] = ["--package", "tracker-user", "--package", "fdtracker-tests"];
+    let programs = executables(cargo()?.args(["build", "--locked", "--bins"]).args(PACKAGES))?;
+    let tests = executables(cargo()?.args([
+        "test",
+        "--locked",
+        "--no-run",
+        "--package",
+        "fdtracker-tests",
+        "--test",
+        "integration",
+    ]))?;
+    let programs = programs.into_iter().map(|(name, path)| (path, format!("{BUILD}/{name}")));
+    let tests = tests.into_iter().filter(|(name, _)| name == "integration");
+    let tests = tests.map(|(name, path)| (path, format!("{BUILD}/deps/{name}")));
+    Ok(programs.chain(tests).collect())
+}
+
+/// Name and path of every program that a command of cargo's makes.
+fn executables(cargo: &mut Command) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    // cargo shows its progress on standard error.
+    let messages = output(cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit()))?;
+    let message = |line: &str| -> Option<(String, PathBuf)> {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let name = message.get("target")?.get("name")?.as_str()?;
+        Some((name.to_owned(), message.get("executable")?.as_str()?.into()))
+    };
+    Ok(messages.lines().filter_map(message).collect())
+}
+
+/// The shared libraries that a program needs, by their paths.
+fn libraries_of(program: &Path) -> anyhow::Result<Vec<String>> {
+    let listed = output(Command::new("ldd").arg(program))?;
+    Ok(listed.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect())
+}
+
+/// A program without what only debuggers read, which is most of it.
+fn stripped(program: &Path, copy: &Path) -> anyhow::Result<Vec<u8>> {
+    output(Command::new("strip").arg("--strip-debug").arg("-o").arg(copy).arg(program))?;
+    let data = read(copy)?;
+    fs::remove_file(copy).with_context(|| format!("remove {}", copy.display()))?;
+    Ok(data)
+}
+
+fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("read {}", file.display()))
+}

@@ -1,0 +1,144 @@
+//! Which kernels the tests run on, and where they come from: Debian's kernels for virtual machines.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+
+use super::debian::Archive;
+
+/// A row of the matrix.
+#[derive(Clone, Copy)]
+pub(super) struct Row {
+    /// What it is called.
+    pub(super) name: &'static str,
+    /// What its kernel's release starts with.
+    series: &'static str,
+    /// What the kernel is told besides.
+    pub(super) parameters: &'static str,
+}
+
+const fn plain(series: &'static str) -> Row {
+    Row { name: series, series, parameters: "" }
+}
+
+/// Old stable, long-term and newest; and one that preempts its own code wherever it may, as desktops do.
+pub(super) const MATRIX: [Row; 6] = [
+    plain("5.10"),
+    plain("6.1"),
+    plain("6.12"),
+    plain("6.18"),
+    plain("7"),
+    Row { name: "7+preempt=full", series: "7", parameters: "preempt=full" },
+];
+
+/// Where these are.
+const SUITES: &[&str] = &["bullseye", "bookworm", "bookworm-backports", "trixie", "trixie-backports"];
+
+/// A kernel that can be booted.
+pub(super) struct Kernel {
+    pub(super) row: Row,
+    pub(super) vmlinuz: PathBuf,
+}
+
+/// The newest kernel of each row, downloaded into a directory unless it is there.
+pub(super) fn get(rows: &[Row], dir: &Path, may_download: bool) -> anyhow::Result<Vec<Kernel>> {
+    let archive = Archive::open(&dir.join("apt"), SUITES, may_download)?;
+    let names = archive.names("^linux-(image|binary)-[0-9].*-cloud-amd64$")?;
+    let get = |row: &Row| {
+        let package = newest(&names, row.series)
+            .with_context(|| format!("no kernel {} in {}", row.series, SUITES.join(", ")))?;
+        let vmlinuz = download(&archive, &package, &dir.join("kernels"))?;
+        Ok(Kernel { row: *row, vmlinuz })
+    };
+    rows.iter().map(get).collect()
+}
+
+fn download(archive: &Archive, package: &str, dir: &Path) -> anyhow::Result<PathBuf> {
+    let file = archive.file_name(package)?;
+    let vmlinuz = dir.join(file.trim_end_matches(".deb"));
+    eprintln!("kernel: {file}{}", if vmlinuz.exists() { ", which is here already" } else { "" });
+    if !vmlinuz.exists() {
+        let unpacked = dir.join("unpacked");
+        archive.unpack(package, &unpacked)?;
+        let image = find_image(&unpacked).with_context(|| format!("no vmlinuz in {file}"))?;
+        fs::rename(&image, &vmlinuz)
+            .with_context(|| format!("move {} to {}", image.display(), vmlinuz.display()))?;
+        fs::remove_dir_all(&unpacked).with_context(|| format!("remove {}", unpacked.display()))?;
+    }
+    Ok(vmlinuz)
+}
+
+/// The kernel in an unpacked package: in `/boot`, or among its modules.
+fn find_image(root: &Path) -> Option<PathBuf> {
+    let below = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_image =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"));
+    let boot = below(root.join("boot")).find(is_image);
+    boot.or_else(|| {
+        below(root.join("usr/lib/modules")).map(|dir| dir.join("vmlinuz")).find(|path| path.exists())
+    })
+}
+
+/// The package that has the newest kernel of a series.
+fn newest(packages: &[String], series: &str) -> Option<String> {
+    let releases = packages.iter().filter_map(|package| release(package));
+    let of_series =
+        releases.filter(|release| release.strip_prefix(series).is_some_and(|rest| rest.starts_with('.')));
+    let newest = of_series.max_by_key(|release| numbers(release))?;
+    // Where there is a package `linux-binary`, it has the kernel, and `linux-image` only depends on it.
+    let names = ["binary", "image"].map(|part| format!("linux-{part}-{newest}-cloud-amd64"));
+    names.into_iter().find(|name| packages.contains(name))
+}
+
+/// The release in a package's name, as far as it tells one kernel from another.
+fn release(package: &str) -> Option<&str> {
+    let rest = package.strip_prefix("linux-image-").or_else(|| package.strip_prefix("linux-binary-"))?;
+    rest.strip_suffix("-cloud-amd64")
+}
+
+/// By which releases are ordered: 6.12.9 comes before 6.12.10.
+fn numbers(release: &str) -> Vec<u32> {
+    release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn the_newest_of_a_series_is_chosen() {
+        let packages = names(&[
+            "linux-image-6.1.0-9-cloud-amd64",
+            "linux-image-6.1.0-50-cloud-amd64",
+            "linux-image-6.1.0-60-cloud-amd64-dbg",
+            "linux-image-6.12.95+deb12.1-cloud-amd64",
+            "linux-image-6.12.117+deb13-cloud-amd64",
+            "linux-image-7.3.4+deb13-cloud-amd64",
+            "linux-binary-7.3.4+deb13-cloud-amd64",
+            "linux-image-cloud-amd64",
+        ]);
+        assert_eq!(newest(&packages, "6.1").as_deref(), Some("linux-image-6.1.0-50-cloud-amd64"));
+        assert_eq!(newest(&packages, "6.12").as_deref(), Some("linux-image-6.12.117+deb13-cloud-amd64"));
+        assert_eq!(newest(&packages, "7").as_deref(), Some("linux-binary-7.3.4+deb13-cloud-amd64"));
+        assert_eq!(newest(&packages, "5.10"), None);
+    }
+
+    #[test]
+    fn releases_are_ordered_by_their_numbers() {
+        assert!(numbers("6.12.9+deb13") < numbers("6.12.10+deb13"));
+        assert!(numbers("6.12.90+deb12") < numbers("6.12.90+deb12.1"));
+    }
+
+    #[test]
+    fn rows_have_names_of_their_own() {
+        let names: std::collections::BTreeSet<_> = MATRIX.iter().map(|row| row.name).collect();
+        assert_eq!(names.len(), MATRIX.len());
+    }
+}

@@ -1,0 +1,139 @@
+//! `cargo xtask vm`: the integration tests on other kernels than this machine's.
+//!
+//! Kernels come from Debian and run in QEMU, which emulates the processor, so that it works wherever QEMU does. The guest's
+//! root is an archive that this program writes: busybox, the tests and what they start.
+
+mod cpio;
+mod debian;
+mod guest;
+mod initramfs;
+mod kernels;
+mod log;
+mod report;
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
+
+use anyhow::{Context as _, bail};
+use clap::builder::PossibleValuesParser;
+
+use self::{
+    guest::{Guest, QEMU, Run},
+    kernels::{Kernel, MATRIX, Row},
+};
+use crate::{
+    command::{tools, workspace},
+    machine::{Package, find, install},
+};
+
+#[derive(clap::Args, Default)]
+pub(crate) struct Args {
+    /// Run on this kernel only; may be repeated
+    #[arg(long = "kernel", value_parser = PossibleValuesParser::new(MATRIX.map(|row| row.name)))]
+    kernels: Vec<String>,
+
+    /// Refuse to install or download anything; say what is needed instead
+    #[arg(long)]
+    pub(crate) no_install: bool,
+
+    /// Arguments for the tests, such as the part of a name, instead of what is chosen for guests
+    #[arg(last = true)]
+    tests: Vec<String>,
+}
+
+/// In which ways the agent hears of changes; every guest tests one.
+const FEEDERS: &[&str] = &["tracepoint"];
+
+/// What is left out: tests that compare with the sources, and tests of what is the same on every kernel but takes long.
+const LEFT_OUT: &[&str] = &[
+    "documents::",
+    "containers::tail_tells_what_it_missed",
+    "restart::without_room",
+    "restart::leaves_nothing",
+];
+
+/// How many guests run at a time.
+const AT_A_TIME: usize = 2;
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let start = Instant::now();
+    install(&missing_packages()?, !args.no_install)?;
+    let dir = workspace()?.join("target/vm");
+    let logs = dir.join("logs");
+    fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;
+    let kernels = kernels::get(&rows(&args.kernels), &dir, !args.no_install)?;
+    let initramfs = dir.join("initramfs");
+    initramfs::write(&initramfs, &arguments(&args.tests))?;
+
+    let runs = run_all(&kernels, &initramfs, &logs)?;
+    let bad: Vec<&Run> = runs.iter().filter(|run| !run.log.is_good()).collect();
+    for run in &bad {
+        eprint!("{}", report::tails(run)?);
+    }
+    for run in &runs {
+        eprintln!("{}", report::verdict(run));
+    }
+    if !bad.is_empty() {
+        bail!("{} of {} guests failed; their logs are in {}", bad.len(), runs.len(), logs.display());
+    }
+    eprintln!("all {} guests passed in {} s", runs.len(), start.elapsed().as_secs());
+    Ok(())
+}
+
+fn missing_packages() -> anyhow::Result<Vec<Package>> {
+    let mut packages = Vec::new();
+    if find(QEMU).is_none() {
+        packages.push(Package::Install("qemu-system-x86"));
+    }
+    // A busybox in PATH may need libraries.
+    if !tools()?.join("bin/busybox").exists() {
+        packages.push(Package::Extract { package: "busybox-static", programs: &["busybox"] });
+    }
+    Ok(packages)
+}
+
+fn rows(names: &[String]) -> Vec<Row> {
+    MATRIX.into_iter().filter(|row| names.is_empty() || names.iter().any(|name| name == row.name)).collect()
+}
+
+/// What the test harness is told.
+fn arguments(chosen: &[String]) -> Vec<String> {
+    if !chosen.is_empty() {
+        return chosen.to_vec();
+    }
+    LEFT_OUT.iter().flat_map(|name| ["--skip".to_owned(), (*name).to_owned()]).collect()
+}
+
+/// Runs a guest for each kernel and feeder, and shows how each went as soon as it is known.
+fn run_all(kernels: &[Kernel], initramfs: &Path, dir: &Path) -> anyhow::Result<Vec<Run>> {
+    let guests = kernels
+        .iter()
+        .flat_map(|kernel| FEEDERS.iter().map(move |feeder| Guest { kernel, feeder, initramfs, dir }));
+    let guests = Mutex::new(guests.enumerate());
+    let runs = Mutex::new(Vec::new());
+    let work = || -> anyhow::Result<()> {
+        // The lock is held for no longer than it takes to choose the next.
+        let next = || guests.lock().unwrap_or_else(PoisonError::into_inner).next();
+        while let Some((number, guest)) = next() {
+            eprintln!("booting {} with the {} feeder", guest.kernel.row.name, guest.feeder);
+            let run = guest.run()?;
+            eprintln!("{}", report::verdict(&run));
+            runs.lock().unwrap_or_else(PoisonError::into_inner).push((number, run));
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| match worker.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })?;
+    let mut runs = runs.into_inner().unwrap_or_else(PoisonError::into_inner);
+    runs.sort_by_key(|(number, _)| *number);
+    Ok(runs.into_iter().map(|(_, run)| run).collect())
+}
