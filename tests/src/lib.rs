@@ -71,6 +71,16 @@ fn target_dir() -> PathBuf {
     me.parent().and_then(Path::parent).expect("target/PROFILE/deps").to_owned()
 }
 
+/// The feeder that agents are to use, if `FDTRACKER_FEEDER` says which.
+pub fn feeder() -> Option<String> {
+    std::env::var("FDTRACKER_FEEDER").ok()
+}
+
+/// What an agent is told about its feeder.
+pub fn feeder_arguments() -> Vec<String> {
+    feeder().map_or_else(Vec::new, |feeder| vec!["--feeder".into(), feeder])
+}
+
 /// A running `fdtracker agent` with a socket and a port of its own.
 pub struct Agent {
     child: Child,
@@ -89,6 +99,7 @@ impl Agent {
         let mut child = Command::new(fdtracker())
             .args(["agent", "--web.listen-address", "127.0.0.1:0", "--socket"])
             .arg(&socket)
+            .args(feeder_arguments())
             .args(arguments)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())

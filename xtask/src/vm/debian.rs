@@ -24,18 +24,23 @@ impl Archive {
     /// Opens these suites, with all that apt keeps in a directory.
     pub(super) fn open(dir: &Path, suites: &[&str], may_download: bool) -> anyhow::Result<Self> {
         let archive = Self { dir: dir.to_owned(), may_download };
-        let age =
-            || SystemTime::now().duration_since(fs::metadata(archive.updated()).ok()?.modified().ok()?).ok();
-        if age().is_none_or(|age| age > FRESH) {
-            archive.update(suites)?;
+        match archive.age() {
+            Some(age) if age < FRESH || !may_download => {}
+            None if !may_download => {
+                bail!("Debian's lists of kernels are needed (without --no-install they are downloaded)")
+            }
+            Some(_) | None => archive.update(suites)?,
         }
         Ok(archive)
     }
 
+    /// The age of the lists, if there are any.
+    fn age(&self) -> Option<Duration> {
+        let updated = fs::metadata(self.updated()).ok()?.modified().ok()?;
+        SystemTime::now().duration_since(updated).ok()
+    }
+
     fn update(&self, suites: &[&str]) -> anyhow::Result<()> {
-        if !self.may_download {
-            bail!("Debian's lists of kernels are needed (without --no-install they are downloaded)");
-        }
         for dir in ["lists/partial", "cache/archives/partial"] {
             let dir = self.dir.join(dir);
             fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;

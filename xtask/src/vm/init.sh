@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The first process of a guest. Runs the tests, and tells on the second serial port how they went; the first one is the kernel's.
 /bin/busybox --install -s /bin
-export PATH=/bin HOME=/
+export PATH=/bin HOME=/ NO_COLOR=1
 
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys

@@ -46,7 +46,7 @@ pub(crate) struct Args {
 }
 
 /// In which ways the agent hears of changes; every guest tests one.
-const FEEDERS: &[&str] = &["tracepoint"];
+const FEEDERS: &[&str] = &["kprobe", "tracepoint"];
 
 /// What is left out: tests that compare with the sources, and tests of what is the same on every kernel but takes long.
 const LEFT_OUT: &[&str] = &[
