@@ -6,6 +6,7 @@ use crate::{
     build_ebpf,
     command::{cargo, must, output, tools},
     machine::{Package, find, install, is_root, mount_tracefs},
+    vm,
 };
 
 #[derive(clap::Args)]
@@ -14,7 +15,11 @@ pub(crate) struct Args {
     #[arg(long)]
     no_install: bool,
 
-    /// Run only tests whose name contains this
+    /// Leave out the kernels in emulated machines, which take a quarter of an hour
+    #[arg(long)]
+    no_vm: bool,
+
+    /// Run only tests whose name contains this, and on this machine only
     filter: Option<String>,
 }
 
@@ -28,7 +33,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let missing: Vec<Package> =
         PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
-    let needed: Vec<Package> = missing.into_iter().chain(build_ebpf::missing_packages()).collect();
+    let mut needed: Vec<Package> = missing.into_iter().chain(build_ebpf::missing_packages()).collect();
+    let with_vm = args.filter.is_none() && !args.no_vm;
+    if with_vm {
+        needed.extend(vm::missing_packages()?);
+    }
     install(&needed, !args.no_install)?;
     build_ebpf::run(&build_ebpf::Args { check: true, no_install: args.no_install })?;
     mount_tracefs()?;
@@ -40,6 +49,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         cargo()?.args(["test", "--locked", "--workspace", "--exclude", "fdtracker-tests", "--"]).args(filter),
     )?;
     must(integration()?.args(["test", "--locked", "--package", "fdtracker-tests", "--"]).args(filter))?;
+    if with_vm {
+        vm::run(&vm::Args::everything(args.no_install))?;
+    }
     eprintln!("all tests passed in {} s", start.elapsed().as_secs());
     Ok(())
 }

@@ -19,6 +19,9 @@ use super::{
 
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 
+/// How often it is shown that a guest goes on.
+const PROGRESS: Duration = Duration::from_secs(30);
+
 /// How long a guest may be silent.
 const SILENCE: Duration = Duration::from_secs(240);
 
@@ -59,10 +62,46 @@ impl Guest<'_> {
         }
         let start = Instant::now();
         let child = self.qemu(&tests, &console).spawn().with_context(|| format!("start {QEMU}"))?;
-        let killed = watch(Running(child), start, &[&tests, &console])?;
+        let killed = self.watch(Running(child), start, &tests, &console)?;
         let took = start.elapsed();
         let log = Log::read(&read(&tests)?, &read(&console)?, killed);
         Ok(Run { row: self.kernel.row, feeder: self.feeder, log, took, tests, console })
+    }
+
+    /// Waits for the end, or says which deadline passed.
+    fn watch(
+        &self,
+        mut guest: Running,
+        start: Instant,
+        tests: &Path,
+        console: &Path,
+    ) -> anyhow::Result<Option<String>> {
+        let (mut size, mut grown, mut shown) = (0, Instant::now(), Instant::now());
+        while guest.0.try_wait().context("wait for QEMU")?.is_none() {
+            let now: u64 =
+                [tests, console].iter().filter_map(|file| Some(fs::metadata(file).ok()?.len())).sum();
+            if now != size {
+                (size, grown) = (now, Instant::now());
+            }
+            if grown.elapsed() > SILENCE {
+                return Ok(Some(format!("silent for {} s", SILENCE.as_secs())));
+            }
+            if start.elapsed() > TOTAL {
+                return Ok(Some(format!("not finished within {} s", TOTAL.as_secs())));
+            }
+            if shown.elapsed() > PROGRESS {
+                let ran = Log::read(&read(tests)?, "", None).tests.len();
+                eprintln!(
+                    "{} with {}: {ran} tests after {} s",
+                    self.kernel.row.name,
+                    self.feeder,
+                    start.elapsed().as_secs()
+                );
+                shown = Instant::now();
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(None)
     }
 
     fn qemu(&self, tests: &Path, console: &Path) -> Command {
@@ -96,25 +135,6 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Waits for the end, or says which deadline passed.
-fn watch(mut guest: Running, start: Instant, files: &[&Path]) -> anyhow::Result<Option<String>> {
-    let (mut size, mut grown) = (0, Instant::now());
-    while guest.0.try_wait().context("wait for QEMU")?.is_none() {
-        let now: u64 = files.iter().filter_map(|file| Some(fs::metadata(file).ok()?.len())).sum();
-        if now != size {
-            (size, grown) = (now, Instant::now());
-        }
-        if grown.elapsed() > SILENCE {
-            return Ok(Some(format!("silent for {} s", SILENCE.as_secs())));
-        }
-        if start.elapsed() > TOTAL {
-            return Ok(Some(format!("not finished within {} s", TOTAL.as_secs())));
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    Ok(None)
 }
 
 /// The text of a log, in which a crash may have left anything.

@@ -5,6 +5,7 @@
 
 mod cpio;
 mod debian;
+mod document;
 mod guest;
 mod initramfs;
 mod kernels;
@@ -14,6 +15,7 @@ mod report;
 use std::{
     fs,
     path::Path,
+    process::Command,
     sync::{Mutex, PoisonError},
     time::Instant,
 };
@@ -26,11 +28,11 @@ use self::{
     kernels::{Kernel, MATRIX, Row},
 };
 use crate::{
-    command::{tools, workspace},
+    command::{output, tools, workspace},
     machine::{Package, find, install},
 };
 
-#[derive(clap::Args, Default)]
+#[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run on this kernel only; may be repeated
     #[arg(long = "kernel", value_parser = PossibleValuesParser::new(MATRIX.map(|row| row.name)))]
@@ -38,11 +40,22 @@ pub(crate) struct Args {
 
     /// Refuse to install or download anything; say what is needed instead
     #[arg(long)]
-    pub(crate) no_install: bool,
+    no_install: bool,
+
+    /// Write docs/compatibility.md, which shows what came out
+    #[arg(long, conflicts_with_all = ["kernels", "tests"])]
+    write_docs: bool,
 
     /// Arguments for the tests, such as the part of a name, instead of what is chosen for guests
     #[arg(last = true)]
     tests: Vec<String>,
+}
+
+impl Args {
+    /// All tests that are chosen for guests, on all kernels.
+    pub(crate) fn everything(no_install: bool) -> Self {
+        Self { kernels: Vec::new(), no_install, write_docs: false, tests: Vec::new() }
+    }
 }
 
 /// In which ways the agent hears of changes; every guest tests one.
@@ -70,6 +83,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     initramfs::write(&initramfs, &arguments(&args.tests))?;
 
     let runs = run_all(&kernels, &initramfs, &logs)?;
+    if args.write_docs {
+        write_document(&runs)?;
+    }
     let bad: Vec<&Run> = runs.iter().filter(|run| !run.log.is_good()).collect();
     for run in &bad {
         eprint!("{}", report::tails(run)?);
@@ -84,7 +100,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn missing_packages() -> anyhow::Result<Vec<Package>> {
+fn write_document(runs: &[Run]) -> anyhow::Result<()> {
+    const FILE: &str = "docs/compatibility.md";
+    let version = output(Command::new(QEMU).arg("--version"))?;
+    let qemu = version.lines().next().unwrap_or_default().replace("emulator version ", "");
+    fs::write(workspace()?.join(FILE), document::document(runs, &qemu, LEFT_OUT))
+        .with_context(|| format!("write {FILE}"))?;
+    eprintln!("wrote {FILE}");
+    Ok(())
+}
+
+/// What must be installed before guests can run.
+pub(crate) fn missing_packages() -> anyhow::Result<Vec<Package>> {
     let mut packages = Vec::new();
     if find(QEMU).is_none() {
         packages.push(Package::Install("qemu-system-x86"));

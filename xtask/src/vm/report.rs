@@ -34,7 +34,7 @@ pub(super) fn verdict(run: &Run) -> String {
 }
 
 /// What is wrong with a guest.
-fn why(log: &Log) -> String {
+pub(super) fn why(log: &Log) -> String {
     let failed = log.failed().join(", ");
     let at = log.unfinished.as_ref().map_or_else(String::new, |test| format!(" in {test}"));
     match &log.end {
