@@ -36,7 +36,7 @@ pub(super) fn verdict(run: &Run) -> String {
 /// What is wrong with a guest.
 pub(super) fn why(log: &Log) -> String {
     let failed = log.failed().join(", ");
-    let at = log.unfinished.as_ref().map_or_else(String::new, |test| format!(" in {test}"));
+    let at = log.unfinished.as_ref().map_or_else(String::new, |test| format!(", at {test}"));
     match &log.end {
         End::Finished(0) if failed.is_empty() && log.passed() == 0 => "no test passed".into(),
         End::Finished(0) => failed,
