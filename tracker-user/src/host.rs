@@ -92,15 +92,21 @@ fn missing_from(status: &str) -> Vec<Capability> {
 /// Turns the kernel's event times (`CLOCK_BOOTTIME`) into wall-clock times.
 #[must_use]
 pub fn wall_clock(boot_ns: u64) -> SystemTime {
-    let age = boot_time_ns().saturating_sub(boot_ns);
-    SystemTime::now().checked_sub(Duration::from_nanos(age)).unwrap_or(UNIX_EPOCH)
+    let age = clock(libc::CLOCK_BOOTTIME).saturating_sub(Duration::from_nanos(boot_ns));
+    SystemTime::now().checked_sub(age).unwrap_or(UNIX_EPOCH)
 }
 
-fn boot_time_ns() -> u64 {
+/// The BPF programs' clock, `bpf_ktime_get_ns`: since the start of the machine, less what it slept.
+#[must_use]
+pub fn monotonic() -> Duration {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+fn clock(id: libc::clockid_t) -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a timespec that lives through the call.
-    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    unsafe { libc::clock_gettime(id, &raw mut now) };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 /// Returns freed memory to the kernel. Reading the kernel's type information takes some 20 MB once, which glibc would keep.

@@ -7,17 +7,18 @@ use std::{
 };
 
 use aya::programs::{Iter, RawTracePoint, RawTracePointRunOptions, TestRun as _};
-use tracker_ebpf::{Control, Kind, Loss, MAX_SCANNED_FDS, Table, mode, resync};
+use tracker_ebpf::{Control, Loss, MAX_SCANNED_FDS, Table, mode, resync};
 
 use super::{
     BpfError, Kernel, attach_error,
     auditor::{
         self, Audit, Seen,
-        counts::{self, Delta, Suspect},
+        counts::{self, Delta, Measure, Suspect},
         slots::{self, Doubt},
     },
     program,
 };
+use crate::host::monotonic;
 
 /// Milliseconds to wait before each further look at what seems to be different. Between a change and the probe that sees it lie
 /// microseconds; in a slot that is opened and closed all the time that may be half of the time, hence many looks. It is more if its
@@ -28,22 +29,6 @@ const LOOKS_MS: [u64; 20] = [1, 2, 1, 3, 1, 2, 1, 3, 2, 1, 2, 3, 1, 2, 3, 5, 10,
 struct Pass {
     before: HashMap<u64, Table>,
     seen: HashMap<u64, Seen>,
-}
-
-/// What was measured of a table.
-struct Measure {
-    delta: Delta,
-    /// The table kept still meanwhile, and all looks agree.
-    exact: bool,
-}
-
-impl Measure {
-    /// Keeps what another look finds too.
-    fn confirm(&mut self, again: &Self) {
-        let both = counts::confirmed(&self.delta, &again.delta);
-        self.exact &= again.exact && both == self.delta;
-        self.delta = if again.exact { both } else { [0; Kind::COUNT] };
-    }
 }
 
 impl Kernel {
@@ -237,7 +222,7 @@ impl Kernel {
         let adopted = self.pass > 0;
         self.pass = self.pass.wrapping_add(1).max(1);
         self.control(adopted);
-        let before = self.tables()?.into_iter().collect();
+        let before = auditor::settled(self.tables()?, monotonic());
         Ok(Pass { before, seen: self.iterate()? })
     }
 

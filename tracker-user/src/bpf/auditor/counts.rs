@@ -25,7 +25,8 @@ pub(in crate::bpf) struct Suspect {
     pub(in crate::bpf) generation: u64,
     /// Slots that a program can't walk.
     pub(in crate::bpf) beyond_reach: Delta,
-    /// It is marked stale, or charged to a cgroup that none of its users is in: it is written to, whatever is measured.
+    /// It is marked stale, or charged to a cgroup that none of its users is in, or listed under a thread group that doesn't have it:
+    /// it is written to, whatever is measured.
     pub(in crate::bpf) marked: bool,
 }
 
@@ -48,12 +49,14 @@ pub(in crate::bpf) fn compare(
     let suspects = seen.iter().chain(&idle).filter_map(|(files, truth)| {
         let table = tables.get(files);
         let marked = table.is_some_and(|table| {
-            table.flags & TABLE_STALE != 0 || !truth.cgroup_ids.contains(&table.cgroup_id)
+            table.flags & TABLE_STALE != 0
+                || !truth.cgroup_ids.contains(&table.cgroup_id)
+                || !truth.tgids.contains(&table.tgid)
         });
         let differs = truth.counts() != table.map_or([0; Kind::COUNT], |table| table.n);
         (marked || differs).then(|| Suspect {
             files: *files,
-            tgid: truth.tgid,
+            tgid: truth.tgid(table),
             cgroup_id: truth.cgroup(table),
             generation: table.map_or(0, |table| table.generation),
             beyond_reach: truth.beyond_reach(),
@@ -67,8 +70,24 @@ pub(in crate::bpf) fn compare(
     }
 }
 
+/// What was measured of a table.
+pub(in crate::bpf) struct Measure {
+    pub(in crate::bpf) delta: Delta,
+    /// The table kept still meanwhile, and all looks agree.
+    pub(in crate::bpf) exact: bool,
+}
+
+impl Measure {
+    /// Keeps what another look finds too.
+    pub(in crate::bpf) fn confirm(&mut self, again: &Self) {
+        let both = confirmed(&self.delta, &again.delta);
+        self.exact &= again.exact && both == self.delta;
+        self.delta = if again.exact { both } else { [0; Kind::COUNT] };
+    }
+}
+
 /// What two measures agree on.
-pub(in crate::bpf) fn confirmed(first: &Delta, second: &Delta) -> Delta {
+fn confirmed(first: &Delta, second: &Delta) -> Delta {
     let mut both = [0; Kind::COUNT];
     for (to, (first, second)) in both.iter_mut().zip(first.iter().zip(second)) {
         if first == second {
@@ -96,7 +115,7 @@ mod tests {
     fn seen(cgroup_id: u64, fds: &[u32]) -> Seen {
         let tag = Tag::new(Kind::Pidfd.index() as u64, 0x1000);
         let slots = fds.iter().map(|fd| (*fd, tag)).collect();
-        Seen { tgid: 42, cgroup_ids: HashSet::from([cgroup_id]), slots }
+        Seen { tgids: HashSet::from([42]), cgroup_ids: HashSet::from([cgroup_id]), slots }
     }
 
     fn table(cgroup_id: u64, pidfds: i64, visited: u32, flags: u32) -> Table {
@@ -132,10 +151,14 @@ mod tests {
     }
 
     #[test]
-    fn stale_and_moved_tables_are_written_to() {
+    fn stale_moved_and_left_tables_are_written_to() {
         assert!(plan(seen(100, &[3]), table(100, 1, PASS, TABLE_STALE)).suspects[0].marked);
         let moved = plan(seen(200, &[3]), table(100, 1, PASS, 0));
         assert!(moved.suspects[0].marked && moved.suspects[0].cgroup_id == 200);
+        let mut left = table(100, 1, PASS, 0);
+        left.tgid = 7;
+        let left = plan(seen(100, &[3]), left);
+        assert!(left.suspects[0].marked && left.suspects[0].tgid == 42);
     }
 
     #[test]

@@ -12,10 +12,11 @@ pub(super) mod slots;
 
 use std::{
     collections::{HashMap, HashSet},
+    hash::Hash,
     time::Duration,
 };
 
-use tracker_ebpf::{FileRecord, Kind, MAX_SCANNED_FDS, Table, Tag};
+use tracker_ebpf::{FileRecord, Kind, MAX_SCANNED_FDS, TABLE_BORN, Table, Tag};
 
 use super::sys;
 
@@ -33,7 +34,7 @@ pub struct Audit {
 /// One table as the iterator saw it.
 #[derive(Debug)]
 pub(super) struct Seen {
-    pub(super) tgid: u32,
+    tgids: HashSet<u32>,
     pub(super) cgroup_ids: HashSet<u64>,
     slots: HashMap<u32, Tag>,
 }
@@ -41,7 +42,11 @@ pub(super) struct Seen {
 impl Seen {
     /// A table whose users have files open, but none to count.
     fn idle(table: &Table) -> Self {
-        Self { tgid: table.tgid, cgroup_ids: HashSet::from([table.cgroup_id]), slots: HashMap::new() }
+        Self {
+            tgids: HashSet::from([table.tgid]),
+            cgroup_ids: HashSet::from([table.cgroup_id]),
+            slots: HashMap::new(),
+        }
     }
 
     /// Slots per kind.
@@ -56,9 +61,19 @@ impl Seen {
 
     /// The cgroup that the table is to be charged to: where it is charged already, if one of its users is there.
     fn cgroup(&self, table: Option<&Table>) -> u64 {
-        let charged = table.map(|table| table.cgroup_id).filter(|id| self.cgroup_ids.contains(id));
-        charged.or_else(|| self.cgroup_ids.iter().min().copied()).unwrap_or(0)
+        stay(&self.cgroup_ids, table.map(|table| table.cgroup_id))
     }
+
+    /// The thread group that the table is to be listed under: where it is already, if that has it.
+    fn tgid(&self, table: Option<&Table>) -> u32 {
+        stay(&self.tgids, table.map(|table| table.tgid))
+    }
+}
+
+/// What is recorded, if it was seen; else one that was.
+fn stay<T: Copy + Default + Eq + Hash + Ord>(seen: &HashSet<T>, recorded: Option<T>) -> T {
+    let recorded = recorded.filter(|recorded| seen.contains(recorded));
+    recorded.or_else(|| seen.iter().min().copied()).unwrap_or_default()
 }
 
 fn count<'a>(tags: impl Iterator<Item = &'a Tag>) -> [i64; Kind::COUNT] {
@@ -75,6 +90,16 @@ fn count<'a>(tags: impl Iterator<Item = &'a Tag>) -> [i64; Kind::COUNT] {
 fn idle(pass: u32, seen: &HashMap<u64, Seen>, tables: &HashMap<u64, Table>) -> HashMap<u64, Seen> {
     let met = tables.iter().filter(|(files, table)| table.visited == pass && !seen.contains_key(files));
     met.map(|(files, table)| (*files, Seen::idle(table))).collect()
+}
+
+/// Tables that the iterator is going to meet, if they still are some task's. Not those of processes that are only being made: they are
+/// counted when they are copied, and long after, once memory has been copied too, the process can be seen.
+pub(super) fn settled(tables: Vec<(u64, Table)>, now: Duration) -> HashMap<u64, Table> {
+    /// No fork takes as long.
+    const BIRTH: Duration = Duration::from_secs(10);
+    let is_born =
+        |table: &Table| table.flags & TABLE_BORN == 0 || Duration::from_nanos(table.generation) + BIRTH < now;
+    tables.into_iter().filter(|(_, table)| is_born(table)).collect()
 }
 
 /// Tables that were there before the iterator ran, which met no task that has them, and in which nothing has moved since.
@@ -103,10 +128,26 @@ pub(super) fn read(iterator: impl std::io::Read) -> std::io::Result<HashMap<u64,
 
 fn note(seen: &mut HashMap<u64, Seen>, record: &FileRecord) {
     let table = seen.entry(record.files).or_insert_with(|| Seen {
-        tgid: record.tgid,
+        tgids: HashSet::new(),
         cgroup_ids: HashSet::new(),
         slots: HashMap::new(),
     });
+    table.tgids.insert(record.tgid);
     table.cgroup_ids.insert(record.cgroup_id);
     table.slots.insert(record.fd, Tag::new(record.kind, record.file));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_whose_process_is_being_made_need_not_be_met() {
+        let table = |flags| {
+            let (n, generation) = ([0; Kind::COUNT], 1_000_000_000);
+            Table { n, seq: 0, generation, cgroup_id: 1, tgid: 42, visited: 0, high_fd: 0, flags }
+        };
+        let met = |flags, now| settled(vec![(1, table(flags))], Duration::from_secs(now)).len();
+        assert_eq!([met(0, 2), met(TABLE_BORN, 2), met(TABLE_BORN, 60)], [1, 0, 1]);
+    }
 }

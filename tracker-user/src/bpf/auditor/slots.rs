@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tracker_ebpf::{Slot, TABLE_STALE, Table, Tag};
+use tracker_ebpf::{MAX_SCANNED_FDS, Slot, TABLE_STALE, Table, Tag};
 
 use super::{Seen, count, gone, idle, is_same};
 
@@ -13,6 +13,8 @@ pub(in crate::bpf) enum Difference {
     Slot { fd: u32, truth: Tag, recorded: Tag },
     /// The table is charged to a cgroup that none of its users is in.
     Cgroup { recorded: u64 },
+    /// The table is listed under a thread group that doesn't have it.
+    Tgid { recorded: u32 },
     /// As many slots of a kind are recorded as `slots`, but counted as `n`.
     Count { kind: usize, slots: i64, n: i64 },
     /// A probe has marked the table stale.
@@ -49,7 +51,10 @@ impl Doubt {
     pub(in crate::bpf) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
         self.differences.iter().filter_map(|difference| match difference {
             Difference::Slot { fd, .. } => Some(*fd),
-            Difference::Cgroup { .. } | Difference::Count { .. } | Difference::Stale => None,
+            Difference::Cgroup { .. }
+            | Difference::Tgid { .. }
+            | Difference::Count { .. }
+            | Difference::Stale => None,
         })
     }
 }
@@ -155,17 +160,29 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, befo
         if !truth.cgroup_ids.contains(&table.cgroup_id) {
             differences.insert(Difference::Cgroup { recorded: table.cgroup_id });
         }
+        if !truth.tgids.contains(&table.tgid) {
+            differences.insert(Difference::Tgid { recorded: table.tgid });
+        }
         // Numbers and slots are read one after the other: they can be compared only if nothing moved meanwhile.
         if before.is_some_and(|before| is_same(before, table)) {
             differences.extend(miscounts(recorded, table));
+            if differences.iter().any(|difference| matches!(difference, Difference::Count { .. })) {
+                // What is counted anew is scanned, and no scan reaches these.
+                let far = truth.slots.iter().filter(|(fd, _)| **fd >= MAX_SCANNED_FDS);
+                differences.extend(far.map(|(fd, tag)| Difference::Slot {
+                    fd: *fd,
+                    truth: *tag,
+                    recorded: Tag::EMPTY,
+                }));
+            }
         }
         if table.flags & TABLE_STALE != 0 {
             differences.insert(Difference::Stale);
         }
     }
-    let cgroup_id = truth.cgroup(table);
+    let (tgid, cgroup_id) = (truth.tgid(table), truth.cgroup(table));
     let recorded = table.map_or((0, 0), |table| (table.generation, table.seq));
-    Doubt { tgid: truth.tgid, cgroup_id, recorded, differences }
+    Doubt { tgid, cgroup_id, recorded, differences }
 }
 
 /// Where the numbers of a table aren't those of its recorded slots.
@@ -290,6 +307,23 @@ mod tests {
     fn a_missed_move_is_made_good() {
         let plan = plan(&[record(1, 3, 200)], &[slot(1, 7, 3)], &[(1, table(100, PASS, 0))]);
         assert_eq!(scan(&plan), [(1, 42, 200)]);
+    }
+
+    #[test]
+    fn a_table_is_listed_under_a_process_that_has_it() {
+        let mut other = table(100, PASS, 0);
+        other.tgid = 7;
+        assert_eq!(scan(&plan(&[record(1, 3, 100)], &[slot(1, 7, 3)], &[(1, other)])), [(1, 42, 100)]);
+    }
+
+    #[test]
+    fn counting_anew_includes_what_no_scan_reaches() {
+        let mut wrong = table(100, PASS, 0);
+        wrong.n[Kind::Eventfd.index()] = 1;
+        let far = MAX_SCANNED_FDS + 1;
+        let plan =
+            plan(&[record(1, 3, 100), record(1, far, 100)], &[slot(1, 7, 3), slot(1, 7, far)], &[(1, wrong)]);
+        assert_eq!(plan.scan[&1].slots().collect::<Vec<_>>(), [far]);
     }
 
     #[test]
