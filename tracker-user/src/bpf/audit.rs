@@ -68,7 +68,7 @@ impl Kernel {
             let changed =
                 room.watch(self, doubt.cgroup_id, |kernel| kernel.read_again(*files, doubt, adopt))?;
             tracing::debug!(changed, ?doubt, "re-read the table {files:#x}");
-            changes += u64::from(changed);
+            changes += u64::from(if adopt { changed } else { doubt.corrections(changed) });
         }
         changes += self.forget(&plan.forget)?;
         for slot in &plan.drop {

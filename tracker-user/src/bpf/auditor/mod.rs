@@ -8,6 +8,8 @@
 //! programs then turn out to be none.
 
 pub(super) mod counts;
+#[cfg(test)]
+mod model;
 pub(super) mod slots;
 
 use std::{

@@ -29,6 +29,8 @@ pub(in crate::bpf) struct Doubt {
     /// The table's generation and seq, as they were recorded; 0 if it wasn't.
     pub(in crate::bpf) recorded: (u64, u64),
     differences: HashSet<Difference>,
+    /// Slots with something to count that no scan reaches.
+    far: Vec<u32>,
 }
 
 impl Doubt {
@@ -47,15 +49,25 @@ impl Doubt {
         self.differences.iter().any(|difference| !matches!(difference, Difference::Slot { .. }))
     }
 
-    /// The fds whose slots differ.
+    /// Of the slots that re-reading changed, how many that corrects. A scan for another reason than a slot only overtakes probes.
+    pub(in crate::bpf) fn corrections(&self, changed: u32) -> u32 {
+        if self.is_stale() || self.needs_recount() {
+            return changed;
+        }
+        changed.min(u32::try_from(self.slots().count()).unwrap_or(u32::MAX))
+    }
+
+    /// The fds whose slots are to be read one by one: those that differ and, where all is counted anew, those that no scan reaches.
     pub(in crate::bpf) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
-        self.differences.iter().filter_map(|difference| match difference {
+        let differing = self.differences.iter().filter_map(|difference| match difference {
             Difference::Slot { fd, .. } => Some(*fd),
             Difference::Cgroup { .. }
             | Difference::Tgid { .. }
             | Difference::Count { .. }
             | Difference::Stale => None,
-        })
+        });
+        let recount = self.needs_recount();
+        differing.chain(self.far.iter().copied().filter(move |_| recount))
     }
 }
 
@@ -166,15 +178,6 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, befo
         // Numbers and slots are read one after the other: they can be compared only if nothing moved meanwhile.
         if before.is_some_and(|before| is_same(before, table)) {
             differences.extend(miscounts(recorded, table));
-            if differences.iter().any(|difference| matches!(difference, Difference::Count { .. })) {
-                // What is counted anew is scanned, and no scan reaches these.
-                let far = truth.slots.iter().filter(|(fd, _)| **fd >= MAX_SCANNED_FDS);
-                differences.extend(far.map(|(fd, tag)| Difference::Slot {
-                    fd: *fd,
-                    truth: *tag,
-                    recorded: Tag::EMPTY,
-                }));
-            }
         }
         if table.flags & TABLE_STALE != 0 {
             differences.insert(Difference::Stale);
@@ -182,7 +185,8 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, befo
     }
     let (tgid, cgroup_id) = (truth.tgid(table), truth.cgroup(table));
     let recorded = table.map_or((0, 0), |table| (table.generation, table.seq));
-    Doubt { tgid, cgroup_id, recorded, differences }
+    let far = truth.slots.keys().copied().filter(|fd| *fd >= MAX_SCANNED_FDS).collect();
+    Doubt { tgid, cgroup_id, recorded, differences, far }
 }
 
 /// Where the numbers of a table aren't those of its recorded slots.

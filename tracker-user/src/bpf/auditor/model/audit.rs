@@ -1,0 +1,236 @@
+//! Audits of the [`Machine`], as [`Kernel::audit`](crate::bpf::Kernel::audit) does them, with the code under test. Whatever can
+//! happen meanwhile does: before each [`Machine::tick`] and after it the world may be another.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    convert::Infallible,
+};
+
+use tracker_ebpf::{FileRecord, Kind, MAX_SCANNED_FDS, Slot, TABLE_STALE, Table, Tag};
+
+use super::{
+    super::{
+        Seen,
+        counts::{self, Delta, Measure, Suspect},
+        note, settled,
+        slots::{self, Doubt},
+    },
+    machine::{By, FDS, Machine},
+};
+
+/// How often an audit looks again.
+const LOOKS: usize = 3;
+
+impl Machine {
+    /// Returns how many slots it put right.
+    pub(super) fn audit(&mut self) -> u64 {
+        let adopt = self.pass == 0;
+        match (self.counts_edges, adopt) {
+            (true, true) => self.adopt_counts() + self.audit_counts(),
+            (true, false) => self.audit_counts(),
+            (false, _) => self.audit_slots(adopt),
+        }
+    }
+
+    fn audit_slots(&mut self, adopt: bool) -> u64 {
+        let mut plan = self.compare_slots();
+        if !adopt {
+            self.look_again(&mut plan);
+        }
+        let mut changes = 0;
+        for (files, doubt) in &plan.scan.iter().collect::<BTreeMap<_, _>>() {
+            // What a probe said itself is no news.
+            let told = self.punctual && self.tables.get(files).is_some_and(|t| t.flags & TABLE_STALE != 0);
+            let changed = self.read_again(**files, doubt, adopt);
+            changes += u64::from(doubt.corrections(changed)) * u64::from(!told);
+        }
+        changes += self.forget(plan.forget);
+        for slot in plan.drop {
+            self.slots.remove(&slot);
+        }
+        changes
+    }
+
+    fn look_again(&mut self, plan: &mut slots::Plan) {
+        for _ in 0..LOOKS {
+            if !plan.is_doubtful() {
+                return;
+            }
+            self.sleep();
+            let Ok(()) = plan.retain_slots(|files, fd| Ok::<_, Infallible>(self.differs(files, fd)));
+        }
+        let later = self.compare_slots();
+        plan.confirm(&later);
+    }
+
+    fn read_again(&mut self, files: u64, doubt: &Doubt, adopt: bool) -> u32 {
+        let mut changed = 0;
+        if adopt || doubt.needs_scan() {
+            changed += self.resync(files, None, doubt, !adopt && doubt.needs_recount());
+        }
+        let mut fds: Vec<u32> = doubt.slots().filter(|fd| !adopt || *fd >= MAX_SCANNED_FDS).collect();
+        fds.sort_unstable();
+        for fd in fds {
+            changed += self.resync(files, Some(fd), doubt, false);
+        }
+        changed
+    }
+
+    /// `resync::SCAN`, or `resync::SLOT`, which is told no generation.
+    fn resync(&mut self, files: u64, fd: Option<u32>, doubt: &Doubt, recount: bool) -> u32 {
+        self.tick();
+        let by = By { tgid: doubt.tgid, cgroup: doubt.cgroup_id, audit: true };
+        let recorded = if fd.is_some() { (0, 0) } else { doubt.recorded };
+        if self.tables.get(&files).is_some_and(|table| recorded.0 != 0 && table.generation != recorded.0) {
+            return 0;
+        }
+        if recount {
+            self.tables.remove(&files);
+        }
+        if let Some(table) = self.tables.get_mut(&files) {
+            table.tgid = by.tgid;
+            if fd.is_none() {
+                table.flags &= !TABLE_STALE;
+            }
+            if (table.generation, table.seq) == recorded {
+                table.cgroup_id = by.cgroup;
+            }
+        }
+        match fd {
+            Some(fd) => self.sync_slot(files, fd, by),
+            None => self.scan(files, by),
+        }
+    }
+
+    fn adopt_counts(&mut self) -> u64 {
+        let plan = self.compare_counts();
+        let mut adopted = 0;
+        for suspect in &plan.suspects {
+            let measure = self.measure(suspect);
+            adopted += self.adjust(suspect, &measure.delta);
+        }
+        self.forget(plan.forget);
+        self.adopted = true;
+        self.sleep();
+        adopted
+    }
+
+    fn audit_counts(&mut self) -> u64 {
+        let plan = self.compare_counts();
+        let mut found = Vec::new();
+        for suspect in plan.suspects {
+            let first = self.measure(&suspect);
+            if suspect.marked || counts::size(&first.delta) > 0 {
+                found.push((suspect, first));
+            }
+        }
+        for _ in 0..LOOKS {
+            if found.iter().all(|(_, measure)| measure.exact && counts::size(&measure.delta) == 0) {
+                break;
+            }
+            self.sleep();
+            for (suspect, measure) in &mut found {
+                measure.confirm(&self.measure(suspect));
+            }
+        }
+        let mut changes = 0;
+        for (suspect, Measure { delta, exact }) in found {
+            if exact || !suspect.marked {
+                changes += self.adjust(&suspect, &delta);
+            }
+        }
+        changes + self.forget(plan.forget)
+    }
+
+    /// `resync::MEASURE`
+    fn measure(&mut self, suspect: &Suspect) -> Measure {
+        self.tick();
+        let mut delta = suspect.beyond_reach;
+        for file in self.files.get(&suspect.files).into_iter().flatten() {
+            if *file.0 < MAX_SCANNED_FDS && file.1.kind().is_some() {
+                delta[file.1.kind_index()] += 1;
+            }
+        }
+        let counted = self.tables.get(&suspect.files).map_or([0; Kind::COUNT], |table| table.n);
+        delta.iter_mut().zip(counted).for_each(|(to, n)| *to -= n);
+        Measure { delta, exact: true }
+    }
+
+    /// `resync::ADJUST`
+    fn adjust(&mut self, suspect: &Suspect, delta: &Delta) -> u64 {
+        self.tick();
+        let Suspect { files, tgid, cgroup_id: cgroup, generation, .. } = *suspect;
+        if self.tables.get(&files).is_some_and(|table| generation != 0 && table.generation != generation) {
+            return 0;
+        }
+        let table = self.entry(files, By { tgid, cgroup, audit: true });
+        (table.tgid, table.cgroup_id) = (tgid, cgroup);
+        table.n.iter_mut().zip(delta).for_each(|(n, more)| *n += more);
+        table.seq += 1;
+        table.flags &= !TABLE_STALE;
+        counts::size(delta)
+    }
+
+    /// `resync::FORGET`
+    fn forget(&mut self, mut gone: Vec<(u64, u64, u64)>) -> u64 {
+        gone.sort_unstable();
+        for (files, generation, _) in &gone {
+            self.tick();
+            if self.tables.get(files).is_some_and(|table| table.generation == *generation) {
+                self.tables.remove(files);
+            }
+        }
+        gone.iter().map(|(.., left)| left).sum()
+    }
+
+    fn compare_slots(&mut self) -> slots::Plan {
+        let (before, seen) = self.look();
+        let records: Vec<(Slot, Tag)> = self.slots.iter().map(|(slot, tag)| (*slot, *tag)).collect();
+        self.tick();
+        slots::compare(self.pass, &seen, &before, &records, &self.tables)
+    }
+
+    fn compare_counts(&mut self) -> counts::Plan {
+        let (before, seen) = self.look();
+        let mut plan = counts::compare(self.pass, &seen, &before, &self.tables);
+        plan.suspects.sort_unstable_by_key(|suspect| suspect.files);
+        plan
+    }
+
+    /// The tables, and then what the iterator sees, one fd of one task after the other.
+    fn look(&mut self) -> (HashMap<u64, Table>, HashMap<u64, Seen>) {
+        self.pass += 1;
+        let tables = self.tables.iter().map(|(files, table)| (*files, *table));
+        let before = settled(tables.collect(), self.now);
+        let mut seen = HashMap::new();
+        let mut task = 0;
+        while task < self.tasks.len() {
+            for fd in FDS {
+                self.tick();
+                self.visit(task, fd, &mut seen);
+            }
+            task += 1;
+        }
+        self.tick();
+        (before, seen)
+    }
+
+    fn visit(&mut self, task: usize, fd: u32, seen: &mut HashMap<u64, Seen>) {
+        let task = &self.tasks[task];
+        let Some(files) = task.files else { return };
+        // Threads that have their leader's table are left out.
+        let leader = self.tasks.iter().find(|leader| leader.tgid == task.tgid);
+        if leader.is_some_and(|leader| leader.files == task.files && !std::ptr::eq(leader, task)) {
+            return;
+        }
+        let Some(file) = self.file(files, fd) else { return };
+        if let Some(table) = self.tables.get_mut(&files) {
+            table.visited = self.pass;
+        }
+        if let Some(kind) = file.kind() {
+            let kind = kind.index() as u64;
+            let (cgroup_id, tgid) = (task.cgroup, task.tgid);
+            note(seen, &FileRecord { files, file: file.file(), cgroup_id, kind, tgid, fd });
+        }
+    }
+}
