@@ -2,6 +2,7 @@
 //!
 //! Every command that changes the machine is printed before it is run.
 
+mod bench;
 mod build_ebpf;
 mod command;
 mod machine;
@@ -29,6 +30,8 @@ enum Task {
     Test(test::Args),
     /// Run the integration tests on other kernels, in emulated machines
     Vm(vm::Args),
+    /// Measure how long the agent takes for what must be quick
+    Bench(bench::Args),
     /// Build the BPF object from source into tracker-ebpf/prebuilt
     BuildEbpf(build_ebpf::Args),
 }
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Task::Run(args) => run::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
     };
     match result {

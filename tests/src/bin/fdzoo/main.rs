@@ -40,6 +40,7 @@ fn run(words: &[&str]) -> Answer {
     match words.first().copied().unwrap_or_default() {
         "pid" => Ok(vec![std::process::id().into()]),
         "open" => one(open(words.get(1).copied().unwrap_or_default())),
+        "open_many" => none(open_many(words.get(1).copied().unwrap_or_default(), number(2)?)),
         "close" => none(call(libc::SYS_close, &[number(1)?.into()])),
         "dup" => one(call(libc::SYS_dup, &[number(1)?.into()])),
         "dup2" => one(call(libc::SYS_dup3, &[number(1)?.into(), number(2)?.into(), 0])),
@@ -178,6 +179,18 @@ fn open(kind: &str) -> Result<i64, io::Error> {
         "memfd" => call(libc::SYS_memfd_create, &[c"zoo".as_ptr() as i64, 0]),
         other => Err(io::Error::other(format!("unknown kind {other}"))),
     }
+}
+
+/// Opens that many files of a kind, for which it raises its limit as far as it may.
+fn open_many(kind: &str, count: c_int) -> Result<i64, io::Error> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure lives through both calls.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+    }
+    (0..count).try_for_each(|_| open(kind).map(drop)).map(|()| 0)
 }
 
 /// `eventfd` by the 32-bit system call gate, for which syscall tracepoints don't fire
