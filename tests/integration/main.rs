@@ -8,6 +8,7 @@ mod documents;
 mod exporter;
 mod life_cycle;
 mod restart;
+mod stress;
 
 use std::{
     process::{Command, ExitCode, Stdio},
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         containers::trials(),
         exporter::trials(),
         restart::trials(),
+        stress::trials(),
         documents::trials(),
     ];
     let conclusion = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());

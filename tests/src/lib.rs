@@ -21,8 +21,11 @@ use tempfile::TempDir;
 use tracker_ebpf::{ANON_INODES, Kind};
 
 mod container;
+mod rival;
+mod tables;
 
 pub use container::{Container, make_root};
+pub use rival::Rival;
 
 /// How long anything may take that should happen at once: the machine may be busy. On one that is slow,
 /// `FDTRACKER_TEST_PATIENCE` says how many times as long.
@@ -64,6 +67,11 @@ pub fn fdtracker() -> PathBuf {
 /// The fixture.
 pub fn fdzoo() -> PathBuf {
     target_dir().join("fdzoo")
+}
+
+/// The fixture of many tasks.
+pub fn fdstress() -> PathBuf {
+    target_dir().join("fdstress")
 }
 
 fn target_dir() -> PathBuf {
@@ -245,7 +253,7 @@ impl Metrics {
     }
 }
 
-/// A running fixture, `fdzoo`.
+/// A running fixture: `fdzoo`, or another that obeys commands as it does.
 pub struct Zoo {
     child: Child,
     commands: ChildStdin,
@@ -253,7 +261,7 @@ pub struct Zoo {
 }
 
 impl Zoo {
-    /// Starts the fixture by this command; what runs in the end must be `fdzoo`.
+    /// Starts the fixture by this command; what runs in the end must be the fixture.
     pub fn start(mut command: Command) -> Self {
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start the fixture");
@@ -342,6 +350,11 @@ impl Cgroup {
         &self.id[..12]
     }
 
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Moves a process here.
     pub fn add(&self, pid: u32) {
         fs::write(self.dir.join("cgroup.procs"), pid.to_string()).expect("move a process to a cgroup");
@@ -355,13 +368,7 @@ impl Cgroup {
 
     /// What `/proc` says is open here, by kind.
     pub fn truth(&self) -> BTreeMap<String, i64> {
-        let mut sum = BTreeMap::new();
-        for pid in self.pids() {
-            for (kind, n) in truth(pid) {
-                *sum.entry(kind).or_default() += n;
-            }
-        }
-        sum
+        truth_of(self.pids())
     }
 }
 
@@ -392,11 +399,17 @@ pub fn random_id() -> String {
 
 /// What `/proc` says that a process has open, by kind. Sockets are left out: their links tell no family.
 pub fn truth(pid: u32) -> BTreeMap<String, i64> {
+    truth_of([pid])
+}
+
+/// As [`truth`], for several processes: a table that tasks share is one.
+fn truth_of(pids: impl IntoIterator<Item = u32>) -> BTreeMap<String, i64> {
     let mut counts = BTreeMap::new();
-    let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return counts };
-    for fd in fds.flatten() {
-        if let Some(kind) = kind_of(&fd.path()) {
-            *counts.entry(kind.name().to_owned()).or_default() += 1;
+    for table in tables::tables(pids) {
+        for fd in fs::read_dir(table).into_iter().flatten().flatten() {
+            if let Some(kind) = kind_of(&fd.path()) {
+                *counts.entry(kind.name().to_owned()).or_default() += 1;
+            }
         }
     }
     counts

@@ -147,8 +147,14 @@ pub(crate) fn sharers(files: u64) -> u32 {
 /// Threads of the current process that have not begun to exit (`signal_struct.live`).
 #[inline(always)]
 pub(crate) fn live_threads() -> u32 {
+    threads_of(current())
+}
+
+/// As [`live_threads`], of a task's process.
+#[inline(always)]
+pub(crate) fn threads_of(task: *const u8) -> u32 {
     // SAFETY: pointers and integers are plain data.
-    unsafe { Probe::read(Probe::pointer(current(), &OFF_TASK_SIGNAL), &OFF_SIGNAL_LIVE) }
+    unsafe { Probe::read(Probe::pointer(task, &OFF_TASK_SIGNAL), &OFF_SIGNAL_LIVE) }
 }
 
 /// The address of a syscall's saved registers.

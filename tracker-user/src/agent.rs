@@ -139,7 +139,7 @@ async fn audit_forever(tracker: Arc<Tracker>, doubt: Arc<Notify>, every: Duratio
     loop {
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            () = doubt.notified() => tokio::time::sleep(COALESCE.max(last * COALESCE_FACTOR)).await,
+            () = doubt.notified() => tokio::time::sleep((last * COALESCE_FACTOR).clamp(COALESCE, AFTER_CORRECTION)).await,
         }
         wait = every;
         match blocking(&tracker, Tracker::audit).await {

@@ -90,11 +90,11 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
             }
             let mode = ctx.arg::<u32>(4) | mode::REMOTE | mode::AUDIT;
             let (generation, seq): (u64, u64) = (ctx.arg(5), ctx.arg(6));
-            if let Some(table) = TABLES.get_ptr(files) {
-                // SAFETY: the pointer comes from the map.
-                if generation != 0 && unsafe { (*table).generation } != generation {
-                    return 0;
-                }
+            // The table that was looked at may have ended since, and what is at its address be another's, or nobody's.
+            // SAFETY: the pointer comes from the map.
+            let now = TABLES.get_ptr(files).map_or(0, |table| unsafe { (*table).generation });
+            if generation != 0 && now != generation {
+                return 0;
             }
             if mode & mode::RECOUNT != 0 {
                 // The new entry has a generation of its own, to which no recorded slot belongs.

@@ -10,7 +10,7 @@ use crate::{
     edges::is_adopted,
     kernel::{
         OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, cgroup_id, counts_edges, current_files,
-        current_tgid, live_threads, sharers,
+        current_tgid, live_threads, sharers, threads_of,
     },
     maps::{SCRATCH, TABLES, add, lose},
     notify::{self, Who},
@@ -153,6 +153,10 @@ fn cgroup_attach_task(ctx: RawTracePointContext) -> i32 {
     let task: *const u8 = ctx.arg(2);
     // SAFETY: a `u64` is plain data.
     let files: u64 = unsafe { Probe::read(task, &OFF_TASK_FILES) };
+    // Threads with tables of their own have moved too, and only the leader is told of (kernel: cgroup_attach_task).
+    if threads_of(task) > 1 {
+        notify::table(event::UNCERTAIN, files, Who::User, false);
+    }
     let Some(table) = TABLES.get_ptr_mut(files) else { return 0 };
     let cgroup = cgroup_id::<Probe>(task);
     // SAFETY: the pointer comes from the map.

@@ -110,7 +110,10 @@ impl Kernel {
         // What a scan of a very large table doesn't reach, too.
         for fd in doubt.slots().filter(|fd| !adopt || *fd >= MAX_SCANNED_FDS) {
             let slot_mode = mode & !mode::RECOUNT;
-            let table = [files, doubt.tgid.into(), doubt.cgroup_id, slot_mode.into(), 0, 0, fd.into()];
+            // A recount has given the table another.
+            let generation = if doubt.needs_recount() { 0 } else { generation };
+            let table =
+                [files, doubt.tgid.into(), doubt.cgroup_id, slot_mode.into(), generation, seq, fd.into()];
             changed += self.resync(&[&[resync::SLOT], &table[..]].concat())?;
         }
         Ok(changed)

@@ -1,0 +1,250 @@
+//! Many tasks that play with fds all at once (`fdstress`): at every quiescent point counts are what `/proc` says, whatever
+//! else is made difficult for the agent.
+//!
+//! `FDTRACKER_SEED` repeats a mixture of operations, `FDTRACKER_STRESS_OPS` says how many there are.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use fdtracker_tests::{Agent, Cgroup, Metrics, Rival, Zoo, counts_of, eventually, fdstress, random_id};
+use libtest_mimic::Trial;
+
+use crate::{Needs::Root, agent, test};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        test("stress::counts_are_exact", Root, counts_are_exact),
+        test("stress::events_are_lost_counts_are_not", Root, events_are_lost_counts_are_not),
+        test("stress::too_many_tables_are_not_called_clean", Root, too_many_tables_are_not_called_clean),
+        test("stress::an_agent_that_is_killed", Root, an_agent_that_is_killed),
+        test("stress::two_agents", Root, two_agents),
+        test("stress::beside_another_tracer", Root, beside_another_tracer),
+    ]
+}
+
+type Counts = BTreeMap<String, i64>;
+
+fn counts_are_exact() {
+    let agent = Agent::start(&["--audit-interval", "1h"]);
+    let mut stress = Stress::start(8, 3);
+    let start = Instant::now();
+    for _ in 0..5 {
+        stress.run(operations(1) / 5);
+        stress.agrees_with(&agent);
+    }
+    let metrics = agent.metrics();
+    let corrections = metrics.get("fdtracker_audit_corrections_total", &[]);
+    let (done, took, slowest) = (stress.done, start.elapsed(), stress.slowest);
+    eprintln!("{done} operations in {took:?}, {corrections} corrections, agreement within {slowest:?}");
+    stress.flows_add_up(&metrics);
+    if metrics.find("fdtracker_feeder_info", &[("feeder", "kprobe")]).is_some() {
+        assert_eq!(corrections, 0.0, "seed {}: kprobes miss nothing", stress.seed);
+    }
+}
+
+fn events_are_lost_counts_are_not() {
+    // Audits that are asked for by an event may be lost too.
+    let agent = Agent::start(&["--ring-size", "4096", "--audit-interval", "1s"]);
+    let mut stress = Stress::start(8, 3);
+    for _ in 0..2 {
+        stress.run(operations(20));
+        stress.agrees_with(&agent);
+    }
+    let metrics = agent.metrics();
+    stress.flows_add_up(&metrics);
+    assert!(metrics.get("fdtracker_events_lost_total", &[("stage", "ring")]) > 0.0, "seed {}", stress.seed);
+}
+
+fn too_many_tables_are_not_called_clean() {
+    // Room for a worker, with all that comes from it, beside what the host has.
+    let host = agent().container("host").expect("the host")["processes"].as_array().map_or(0, Vec::len);
+    let room = (host + 40).to_string();
+    let agent = Agent::start(&["--max-tables", &room, "--audit-interval", "500ms"]);
+    let mut stress = Stress::start(48, 1);
+    for _ in 0..2 {
+        stress.run(operations(40));
+        let truth = stress.truth();
+        // From the first moment, and after audits, which can't make room.
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(1) {
+            let differences = stress.differences(&agent, &truth);
+            let clean = differences.iter().find(|(_, state, _)| state != "stale");
+            assert!(clean.is_none(), "seed {}: {differences:?}", stress.seed);
+        }
+    }
+    assert!(agent.metrics().get("fdtracker_events_lost_total", &[("stage", "tables_full")]) > 0.0);
+    stress.fixture.must("workers 1");
+    stress.agrees_with(&agent);
+    stress.run(1000);
+    stress.agrees_with(&agent);
+}
+
+fn an_agent_that_is_killed() {
+    let mut agent = Agent::start(&[]);
+    let mut stress = Stress::start(8, 3);
+    for _ in 0..2 {
+        stress.meanwhile(operations(40), || {
+            agent.kill();
+            agent = Agent::start(&[]);
+        });
+        stress.agrees_with(&agent);
+    }
+}
+
+fn two_agents() {
+    let (one, other) = (agent(), Agent::start(&[]));
+    let mut stress = Stress::start(8, 3);
+    for _ in 0..2 {
+        stress.run(operations(20));
+        stress.agrees_with(&one);
+        stress.agrees_with(&other);
+    }
+    stress.flows_add_up(&one.metrics());
+    stress.flows_add_up(&other.metrics());
+}
+
+fn beside_another_tracer() {
+    let (agent, rival) = (agent(), Rival::start().expect("attach another tracer"));
+    let mut stress = Stress::start(8, 3);
+    for _ in 0..2 {
+        stress.run(operations(20));
+        stress.agrees_with(&agent);
+    }
+    stress.flows_add_up(&agent.metrics());
+    let seen = rival.count().expect("read its map");
+    eprintln!("the other has seen {seen}{}", if rival.has_kprobes { ", by kprobes too" } else { "" });
+    assert!(seen > stress.done as u64 / 2, "it was asleep: {seen} of {}", stress.done);
+}
+
+/// Sets this when dropped.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// A share of all the operations.
+fn operations(share: i64) -> i64 {
+    number("FDTRACKER_STRESS_OPS").unwrap_or(1_000_000) / share
+}
+
+fn number<N: std::str::FromStr>(variable: &str) -> Option<N> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}")))
+}
+
+/// The fixture, among some containers.
+struct Stress {
+    // Dropped first, with all the tasks.
+    fixture: Zoo,
+    cgroups: [Cgroup; 3],
+    seed: u64,
+    done: i64,
+    /// How long an agent took at the most until it agreed.
+    slowest: Duration,
+}
+
+impl Stress {
+    fn start(workers: u32, threads: u32) -> Self {
+        let seed = number("FDTRACKER_SEED")
+            .unwrap_or_else(|| u64::from_str_radix(&random_id()[..16], 16).expect("hexadecimal digits"));
+        eprintln!("FDTRACKER_SEED={seed}");
+        let cgroups = [Cgroup::docker(), Cgroup::docker(), Cgroup::docker()];
+        let mut command = Command::new(fdstress());
+        command.args([seed, workers.into(), threads.into()].map(|n| n.to_string()));
+        command.args(cgroups.each_ref().map(Cgroup::dir));
+        Self { fixture: Zoo::start(command), cgroups, seed, done: 0, slowest: Duration::ZERO }
+    }
+
+    /// Lets the fixture work, until all is quiet.
+    fn run(&mut self, operations: i64) {
+        self.done += self.fixture.must(&format!("run {operations}"));
+    }
+
+    /// Does something while the fixture works, in turns of so many operations.
+    fn meanwhile(&mut self, turn: i64, something: impl FnOnce()) {
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Relaxed) {
+                    self.run(turn);
+                }
+            });
+            // Also if it panics.
+            let _over = Over(&over);
+            something();
+        });
+    }
+
+    /// What `/proc` says, container by container.
+    fn truth(&self) -> [Counts; 3] {
+        self.cgroups.each_ref().map(Cgroup::truth)
+    }
+
+    /// The agent counts what `/proc` says, and is sure of it.
+    #[track_caller]
+    fn agrees_with(&mut self, agent: &Agent) {
+        let truth = self.truth();
+        let start = Instant::now();
+        eventually(&format!("seed {}: the agent agrees with /proc", self.seed), || {
+            let differences = self.differences(agent, &truth);
+            let lines = differences.iter().map(|(name, state, what)| format!("\n  {name} ({state}): {what}"));
+            if differences.is_empty() { Ok(()) } else { Err(lines.collect::<String>()) }
+        });
+        self.slowest = self.slowest.max(start.elapsed());
+        assert_eq!(self.truth(), truth, "seed {}: the fixture isn't quiet", self.seed);
+    }
+
+    /// Where the agent counts otherwise: the container, the state that it shows for it, and what is wrong.
+    fn differences(&self, agent: &Agent, truth: &[Counts; 3]) -> Vec<(String, String, String)> {
+        let ls = agent.ls();
+        let listed = ls["containers"].as_array().expect("a list of containers");
+        let mut differences = Vec::new();
+        for (cgroup, truth) in self.cgroups.iter().zip(truth) {
+            let Some(container) = listed.iter().find(|container| container["id"] == cgroup.id) else {
+                differences.push((cgroup.name().to_owned(), "not listed".to_owned(), String::new()));
+                continue;
+            };
+            let state = container["state"].as_str().expect("a state").to_owned();
+            let what = compare(&counts_of(&container["counts"]), truth);
+            if !what.is_empty() || state == "stale" {
+                differences.push((cgroup.name().to_owned(), state, what));
+            }
+        }
+        differences
+    }
+
+    /// What was opened and not closed is open. It may have been closed in another container than it was opened in.
+    fn flows_add_up(&self, metrics: &Metrics) {
+        let mut open = Counts::new();
+        for (kind, n) in self.truth().into_iter().flatten() {
+            *open.entry(kind).or_default() += n;
+        }
+        for kind in tracker_ebpf::Kind::ALL.iter().map(|kind| kind.name()) {
+            let sum = |metric: &str| -> f64 {
+                let of =
+                    |cgroup: &Cgroup| metrics.get(metric, &[("container", cgroup.name()), ("kind", kind)]);
+                self.cgroups.iter().map(of).sum()
+            };
+            let found = sum("fdtracker_fds_opened_total") - sum("fdtracker_fds_closed_total");
+            let expected = open.get(kind).copied().unwrap_or(0);
+            assert_eq!(found, expected as f64, "seed {}: {kind}, opened less closed", self.seed);
+        }
+    }
+}
+
+fn compare(found: &Counts, expected: &Counts) -> String {
+    let kinds: BTreeSet<&String> = found.keys().chain(expected.keys()).collect();
+    let of = |counts: &Counts, kind| counts.get(kind).copied().unwrap_or(0);
+    let pairs = kinds.into_iter().map(|kind| (kind, of(found, kind), of(expected, kind)));
+    let wrong = pairs.filter(|(_, found, expected)| found != expected);
+    let words = wrong.map(|(kind, found, expected)| format!("{kind}: found {found}, expected {expected}"));
+    words.collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,277 @@
+//! Many tasks that play with few fds all at once: they open, copy, pass, steal and close them, fork, exec, share and unshare
+//! tables, change cgroups, and are killed in the middle of it.
+//!
+//! `fdstress SEED WORKERS THREADS CGROUP…` obeys commands: one per line on standard input, one answer per line on standard
+//! output.
+//!
+//! - `run N`: N operations. The answer, `ok N`, comes at a *quiescent point*: every task in the cgroups waits, with its
+//!   table as it is, and a table that tasks share is in one cgroup.
+//! - `workers N`: so many workers from now on. The same holds at the answer.
+//!
+//! What each task does follows from the seed alone. When it does it is up to the scheduler, and so, in the end, is what
+//! happens: a seed names a mixture, not one run.
+
+mod shared;
+mod slots;
+mod tasks;
+
+use std::{
+    fs,
+    io::{self, BufRead as _},
+    path::{Path, PathBuf},
+    ptr,
+    sync::atomic::Ordering::SeqCst,
+    thread,
+    time::{Duration, Instant},
+};
+
+use libc::{c_int, pid_t};
+
+use crate::shared::{CGROUPS, LINK, MAX_WORKERS, Rng, Shared, address, call, move_fd, pid};
+
+/// How long nothing may happen: then something hangs, and the answer says what.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Operations from one worker's death to the next, on average.
+const KILL_EVERY: u64 = 4_000;
+
+fn main() -> Result<(), String> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let number = |at: usize| -> Result<u64, String> {
+        let number = words.get(at).and_then(|word| word.parse().ok());
+        number.ok_or_else(|| format!("bad arguments {words:?}"))
+    };
+    let mapped = || Shared::get().map_err(|error| error.to_string());
+    match words.first().map(String::as_str) {
+        Some("work") => tasks::work(mapped()?, number(2)? as pid_t, number(1)?),
+        Some("child") => tasks::grow_up(mapped()?, number(2)? as pid_t, number(1)?),
+        _ => {}
+    }
+    let dirs: Vec<PathBuf> = words.iter().skip(3).map(PathBuf::from).collect();
+    let mut herd = Herd::new(number(0)?, number(1)?, number(2)?, dirs).map_err(|error| error.to_string())?;
+    for line in io::stdin().lock().lines() {
+        let Ok(line) = line else { break };
+        match herd.obey(&line) {
+            Ok(operations) => println!("ok {operations}"),
+            Err(reason) => println!("no {reason}"),
+        }
+    }
+    // The workers go with this process.
+    Ok(())
+}
+
+#[derive(Clone, Copy, Default)]
+struct Worker {
+    /// A child that hasn't been waited for, or 0.
+    pid: pid_t,
+    /// How many it has followed.
+    generation: u64,
+}
+
+/// A thread of a worker, or of what comes from one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Thread {
+    cgroup: usize,
+    pid: pid_t,
+    tid: pid_t,
+}
+
+struct Herd {
+    shared: &'static Shared,
+    seed: u64,
+    rng: Rng,
+    workers: Vec<Worker>,
+    dirs: Vec<PathBuf>,
+}
+
+impl Herd {
+    fn new(seed: u64, workers: u64, threads: u64, dirs: Vec<PathBuf>) -> io::Result<Self> {
+        let shared = Shared::make()?;
+        shared.threads.store(threads as u32, SeqCst);
+        shared.cgroups.store(dirs.len() as u32, SeqCst);
+        let pair = [0 as c_int; 2];
+        call(libc::SYS_socketpair, [libc::AF_UNIX.into(), libc::SOCK_DGRAM.into(), 0, address(&pair), 0])?;
+        // SAFETY: the call has filled the array behind the compiler's back.
+        let pair = unsafe { ptr::from_ref(&pair).read_volatile() };
+        for (from, to) in pair.into_iter().zip(LINK) {
+            move_fd(from.into(), to)?;
+        }
+        for (dir, to) in dirs.iter().zip(CGROUPS..) {
+            let file = fs::File::options().write(true).open(dir.join("cgroup.procs"))?;
+            move_fd(std::os::fd::IntoRawFd::into_raw_fd(file).into(), to)?;
+        }
+        tasks::migrate(0, 0);
+        // Orphans come here, so that no zombie is left.
+        call(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), 1, 0, 0, 0])?;
+        let mut herd = Self { shared, seed, rng: Rng(seed), workers: Vec::new(), dirs };
+        herd.resize(workers as usize);
+        Ok(herd)
+    }
+
+    fn obey(&mut self, line: &str) -> Result<u64, String> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let number = words.get(1).and_then(|word| word.parse().ok());
+        match (words.first(), number) {
+            (Some(&"run"), Some(operations)) => self.run(operations),
+            (Some(&"workers"), Some(workers)) => {
+                self.resize(workers as usize);
+                self.settle().map(|()| workers)
+            }
+            _ => Err(format!("unknown command {line:?}")),
+        }
+    }
+
+    fn resize(&mut self, workers: usize) {
+        for worker in self.workers.iter().skip(workers) {
+            kill(worker.pid);
+        }
+        self.workers.resize(workers.min(MAX_WORKERS), Worker::default());
+    }
+
+    fn run(&mut self, operations: u64) -> Result<u64, String> {
+        let before = self.shared.done.load(SeqCst);
+        self.shared.begin(operations as i64);
+        let mut progress = (before, Instant::now());
+        let mut kill_at = before + self.rng.below(2 * KILL_EVERY);
+        while !self.shared.is_spent() {
+            self.reap();
+            self.fill();
+            let done = self.shared.done.load(SeqCst);
+            if done >= kill_at {
+                let victim = self.rng.below(self.workers.len() as u64) as usize;
+                kill(self.workers[victim].pid);
+                kill_at = done + self.rng.below(2 * KILL_EVERY);
+            }
+            if progress.0 != done {
+                progress = (done, Instant::now());
+            }
+            if progress.1.elapsed() > PATIENCE {
+                return Err(format!("nothing has happened for {PATIENCE:?}: {}", self.restless()));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.settle()?;
+        Ok(self.shared.done.load(SeqCst) - before)
+    }
+
+    /// Starts the workers that are missing.
+    fn fill(&mut self) {
+        let parent = pid();
+        for (i, worker) in self.workers.iter_mut().enumerate().filter(|(_, worker)| worker.pid == 0) {
+            worker.generation += 1;
+            let seed = Rng(self.seed ^ ((i as u64) << 48) ^ (worker.generation << 32)).next();
+            // SAFETY: this process has one thread.
+            worker.pid = unsafe { libc::fork() };
+            if worker.pid == 0 {
+                if tasks::fence().is_ok() {
+                    tasks::work(self.shared, parent, seed);
+                }
+                std::process::exit(1);
+            }
+            self.shared.workers[i].store(worker.pid, SeqCst);
+        }
+    }
+
+    /// Waits for the children that have ended, orphans among them.
+    fn reap(&mut self) {
+        loop {
+            // SAFETY: the status isn't asked for.
+            let ended = unsafe { libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
+            if ended <= 0 {
+                return;
+            }
+            self.shared.left(ended);
+            for worker in self.workers.iter_mut().filter(|worker| worker.pid == ended) {
+                worker.pid = 0;
+            }
+        }
+    }
+
+    /// Waits until everything is at rest, and puts tasks that share a table into one cgroup.
+    fn settle(&mut self) -> Result<(), String> {
+        let start = Instant::now();
+        let mut last = Vec::new();
+        loop {
+            self.reap();
+            let all = self.everybody();
+            // Twice the same: whoever was alive when the lists were read at first, and was at work, is found out.
+            let rest = all == last && all.iter().all(|thread| self.is_at_rest(thread));
+            if rest && !self.unite(&all) {
+                return Ok(());
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(format!("at work after {PATIENCE:?}: {}", self.restless()));
+            }
+            last = all;
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Moves whoever was born to share a table to where its owner is. Returns whether anybody had to move: then whoever shares
+    /// a table with them may have to follow.
+    fn unite(&self, all: &[Thread]) -> bool {
+        let mut moved = false;
+        for sharer in all.iter().filter(|thread| thread.pid == thread.tid) {
+            let owner = self.shared.owner(sharer.pid);
+            let owner = all.iter().find(|thread| Some(thread.pid) == owner);
+            if let Some(owner) = owner.filter(|owner| owner.cgroup != sharer.cgroup) {
+                tasks::migrate(owner.cgroup as c_int, sharer.pid);
+                moved = true;
+            }
+        }
+        moved
+    }
+
+    /// All threads in the cgroups, but for this process.
+    fn everybody(&self) -> Vec<Thread> {
+        let mut all = Vec::new();
+        for (cgroup, dir) in self.dirs.iter().enumerate() {
+            let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+            for pid in pids.lines().filter_map(|line| line.parse().ok()).filter(|other| *other != pid()) {
+                let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+                let tids = threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok());
+                all.extend(tids.map(|tid| Thread { cgroup, pid, tid }));
+            }
+        }
+        all
+    }
+
+    /// Whether a thread waits for more to do, and nothing else awaits it; or has ended.
+    fn is_at_rest(&self, thread: &Thread) -> bool {
+        const PF_EXITING: u64 = 4;
+        const KILLED: u64 = 1 << (libc::SIGKILL - 1);
+        let path = format!("/proc/{}/task/{}/stat", thread.pid, thread.tid);
+        let stat = fs::read_to_string(path).unwrap_or_default();
+        let Some((_, stat)) = stat.rsplit_once(") ") else { return true };
+        let field = |at: usize| stat.split(' ').nth(at).and_then(|word| word.parse().ok()).unwrap_or(0_u64);
+        let (flags, pending) = (field(6), field(28));
+        match stat.chars().next() {
+            Some('Z' | 'X') => true,
+            Some('S') if flags & PF_EXITING == 0 && pending & KILLED == 0 => {
+                self.shared.is_parked(thread.tid, self.shared.epoch())
+            }
+            _ => false,
+        }
+    }
+
+    /// Who is at work, and at what.
+    fn restless(&self) -> String {
+        let all = self.everybody();
+        let restless = all.iter().filter(|thread| !self.is_at_rest(thread)).map(|thread| {
+            let of = |name: &str| {
+                let path = format!("/proc/{}/task/{}/{name}", thread.pid, thread.tid);
+                fs::read_to_string(Path::new(&path)).unwrap_or_default().trim().to_owned()
+            };
+            format!("{} of {}: {} ({})", thread.tid, thread.pid, of("wchan"), of("syscall"))
+        });
+        restless.collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Kills a worker that hasn't been waited for.
+fn kill(worker: pid_t) {
+    if worker > 0 {
+        // SAFETY: the pid is a child's.
+        unsafe { libc::kill(worker, libc::SIGKILL) };
+    }
+}
