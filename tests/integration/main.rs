@@ -6,6 +6,7 @@ mod cli;
 mod containers;
 mod documents;
 mod exporter;
+mod hidden;
 mod life_cycle;
 mod restart;
 mod stress;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let trials = [
         cli::trials(),
         life_cycle::trials(),
+        hidden::trials(),
         containers::trials(),
         exporter::trials(),
         restart::trials(),

@@ -215,12 +215,13 @@ fn listening_address(mut log: BufReader<impl std::io::Read + Send + 'static>) ->
 
 /// Counts in JSON, by kind.
 pub fn counts_of(counts: &serde_json::Value) -> BTreeMap<String, i64> {
-    let rows = counts.as_array().expect("a list of counts");
-    rows.iter()
-        .map(|row| {
-            (row["kind"].as_str().expect("a kind").to_owned(), row["count"].as_i64().expect("a count"))
-        })
-        .collect()
+    let mut sums = BTreeMap::new();
+    // Fds in flight have a row for each verdict.
+    for row in counts.as_array().expect("a list of counts") {
+        let kind = row["kind"].as_str().expect("a kind").to_owned();
+        *sums.entry(kind).or_default() += row["count"].as_i64().expect("a count");
+    }
+    sums
 }
 
 /// Metrics in Prometheus' text format.

@@ -24,6 +24,14 @@ offsets! {
     OFF_TASK_STACK OFF_STACK_REGS OFF_REGS_ARG0 OFF_REGS_ARG1 OFF_REGS_ARG2 OFF_REGS_ARG3 OFF_REGS_SYSCALL
 }
 
+// One for each entry of `LOOKS` in tracker-user/src/bpf/offsets.rs: some kernels lack some of these.
+offsets! {
+    OFF_VMA_FILE OFF_VMA_MM
+    OFF_TASK_IO_URING OFF_URING_RINGS
+    OFF_SK_STATE OFF_SK_QUEUE OFF_QUEUE_LEN OFF_SKB_NEXT OFF_SKB_SK OFF_SKB_CB OFF_CB_FP OFF_FP_COUNT OFF_FP_FILES
+    OFF_RING_FILES_LEN OFF_RING_FILES OFF_NODE_FILE
+}
+
 /// The cgroup of a task is reached through a v1 controller's `cgroup_subsys_state`, not through `dfl_cgrp`.
 #[unsafe(no_mangle)]
 static CGROUP_BY_CSS: Global<u8> = Global::new(0);

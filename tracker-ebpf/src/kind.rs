@@ -108,6 +108,23 @@ kinds! {
     CharDevice = "char_device",
     /// A block device.
     BlockDevice = "block_device",
+    // From here on what is in no slot ([`Kind::is_hidden`]).
+    /// An io_uring that is mapped, and open nowhere in its process.
+    IoUringMapped = "io_uring_mapped",
+    /// A perf event that is mapped, and open nowhere in its process.
+    PerfEventMapped = "perf_event_mapped",
+    /// Memory of `memfd_secret(2)` that is mapped, and open nowhere in its process.
+    MemfdSecretMapped = "memfd_secret_mapped",
+    /// A GPU that is mapped ([`Kind::Nvidia`], [`Kind::Dri`]), and open nowhere in its process.
+    GpuMapped = "gpu_mapped",
+    /// Any other file of a kind that is counted, mapped, and open nowhere in its process: a BPF map, a vcpu, a device, …
+    OtherMapped = "other_mapped",
+    /// An io_uring that a thread has registered, and that is neither open nor mapped in its process.
+    IoUringRegistered = "io_uring_registered",
+    /// A file of a kind that is counted among those that are registered with an io_uring (direct descriptors).
+    IoUringDirect = "io_uring_direct",
+    /// A file of a kind that is counted, sent over a unix socket and not received yet.
+    FdInFlight = "fd_in_flight",
 }
 
 impl Kind {
@@ -124,6 +141,24 @@ impl Kind {
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)
+    }
+
+    /// Whether it is of what no slot holds: only an audit finds it, and no [`Table`](crate::Table) or [`Flow`](crate::Flow) has any.
+    #[must_use]
+    pub const fn is_hidden(self) -> bool {
+        self as usize >= Self::IoUringMapped as usize
+    }
+
+    /// What a file of this kind counts as that is mapped, and open nowhere in its process.
+    #[must_use]
+    pub const fn mapped(self) -> Self {
+        match self {
+            Self::IoUring => Self::IoUringMapped,
+            Self::PerfEvent => Self::PerfEventMapped,
+            Self::MemfdSecret => Self::MemfdSecretMapped,
+            Self::Nvidia | Self::Dri => Self::GpuMapped,
+            _ => Self::OtherMapped,
+        }
     }
 
     /// The index of this kind in every per-kind array.

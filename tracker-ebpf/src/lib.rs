@@ -277,6 +277,41 @@ pub struct FileRecord {
     pub fd: u32,
 }
 
+/// What the looks for hidden files write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Sighting {
+    /// A [`sighting`] code.
+    pub what: u64,
+    /// What holds the file, by its address: an `mm_struct` that maps it, the ring that it is registered with, the socket in
+    /// whose queue it is; else 0.
+    pub holder: u64,
+    /// Address of the `struct file`; 0 where `n` stands for several.
+    pub file: u64,
+    /// Index of the file's kind.
+    pub kind: u64,
+    /// Id of the task's cgroup.
+    pub cgroup_id: u64,
+    /// How many files of this kind.
+    pub n: u64,
+    /// Thread group, in the initial pid namespace.
+    pub tgid: u64,
+}
+
+/// Codes of [`Sighting::what`].
+pub mod sighting {
+    /// A slot holds the file.
+    pub const OPEN: u64 = 1;
+    /// The file is mapped.
+    pub const MAPPED: u64 = 2;
+    /// A thread has registered the ring with itself.
+    pub const REGISTERED: u64 = 3;
+    /// Files are registered with a ring.
+    pub const DIRECT: u64 = 4;
+    /// Files are in a socket's queue.
+    pub const IN_FLIGHT: u64 = 5;
+}
+
 /// Bits of the `mode` of a slot's synchronisation.
 pub mod mode {
     /// Emit no [`SlotEvent`](crate::SlotEvent): one [`TableEvent`](crate::TableEvent) stands for the whole table.
@@ -337,6 +372,7 @@ mod tests {
         assert_eq!(size_of::<SlotEvent>(), size_of::<Header>() + 8);
         assert_eq!(size_of::<TableEvent>(), size_of::<Header>() + 4 * Kind::COUNT);
         assert_eq!(size_of::<FileRecord>(), 40);
+        assert_eq!(size_of::<Sighting>(), 7 * 8);
     }
 
     #[test]
@@ -353,6 +389,14 @@ mod tests {
         }
         assert_eq!(Kind::from_index(Kind::COUNT), None);
         assert_eq!(Kind::from_name("pidfds"), None);
+    }
+
+    #[test]
+    fn hidden_kinds_are_the_last() {
+        let hidden: std::vec::Vec<_> = Kind::ALL.iter().filter(|kind| kind.is_hidden()).collect();
+        assert_eq!(hidden.len(), 8);
+        assert!(ANON_INODES.iter().all(|(_, kind)| !kind.is_hidden()));
+        assert!(Kind::ALL.iter().all(|kind| kind.mapped().is_hidden()));
     }
 
     #[test]

@@ -51,6 +51,10 @@ pub(crate) static REMOVALS: Array<u64> = Array::with_max_entries(2, MMAPABLE);
 #[map]
 pub(crate) static MEASURED: Array<[i64; Kind::COUNT]> = Array::with_max_entries(1, MMAPABLE);
 
+/// Files per kind that a look for hidden ones has met in one place, until it writes them.
+#[map]
+pub(crate) static MET: Array<[u64; Kind::COUNT]> = Array::with_max_entries(1, 0);
+
 /// Values that are too large for the BPF stack are put together here. Programs that use it can't be preempted.
 #[map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);

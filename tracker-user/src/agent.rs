@@ -36,6 +36,9 @@ const BATCH: usize = 256;
 const COALESCE: Duration = Duration::from_millis(50);
 const COALESCE_FACTOR: u32 = 20;
 
+/// Looks for files that no slot holds take no more than this part of the time.
+const LOOK_FACTOR: u32 = 20;
+
 /// After an audit that had something to put right the next one follows soon: what it put right may have been on its way out.
 const AFTER_CORRECTION: Duration = Duration::from_secs(1);
 
@@ -79,6 +82,8 @@ impl Engine {
     /// # Errors
     /// When the first audit fails.
     pub async fn adopt(&mut self, audit_every: Duration) -> Result<(), TrackerError> {
+        // First, because the audit says that all is counted.
+        let looked = look_for_hidden(&self.tracker).await;
         let first = blocking(&self.tracker, Tracker::audit).await?;
         host::give_memory_back();
         tracing::info!(adopted = first.changes, took = ?first.took, "what was open already is counted");
@@ -90,6 +95,7 @@ impl Engine {
         };
         let (tracker, doubt) = (Arc::clone(&self.tracker), Arc::clone(&self.doubt));
         self.tasks.push(tokio::spawn(audit_forever(tracker, doubt, every)));
+        self.tasks.push(tokio::spawn(look_forever(Arc::clone(&self.tracker), every, looked)));
         self.tasks.push(tokio::spawn(watch_losses(Arc::clone(&self.tracker), Arc::clone(&self.doubt))));
         Ok(())
     }
@@ -151,6 +157,26 @@ async fn audit_forever(tracker: Arc<Tracker>, doubt: Arc<Notify>, every: Duratio
                 }
             }
             Err(error) => tracing::error!(error = %format!("{:#}", anyhow::Error::from(error)), "audit"),
+        }
+    }
+}
+
+/// Looks for files that no slot holds, on a clock of its own: it takes longer than an audit, and no probe asks for it.
+async fn look_forever(tracker: Arc<Tracker>, every: Duration, mut last: Duration) {
+    loop {
+        tokio::time::sleep(every.max(last * LOOK_FACTOR)).await;
+        last = look_for_hidden(&tracker).await;
+    }
+}
+
+/// Returns how long it took.
+async fn look_for_hidden(tracker: &Arc<Tracker>) -> Duration {
+    match blocking(tracker, Tracker::look_for_hidden).await {
+        Ok(took) => took,
+        Err(error) => {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(error, "look for files that no slot holds");
+            Duration::ZERO
         }
     }
 }

@@ -125,10 +125,10 @@ impl ContainerRow {
 
 fn rows(counts: &Counts, profile: &Profile) -> Vec<Count> {
     counts
-        .iter()
-        .map(|(kind, count)| Count {
+        .judged(profile)
+        .map(|(kind, verdict, count)| Count {
             kind: kind.name().into(),
-            verdict: judge(kind, profile).name().into(),
+            verdict: verdict.name().into(),
             count,
         })
         .collect()

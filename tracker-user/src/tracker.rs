@@ -1,22 +1,25 @@
 //! Puts the kernel side, the runtimes and the rules together: the one owner of the agent's state.
 //!
 //! Two locks, never held at once in the other order: `kernel` (maps, audits), then `names` (cgroups, containers). Events take
-//! only `names`, so an audit doesn't hold them up.
+//! only `names`, so an audit doesn't hold them up. A look for hidden files holds `found` only to leave there what it found.
 
 use std::{
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use thiserror::Error;
 use tracker_ebpf::Loss;
 
 use crate::{
-    bpf::{Audit, BpfError, Change, Choice, Event, Feeder, Kernel, Rings, Sizes},
-    inventory::{Inventory, Ledger},
+    bpf::{
+        Audit, BpfError, Change, Choice, Event, Feeder, Impossible, Kernel, Look, Rings, Sight, Sizes,
+        confirmed,
+    },
+    inventory::{Hidden, Inventory, Ledger},
     report::Listing,
     runtime::{Hierarchy, HierarchyError, Owner, Resolver},
     verdict::Profile,
@@ -41,6 +44,9 @@ pub struct Tracker {
     live: bool,
     ready: AtomicBool,
     audits: Mutex<AuditStats>,
+    /// Held during a look: one at a time.
+    looking: Mutex<()>,
+    found: Mutex<Found>,
     late_readers: AtomicU64,
 }
 
@@ -64,6 +70,40 @@ pub struct AuditStats {
     pub last: Duration,
 }
 
+/// Files that no slot holds, as the last look found them.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// What it found; nothing if it failed.
+    pub hidden: Vec<Hidden>,
+    /// Where it couldn't look on this kernel.
+    pub impossible: Vec<Impossible>,
+    /// How long it took.
+    pub took: Duration,
+    /// Looks that were finished.
+    pub finished: u64,
+    /// Looks that failed.
+    pub failed: u64,
+    /// `None` before the first; whether the last succeeded.
+    succeeded: Option<bool>,
+}
+
+impl Found {
+    /// Before the first look.
+    #[must_use]
+    pub fn new(impossible: Vec<Impossible>) -> Self {
+        Self { hidden: Vec::new(), impossible, took: Duration::ZERO, finished: 0, failed: 0, succeeded: None }
+    }
+
+    /// Whether the last look was taken in this place.
+    #[must_use]
+    pub fn was_taken(&self, look: Look) -> bool {
+        self.succeeded == Some(true) && self.impossible.iter().all(|(other, _)| *other != look)
+    }
+}
+
+/// How long after a look that found something the second is taken: what is only on its way has arrived by then.
+const SECOND_LOOK: Duration = Duration::from_millis(50);
+
 /// All that `/metrics` is made from: one moment.
 pub struct Snapshot {
     /// Who holds what; `None` until adoption is done.
@@ -78,6 +118,8 @@ pub struct Snapshot {
     pub misses: Vec<(String, u64)>,
     /// What audits have done.
     pub audits: AuditStats,
+    /// Files that no slot holds.
+    pub hidden: Found,
     /// Adoption is done.
     pub ready: bool,
 }
@@ -92,6 +134,7 @@ impl Tracker {
         let hierarchy = Hierarchy::find()?;
         let (kernel, rings) = Kernel::start(&hierarchy, sizes, choice)?;
         let live = kernel.feeder().is_live();
+        let found = Found::new(kernel.impossible_looks().to_vec());
         let names = Names { resolver: Resolver::new(hierarchy), ledger: Ledger::default() };
         let tracker = Self {
             kernel: Mutex::new(kernel),
@@ -100,6 +143,8 @@ impl Tracker {
             live,
             ready: AtomicBool::new(false),
             audits: Mutex::default(),
+            looking: Mutex::default(),
+            found: Mutex::new(found),
             late_readers: AtomicU64::new(0),
         };
         Ok((tracker, rings))
@@ -156,6 +201,38 @@ impl Tracker {
         Ok(audit)
     }
 
+    /// Looks for files that no slot holds. Blocks for some milliseconds, without holding anything else up.
+    ///
+    /// # Errors
+    /// When the kernel's lists can't be read: then nothing is known to be hidden, and no container is called clean.
+    pub fn look_for_hidden(&self) -> Result<Duration, TrackerError> {
+        let _one = lock(&self.looking);
+        let start = Instant::now();
+        let result = self.look_twice();
+        let mut found = lock(&self.found);
+        found.succeeded = Some(result.is_ok());
+        *if result.is_ok() { &mut found.finished } else { &mut found.failed } += 1;
+        let (hidden, waited) = result.inspect_err(|_| found.hidden.clear())?;
+        found.hidden = hidden;
+        found.took = start.elapsed().saturating_sub(waited);
+        Ok(found.took)
+    }
+
+    /// What is hidden, and how long it was only waited.
+    fn look_twice(&self) -> Result<(Vec<Hidden>, Duration), TrackerError> {
+        let first = self.look()?;
+        if first.is_clear() {
+            return Ok((Vec::new(), Duration::ZERO));
+        }
+        std::thread::sleep(SECOND_LOOK);
+        Ok((confirmed(&first, &self.look()?), SECOND_LOOK))
+    }
+
+    fn look(&self) -> Result<Sight, TrackerError> {
+        let iterators = lock(&self.kernel).open_look()?;
+        Ok(iterators.read()?)
+    }
+
     /// Who holds what, now.
     ///
     /// # Errors
@@ -169,10 +246,12 @@ impl Tracker {
         let mut names = lock(&self.names);
         // Containers before tables: a table's cgroup that isn't known by then is looked up by itself.
         let containers = names.resolver.refresh();
-        let (tables, flows, uncounted) = (kernel.tables()?, kernel.flows()?, kernel.uncounted()?);
+        let (tables, flows, mut uncounted) = (kernel.tables()?, kernel.flows()?, kernel.uncounted()?);
+        let found = lock(&self.found).clone();
+        uncounted.any |= found.succeeded == Some(false);
         let Names { resolver, ledger } = &mut *names;
         let owner = |cgroup| resolver.owner(cgroup);
-        Ok(Inventory::take(&tables, &flows, ledger, containers, &uncounted, owner))
+        Ok(Inventory::take(&tables, &flows, &found.hidden, ledger, containers, &uncounted, owner))
     }
 
     /// Who holds what, as users are shown it.
@@ -203,6 +282,7 @@ impl Tracker {
             lost,
             misses: kernel.misses()?,
             audits: *lock(&self.audits),
+            hidden: lock(&self.found).clone(),
             ready,
         })
     }

@@ -19,11 +19,11 @@ use crate::{
 
 /// Context of `iter/task_file` (kernel: `struct bpf_iter__task_file`).
 #[repr(C)]
-struct TaskFile {
-    meta: *const Meta,
-    task: *const u8,
+pub(super) struct TaskFile {
+    pub(super) meta: *const Meta,
+    pub(super) task: *const u8,
     fd: u32,
-    file: *const u8,
+    pub(super) file: *const u8,
 }
 
 /// Head of `struct bpf_iter_meta`.

@@ -2,11 +2,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    io,
     time::{Duration, Instant},
 };
 
-use aya::programs::{Iter, RawTracePoint, RawTracePointRunOptions, TestRun as _};
+use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun as _};
 use tracker_ebpf::{Control, Loss, MAX_SCANNED_FDS, Table, mode, resync};
 
 use super::{
@@ -16,7 +15,7 @@ use super::{
         counts::{self, Delta, Measure, Suspect},
         slots::{self, Doubt},
     },
-    program,
+    call, iterator, program,
 };
 use crate::host::monotonic;
 
@@ -235,12 +234,8 @@ impl Kernel {
     }
 
     fn iterate(&mut self) -> Result<HashMap<u64, Seen>, BpfError> {
-        let iter: &mut Iter = program(&mut self.ebpf, "audit")?;
-        let link = iter.attach().map_err(|e| attach_error("audit", e))?;
-        let link = iter.take_link(link).map_err(|e| attach_error("audit", e))?;
-        let call = |call, source| super::call(call, "the iterator over all files", source);
-        let file = link.into_file().map_err(|e| call("open", io::Error::other(e)))?;
-        auditor::read(file).map_err(|e| call("read", e))
+        let file = iterator(&mut self.ebpf, "audit")?;
+        auditor::read(file).map_err(|source| call("read the iterator", "audit", source))
     }
 
     pub(super) fn resync(&mut self, arguments: &[u64]) -> Result<u32, BpfError> {

@@ -153,7 +153,7 @@ fn attempt(
 }
 
 /// An error and its causes, without the verifier's pages.
-fn why(error: BpfError) -> String {
+pub(super) fn why(error: BpfError) -> String {
     let text = format!("{:#}", anyhow::Error::from(error));
     text.split(" Verifier output:").next().unwrap_or_default().to_owned()
 }

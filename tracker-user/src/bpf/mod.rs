@@ -5,6 +5,7 @@
 //! - `self_test`, `choice`: which of them count exactly on this kernel;
 //! - `event`: records of the ring;
 //! - `audit`: audits; `auditor`: the comparison of truth and records;
+//! - `hidden`: looks for what no slot holds;
 //! - `prerequisites`: what a kernel must offer, and what to do where it doesn't;
 //! - `sys`: raw calls.
 //!
@@ -16,6 +17,7 @@ mod btf;
 mod choice;
 mod event;
 mod feeder;
+mod hidden;
 mod offsets;
 mod prerequisites;
 mod self_test;
@@ -23,6 +25,7 @@ mod sys;
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fs::File,
     io,
     os::fd::{AsFd as _, BorrowedFd},
 };
@@ -38,6 +41,7 @@ pub use btf::BtfError;
 pub use choice::{Choice, Trial, trials};
 pub use event::{Change, Event};
 pub use feeder::{CloseHook, Feeder};
+pub use hidden::{Impossible, Iterators, Look, Sight, confirmed};
 pub use prerequisites::{Finding, Missing, Status, check, findings};
 pub use self_test::{COMMAND as SELF_TEST, SelfTest, run_child as self_test_child};
 use thiserror::Error;
@@ -168,6 +172,8 @@ pub struct Kernel {
     no_room: u64,
     /// Misses that happened before the last audit, which has repaired what they did.
     known_misses: u64,
+    /// Where this kernel can't be asked for hidden files.
+    impossible: Vec<Impossible>,
 }
 
 impl Kernel {
@@ -179,12 +185,13 @@ impl Kernel {
     pub fn load(hierarchy: &Hierarchy, sizes: Sizes, feeder: Feeder) -> Result<(Self, Rings), BpfError> {
         let kernel = check()?;
         let log = tracing::enabled!(tracing::Level::DEBUG);
-        let mut ebpf = load(hierarchy, sizes, kernel, feeder, log)?;
+        let (mut ebpf, mut impossible) = load(hierarchy, sizes, kernel, feeder, log)?;
         let log = log.then(|| EbpfLogger::init_with_logger(&mut ebpf, LogTracer::new())).transpose()?;
         fill_anon_names(&mut ebpf)?;
         let btf = aya::Btf::from_sys_fs()?;
         let audit: &mut Iter = program(&mut ebpf, "audit")?;
         audit.load("task_file", &btf).map_err(|e| attach_error("audit", e))?;
+        hidden::load(&mut ebpf, &btf, &mut impossible)?;
         let resync: &mut RawTracePoint = program(&mut ebpf, "resync")?;
         resync.load().map_err(|e| attach_error("resync", e))?;
         let shared = Shared::open(&mut ebpf, &btf)?;
@@ -201,6 +208,7 @@ impl Kernel {
             uncounted: BTreeSet::new(),
             no_room: 0,
             known_misses: 0,
+            impossible,
         };
         Ok((kernel, Rings { events, log }))
     }
@@ -381,7 +389,7 @@ fn load(
     kernel: KernelVersion,
     feeder: Feeder,
     log: bool,
-) -> Result<Ebpf, BpfError> {
+) -> Result<(Ebpf, Vec<Impossible>), BpfError> {
     let btf = kernel_btf()?;
     let globals = Globals::find(&btf, hierarchy, kernel)?;
     let count_edges = u8::from(feeder.counts_edges());
@@ -401,7 +409,8 @@ fn load(
     if !log {
         loader.map_max_entries("AYA_LOGS", 4096);
     }
-    loader.load(OBJECT).map_err(BpfError::Load)
+    let ebpf = loader.load(OBJECT).map_err(BpfError::Load)?;
+    Ok((ebpf, globals.impossible))
 }
 
 /// Tells the programs which names of anonymous inodes stand for which kind.
@@ -425,6 +434,14 @@ where
 {
     let program = ebpf.program_mut(name).ok_or_else(|| BpfError::Object(format!("program {name}")))?;
     program.try_into().map_err(|source| attach_error(name, source))
+}
+
+/// Opens an iterator. It walks when it is read.
+fn iterator(ebpf: &mut Ebpf, name: &str) -> Result<File, BpfError> {
+    let iter: &mut Iter = program(ebpf, name)?;
+    let link = iter.attach().map_err(|e| attach_error(name, e))?;
+    let link = iter.take_link(link).map_err(|e| attach_error(name, e))?;
+    link.into_file().map_err(|e| call("open the iterator", name, io::Error::other(e)))
 }
 
 fn attach_error(program: &str, source: ProgramError) -> BpfError {

@@ -2,8 +2,11 @@
 
 use aya::EbpfLoader;
 
-use super::btf::{Btf, BtfError};
-use crate::runtime::Hierarchy;
+use super::{
+    btf::{Btf, BtfError},
+    hidden::{Impossible, Look},
+};
+use crate::{host::KernelVersion, runtime::Hierarchy};
 
 /// An offset that the programs need: name of the global, struct, member, and the bytes that are read there
 /// (`None`: an address is computed, nothing is read).
@@ -46,6 +49,44 @@ const OFFSETS: &[Offset] = &[
     ("OFF_REGS_SYSCALL",  "pt_regs",      arch::SYSCALL,    Some(8)),
 ];
 
+/// For each look for hidden files what it needs, which some kernels lack. What isn't there leaves its global at 0, and the look
+/// isn't taken.
+#[rustfmt::skip]
+const MAPPED: &[Offset] = &[
+    ("OFF_VMA_FILE",      "vm_area_struct", "vm_file",      Some(8)),
+    ("OFF_VMA_MM",        "vm_area_struct", "vm_mm",        Some(8)),
+];
+#[rustfmt::skip]
+const REGISTERED: &[Offset] = &[
+    ("OFF_TASK_IO_URING", "task_struct",  "io_uring",       Some(8)),
+    ("OFF_URING_RINGS",   "io_uring_task", "registered_rings", Some(16 * 8)),
+];
+#[rustfmt::skip]
+const IN_FLIGHT: &[Offset] = &[
+    ("OFF_SK_STATE",      "sock",         "__sk_common.skc_state", Some(1)),
+    ("OFF_SK_QUEUE",      "sock",         "sk_receive_queue", None),
+    ("OFF_QUEUE_LEN",     "sk_buff_head", "qlen",           Some(4)),
+    ("OFF_SKB_NEXT",      "sk_buff",      "next",           Some(8)),
+    ("OFF_SKB_SK",        "sk_buff",      "sk",             Some(8)),
+    ("OFF_SKB_CB",        "sk_buff",      "cb",             None),
+    ("OFF_CB_FP",         "unix_skb_parms", "fp",           Some(8)),
+    ("OFF_FP_COUNT",      "scm_fp_list",  "count",          Some(2)),
+    ("OFF_FP_FILES",      "scm_fp_list",  "fp",             None),
+];
+/// From Linux 6.13 on a ring's table of files holds nodes.
+#[rustfmt::skip]
+const NODES: &[Offset] = &[
+    ("OFF_RING_FILES_LEN", "io_ring_ctx", "file_table.data.nr", Some(4)),
+    ("OFF_RING_FILES",    "io_ring_ctx",  "file_table.data.nodes", Some(8)),
+    ("OFF_NODE_FILE",     "io_rsrc_node", "file_ptr",       Some(8)),
+];
+/// Before, the files themselves.
+#[rustfmt::skip]
+const FILES: &[Offset] = &[
+    ("OFF_RING_FILES_LEN", "io_ring_ctx", "nr_user_files",  Some(4)),
+    ("OFF_RING_FILES",    "io_ring_ctx",  "file_table.files", Some(8)),
+];
+
 #[cfg(target_arch = "x86_64")]
 mod arch {
     /// Members of `pt_regs` that hold a syscall's arguments, also at its exit.
@@ -69,6 +110,83 @@ pub(super) struct Globals {
     cgroup_by_css: u8,
     have_task_pt_regs: u8,
     own_tgid: u32,
+    look_in_flight: u8,
+    look_direct: u8,
+    direct_nodes: u8,
+    /// Looks for hidden files that this kernel lacks something for.
+    pub(super) impossible: Vec<Impossible>,
+}
+
+/// Where the members are that the looks for hidden files need.
+struct Looks<'a> {
+    btf: &'a Btf<'a>,
+    kernel: KernelVersion,
+    offsets: Vec<(&'static str, u64)>,
+    direct_nodes: bool,
+    impossible: Vec<Impossible>,
+}
+
+impl<'a> Looks<'a> {
+    fn find(btf: &'a Btf<'a>, kernel: KernelVersion) -> Self {
+        let mut looks =
+            Self { btf, kernel, offsets: Vec::new(), direct_nodes: false, impossible: Vec::new() };
+        for look in Look::ALL {
+            if let Err(error) = looks.add(look) {
+                looks.impossible.push((look, format!("the kernel has {error}")));
+            }
+        }
+        looks
+    }
+
+    fn add(&mut self, look: Look) -> Result<(), BtfError> {
+        let found = match look {
+            Look::Mapped => {
+                // Without it the iterator crashes a kernel in which a process ends at the wrong moment (kernel commit
+                // 7ff94f276f8e, Linux 6.2 and stable kernels since 5.15).
+                self.btf.field("bpf_iter_seq_task_vma_info", "mm")?;
+                members(self.btf, MAPPED)?
+            }
+            Look::Registered => members(self.btf, REGISTERED)?,
+            Look::InFlight => members(self.btf, IN_FLIGHT)?,
+            Look::Direct => match members(self.btf, NODES) {
+                Ok(nodes) => {
+                    self.direct_nodes = true;
+                    nodes
+                }
+                Err(_) => self.files()?,
+            },
+        };
+        self.offsets.extend(found);
+        Ok(())
+    }
+
+    fn files(&self) -> Result<Vec<(&'static str, u64)>, BtfError> {
+        self.btf.field("io_fixed_file", "file_ptr")?;
+        if self.kernel.at_least(5, 13) && !self.kernel.at_least(5, 15) {
+            let (member, path) = ("files of one level".into(), "struct io_file_table".into());
+            return Err(BtfError::NoMember { member, path });
+        }
+        members(self.btf, FILES)
+    }
+
+    fn has(&self, look: Look) -> u8 {
+        u8::from(self.impossible.iter().all(|(other, _)| *other != look))
+    }
+}
+
+/// Where members are.
+fn members(btf: &Btf<'_>, wanted: &[Offset]) -> Result<Vec<(&'static str, u64)>, BtfError> {
+    let member = |(global, of, member, size): &Offset| {
+        let field = btf.field(of, member)?;
+        if let Some(expected) = *size
+            && field.size != expected
+        {
+            let path = format!("struct {of}.{member}");
+            return Err(BtfError::Size { path, found: field.size, expected });
+        }
+        Ok((*global, u64::from(field.offset)))
+    };
+    wanted.iter().map(member).collect()
 }
 
 impl Globals {
@@ -76,25 +194,12 @@ impl Globals {
     ///
     /// # Errors
     /// Names the first member that isn't there or isn't of the expected size.
-    pub(super) fn find(
-        btf: &[u8],
-        hierarchy: &Hierarchy,
-        kernel: crate::host::KernelVersion,
-    ) -> Result<Self, BtfError> {
-        let mut wanted: Vec<&str> = OFFSETS.iter().map(|(_, of, ..)| *of).collect();
-        wanted.push("css_set");
+    pub(super) fn find(btf: &[u8], hierarchy: &Hierarchy, kernel: KernelVersion) -> Result<Self, BtfError> {
+        let all = [OFFSETS, MAPPED, REGISTERED, IN_FLIGHT, NODES, FILES];
+        let mut wanted: Vec<&str> = all.iter().flat_map(|some| some.iter().map(|(_, of, ..)| *of)).collect();
+        wanted.extend(["css_set", "bpf_iter_seq_task_vma_info", "io_fixed_file"]);
         let btf = Btf::parse(btf, &wanted)?;
-        let mut offsets = Vec::with_capacity(OFFSETS.len() + 2);
-        for (global, of, member, size) in OFFSETS {
-            let field = btf.field(of, member)?;
-            if let Some(expected) = *size
-                && field.size != expected
-            {
-                let path = format!("struct {of}.{member}");
-                return Err(BtfError::Size { path, found: field.size, expected });
-            }
-            offsets.push((*global, u64::from(field.offset)));
-        }
+        let mut offsets = members(&btf, OFFSETS)?;
         let (cset_cgroup, cgroup_by_css) = match hierarchy.controller() {
             None => (u64::from(btf.field("css_set", "dfl_cgrp")?.offset), 0),
             Some(controller) => {
@@ -109,8 +214,14 @@ impl Globals {
         // `ss` is the last word.
         let regs = u64::from(btf.field("pt_regs", "ss")?.offset) + 8;
         offsets.push(("OFF_STACK_REGS", arch::STACK_SIZE - regs));
+        let looks = Looks::find(&btf, kernel);
+        offsets.extend(&looks.offsets);
         Ok(Self {
             offsets,
+            look_in_flight: looks.has(Look::InFlight),
+            look_direct: looks.has(Look::Direct),
+            direct_nodes: u8::from(looks.direct_nodes),
+            impossible: looks.impossible,
             cgroup_by_css,
             // bpf_task_pt_regs, kernel commit dd6e10fbd9fb
             have_task_pt_regs: u8::from(kernel.at_least(5, 15)),
@@ -126,6 +237,9 @@ impl Globals {
         loader.override_global("CGROUP_BY_CSS", &self.cgroup_by_css, true);
         loader.override_global("HAVE_TASK_PT_REGS", &self.have_task_pt_regs, true);
         loader.override_global("OWN_TGID", &self.own_tgid, true);
+        loader.override_global("LOOK_IN_FLIGHT", &self.look_in_flight, true);
+        loader.override_global("LOOK_DIRECT", &self.look_direct, true);
+        loader.override_global("DIRECT_NODES", &self.direct_nodes, true);
     }
 }
 
@@ -138,10 +252,10 @@ mod tests {
         let Ok(btf) = std::fs::read("/sys/kernel/btf/vmlinux") else {
             return; // a kernel without BTF: nothing to look in
         };
-        let kernel = crate::host::KernelVersion::running().unwrap();
+        let kernel = KernelVersion::running().unwrap();
         for hierarchy in [Hierarchy::unified("/sys/fs/cgroup"), Hierarchy::v1("/sys/fs/cgroup/cpu", "cpu")] {
             let globals = Globals::find(&btf, &hierarchy, kernel).unwrap();
-            assert_eq!(globals.offsets.len(), OFFSETS.len() + 2);
+            assert!(globals.offsets.len() >= OFFSETS.len() + 2);
         }
     }
 }

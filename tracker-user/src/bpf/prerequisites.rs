@@ -9,7 +9,7 @@ use std::{
 
 use thiserror::Error;
 
-use super::trials;
+use super::{Feeder, Kernel, Look, Sizes, trials};
 use crate::{
     host::{Capability, KernelVersion, missing_capabilities},
     runtime::Hierarchy,
@@ -211,10 +211,32 @@ pub fn findings() -> Vec<Finding> {
     match hierarchy {
         Ok(hierarchy) if found.iter().all(|finding| finding.status != Status::Fail) => {
             found.extend(feeders(&hierarchy));
+            found.push(looks(&hierarchy));
         }
         _ => found.push(Finding::new("feeder", Status::Fail, "none: see above")),
     }
     found
+}
+
+/// Where files are looked for that no slot holds.
+fn looks(hierarchy: &Hierarchy) -> Finding {
+    const NAME: &str = "hidden fds";
+    let sizes = Sizes { tables: 1, slots: 1, ring: 4096 };
+    let kernel = match Kernel::load(hierarchy, sizes, Feeder::None) {
+        Ok((kernel, _)) => kernel,
+        Err(error) => return Finding::new(NAME, Status::Fail, format!("{:#}", anyhow::Error::from(error))),
+    };
+    let names = |looks: Vec<Look>| looks.iter().map(Look::to_string).collect::<Vec<_>>().join(", ");
+    let impossible = kernel.impossible_looks();
+    if impossible.is_empty() {
+        return Finding::new(
+            NAME,
+            Status::Ok,
+            format!("looked for at audits: {}", names(Look::ALL.to_vec())),
+        );
+    }
+    let why: Vec<_> = impossible.iter().map(|(look, why)| format!("{look} ({why})")).collect();
+    Finding::new(NAME, Status::Warn, format!("not looked for on this kernel: {}", why.join(", ")))
 }
 
 /// Every feeder with what its self-test found, and the one that the agent would choose.

@@ -8,7 +8,7 @@ use std::{
     ptr::NonNull,
 };
 
-use tracker_ebpf::{Control, FileRecord, Flow, Slot, SlotEvent, Table, TableEvent, Tag};
+use tracker_ebpf::{Control, FileRecord, Flow, Sighting, Slot, SlotEvent, Table, TableEvent, Tag};
 
 /// Types that any bytes are a value of, so that they may be read from the kernel.
 ///
@@ -26,7 +26,7 @@ macro_rules! plain {
 // SAFETY: so is an array of them.
 unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
 
-plain!(u32, u64, i64, Control, FileRecord, Flow, Slot, SlotEvent, Table, TableEvent, Tag);
+plain!(u32, u64, i64, Control, FileRecord, Flow, Sighting, Slot, SlotEvent, Table, TableEvent, Tag);
 
 /// Reads a value from the start of some bytes.
 pub(super) fn read<T: Plain>(bytes: &[u8]) -> Option<T> {

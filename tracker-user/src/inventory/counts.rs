@@ -1,14 +1,22 @@
 //! Numbers per kind.
 
+use std::collections::BTreeMap;
+
 use tracker_ebpf::{Flow, Kind};
+
+use crate::verdict::{Profile, Verdict, judge};
 
 /// How many of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counts([i64; Kind::COUNT]);
+pub struct Counts {
+    n: [i64; Kind::COUNT],
+    /// Those that are [`Kind::FdInFlight`], by what they are: CRIU makes of each what it would if it were open.
+    in_flight: [i64; Kind::COUNT],
+}
 
 impl Default for Counts {
     fn default() -> Self {
-        Self([0; Kind::COUNT])
+        Self { n: [0; Kind::COUNT], in_flight: [0; Kind::COUNT] }
     }
 }
 
@@ -16,12 +24,24 @@ impl Counts {
     /// How many of a kind.
     #[must_use]
     pub fn get(&self, kind: Kind) -> i64 {
-        self.0.get(kind.index()).copied().unwrap_or(0)
+        self.n.get(kind.index()).copied().unwrap_or(0)
     }
 
     /// The kinds that there are any of, with how many.
     pub fn iter(&self) -> impl Iterator<Item = (Kind, i64)> + '_ {
         Kind::ALL.iter().map(|kind| (*kind, self.get(*kind))).filter(|(_, n)| *n > 0)
+    }
+
+    /// The kinds that there are any of, with how many CRIU would make this of.
+    pub fn judged(&self, profile: &Profile) -> impl Iterator<Item = (Kind, Verdict, i64)> {
+        let mut judged = BTreeMap::new();
+        let itself =
+            self.iter().filter(|(kind, _)| *kind != Kind::FdInFlight).map(|(kind, n)| (kind, kind, n));
+        let in_flight = Kind::ALL.iter().zip(self.in_flight).map(|(of, n)| (Kind::FdInFlight, *of, n));
+        for (kind, of, n) in itself.chain(in_flight).filter(|(.., n)| *n > 0) {
+            *judged.entry((kind, judge(of, profile))).or_insert(0) += n;
+        }
+        judged.into_iter().map(|((kind, verdict), n)| (kind, verdict, n))
     }
 
     /// How many in all.
@@ -32,15 +52,50 @@ impl Counts {
 
     /// Adds other counts.
     pub fn merge(&mut self, other: &Self) {
-        self.add(&other.0);
+        self.add(&other.n);
+        add(&mut self.in_flight, &other.in_flight);
     }
 
     /// Adds numbers, kind by kind.
     pub fn add<N: Copy + TryInto<i64>>(&mut self, other: &[N; Kind::COUNT]) {
-        for (sum, n) in self.0.iter_mut().zip(other) {
-            *sum = sum.saturating_add((*n).try_into().unwrap_or(i64::MAX));
+        add(&mut self.n, other);
+    }
+
+    /// Adds what no slot holds.
+    pub fn add_hidden(&mut self, hidden: &Hidden) {
+        let Hidden { kind, of, n, .. } = hidden;
+        let mut counts = [0; Kind::COUNT];
+        if let Some(to) = counts.get_mut(kind.index()) {
+            *to = *n;
+        }
+        self.add(&counts);
+        if *kind == Kind::FdInFlight
+            && let Some(to) = self.in_flight.get_mut(of.index())
+        {
+            *to = to.saturating_add(*n);
         }
     }
+}
+
+fn add<N: Copy + TryInto<i64>>(to: &mut [i64; Kind::COUNT], numbers: &[N; Kind::COUNT]) {
+    for (sum, n) in to.iter_mut().zip(numbers) {
+        *sum = sum.saturating_add((*n).try_into().unwrap_or(i64::MAX));
+    }
+}
+
+/// Files that no slot holds, as the last look for such found them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hidden {
+    /// The cgroup that they are charged to.
+    pub cgroup_id: u64,
+    /// The process that they are charged to.
+    pub tgid: u32,
+    /// What they are counted as ([`Kind::is_hidden`]).
+    pub kind: Kind,
+    /// What each file is.
+    pub of: Kind,
+    /// How many.
+    pub n: i64,
 }
 
 impl<N: Copy + TryInto<i64>> From<&[N; Kind::COUNT]> for Counts {

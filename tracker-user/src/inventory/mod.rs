@@ -1,6 +1,7 @@
 //! From tables to processes to containers. Pure: it is given what the kernel side holds, and who owns which cgroup.
 //!
-//! The counts live in the kernel (`TABLES`), where fork, exec, exit, dup, close and cgroup moves keep them current. The
+//! The counts live in the kernel (`TABLES`), where fork, exec, exit, dup, close and cgroup moves keep them current. What no slot
+//! holds is as the last look for such found it. The
 //! inventory adds them up anew whenever somebody asks, so it has no state that could go stale, and no event that it
 //! misses can make it wrong.
 
@@ -12,13 +13,13 @@ use std::{
     sync::Arc,
 };
 
-pub use counts::{Counts, Totals};
+pub use counts::{Counts, Hidden, Totals};
 pub use ledger::{Key, Ledger};
 use tracker_ebpf::{Flow, TABLE_STALE, Table};
 
 use crate::{
     runtime::{Container, Owner},
-    verdict::{Profile, Verdict, judge},
+    verdict::{Profile, Verdict},
 };
 
 /// Cgroups with fd tables that there was no room to count.
@@ -44,13 +45,13 @@ pub struct Inventory {
 /// What the host, or a container, holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
-    /// Slots per kind, now.
+    /// Slots per kind, now; and what no slot holds, as it was last found.
     pub counts: Counts,
     /// Slots filled and emptied since the agent started.
     pub totals: Totals,
     /// A count is being repaired: it isn't exact.
     pub stale: bool,
-    /// Slots per kind by process (thread group), where there are any.
+    /// The same by process (thread group), where there are any.
     pub processes: BTreeMap<u32, Counts>,
 }
 
@@ -63,6 +64,11 @@ impl Entry {
         }
     }
 
+    fn charge_hidden(&mut self, hidden: &Hidden) {
+        self.counts.add_hidden(hidden);
+        self.processes.entry(hidden.tgid).or_default().add_hidden(hidden);
+    }
+
     /// Adds another entry, but for its processes.
     pub fn merge(&mut self, other: &Self) {
         self.counts.merge(&other.counts);
@@ -70,10 +76,10 @@ impl Entry {
         self.stale |= other.stale;
     }
 
-    /// The worst verdict of all slots that are counted.
+    /// The worst verdict of all that is counted.
     #[must_use]
     pub fn verdict(&self, profile: &Profile) -> Verdict {
-        self.counts.iter().map(|(kind, _)| judge(kind, profile)).max().unwrap_or(Verdict::Ok)
+        self.counts.judged(profile).map(|(_, verdict, _)| verdict).max().unwrap_or(Verdict::Ok)
     }
 
     /// The verdict, or `stale`.
@@ -90,6 +96,7 @@ impl Inventory {
     pub fn take(
         tables: &[(u64, Table)],
         flows: &[(u64, Flow)],
+        hidden: &[Hidden],
         ledger: &Ledger,
         containers: Vec<Arc<Container>>,
         uncounted: &Uncounted,
@@ -111,6 +118,15 @@ impl Inventory {
         for (_, table) in tables {
             let key = learn(owner(table.cgroup_id));
             entries.entry(key).or_default().charge(table);
+        }
+        for hidden in hidden {
+            // By now the container may have gone: it isn't listed for the sake of what it had at the last look.
+            let key = Key::of(&owner(hidden.cgroup_id));
+            match entries.get_mut(&key) {
+                Some(entry) => entry.charge_hidden(hidden),
+                None if matches!(key, Key::Container(_)) => {}
+                None => entries.entry(key).or_default().charge_hidden(hidden),
+            }
         }
         for cgroup in &uncounted.cgroups {
             let key = learn(owner(*cgroup));
@@ -194,7 +210,7 @@ mod tests {
 
     fn take(tables: &[(u64, Table)], flows: &[(u64, Flow)]) -> Inventory {
         let all = vec![container("web"), container("db")];
-        Inventory::take(tables, flows, &Ledger::default(), all, &Uncounted::default(), owner)
+        Inventory::take(tables, flows, &[], &Ledger::default(), all, &Uncounted::default(), owner)
     }
 
     fn entry<'a>(inventory: &'a Inventory, name: &str) -> &'a Entry {
@@ -237,6 +253,7 @@ mod tests {
         let inventory = Inventory::take(
             &[table(4, 7, &[(Kind::Tun, 1)])],
             &[],
+            &[],
             &Ledger::default(),
             vec![],
             &Uncounted::default(),
@@ -268,7 +285,7 @@ mod tests {
         let flows =
             [(2, flow(Kind::Pidfd, 3, 1)), (3, flow(Kind::Pidfd, 2, 2)), (1, flow(Kind::Pidfd, 1, 0))];
         let inventory =
-            Inventory::take(&[], &flows, &ledger, vec![container("web")], &Uncounted::default(), owner);
+            Inventory::take(&[], &flows, &[], &ledger, vec![container("web")], &Uncounted::default(), owner);
         let web = &entry(&inventory, "web").totals;
         assert_eq!((web.opened.get(Kind::Pidfd), web.closed.get(Kind::Pidfd)), (105, 103));
         assert_eq!(inventory.host.totals.opened.get(Kind::Pidfd), 8);
@@ -279,6 +296,7 @@ mod tests {
         let inventory = Inventory::take(
             &[],
             &[(4, flow(Kind::Pidfd, 3, 3))],
+            &[],
             &Ledger::default(),
             vec![],
             &Uncounted::default(),
@@ -312,13 +330,44 @@ mod tests {
     fn what_there_was_no_room_for_isnt_called_clean() {
         let all = || vec![container("web"), container("db")];
         let states = |uncounted: &Uncounted| -> Vec<bool> {
-            let inventory = Inventory::take(&[], &[], &Ledger::default(), all(), uncounted, owner);
+            let inventory = Inventory::take(&[], &[], &[], &Ledger::default(), all(), uncounted, owner);
             inventory.containers.iter().map(|(_, entry)| entry.stale).chain([inventory.host.stale]).collect()
         };
         // db, web, the host
         assert_eq!(states(&Uncounted::default()), [false, false, false]);
         assert_eq!(states(&Uncounted { cgroups: BTreeSet::from([3]), any: false }), [false, true, false]);
         assert_eq!(states(&Uncounted { cgroups: BTreeSet::new(), any: true }), [true, true, true]);
+    }
+
+    fn with_hidden(cgroup_id: u64, kind: Kind, of: Kind) -> Inventory {
+        let hidden = [Hidden { cgroup_id, tgid: 10, kind, of, n: 2 }];
+        let all = vec![container("db")];
+        Inventory::take(&[], &[], &hidden, &Ledger::default(), all, &Uncounted::default(), owner)
+    }
+
+    #[test]
+    fn what_no_slot_holds_counts_like_the_rest() {
+        let inventory = with_hidden(4, Kind::IoUringMapped, Kind::IoUring);
+        let db = entry(&inventory, "db");
+        assert_eq!(db.counts.get(Kind::IoUringMapped), 2);
+        assert_eq!(db.processes[&10].get(Kind::IoUringMapped), 2);
+        assert_eq!(db.state(&profile("4.0")), "blocked");
+        // A container that has gone isn't listed for its sake.
+        assert!(
+            with_hidden(2, Kind::IoUringMapped, Kind::IoUring).containers.iter().all(|(c, _)| c.name == "db")
+        );
+    }
+
+    #[test]
+    fn an_fd_in_flight_is_as_bad_as_its_file() {
+        let state = |of, criu: &str| {
+            let inventory = with_hidden(4, Kind::FdInFlight, of);
+            assert_eq!(entry(&inventory, "db").counts.total(), 2);
+            entry(&inventory, "db").state(&profile(criu))
+        };
+        assert_eq!(state(Kind::Eventfd, "4.0"), "ok");
+        assert_eq!(state(Kind::Pidfd, "4.0"), "blocked");
+        assert_eq!(state(Kind::Pidfd, "4.1"), "unknown");
     }
 
     #[test]

@@ -9,10 +9,11 @@ use prometheus::{
 };
 
 use crate::{
+    bpf::Look,
     inventory::{Entry, Inventory},
     report::{HOST, UNKNOWN},
     tracker::Snapshot,
-    verdict::{Profile, Verdict, judge},
+    verdict::{Profile, Verdict},
 };
 
 /// The labels that tell containers apart, as kubelet's and cadvisor's metrics do.
@@ -57,7 +58,7 @@ impl Containers {
             open: gauges(
                 registry,
                 "fdtracker_open_fds",
-                "Open file descriptors of a kind that can matter to a checkpoint, with what CRIU would make of each: ok, needs_option, unknown or blocked.",
+                "Open file descriptors of a kind that can matter to a checkpoint, with what CRIU would make of each: ok, needs_option, unknown or blocked. The kinds *_mapped, io_uring_registered, io_uring_direct and fd_in_flight are files that no descriptor holds: these are as the last look found them, at most --audit-interval ago, not live.",
                 &verdict,
             )?,
             opened: counters(
@@ -89,9 +90,8 @@ impl Containers {
 
     fn entry(&self, name: &str, entry: &Entry, profile: &Profile) {
         let labels = ["", "", name];
-        for (kind, n) in entry.counts.iter() {
-            let verdict = judge(kind, profile).name();
-            self.open.with_label_values(&["", "", name, kind.name(), verdict]).add(n);
+        for (kind, verdict, n) in entry.counts.judged(profile) {
+            self.open.with_label_values(&["", "", name, kind.name(), verdict.name()]).add(n);
         }
         for (counter, counts) in [(&self.opened, &entry.totals.opened), (&self.closed, &entry.totals.closed)]
         {
@@ -165,6 +165,7 @@ fn own(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Error
         misses.with_label_values(&[program]).inc_by(*count);
     }
     audits(registry, snapshot)?;
+    looks(registry, snapshot)?;
     registry.register(Box::new(ProcessCollector::for_self()))
 }
 
@@ -186,6 +187,32 @@ fn audits(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Er
     registry.register(Box::new(corrections))?;
     let took = prometheus::Gauge::new("fdtracker_audit_duration_seconds", "How long the last audit took.")?;
     took.set(snapshot.audits.last.as_secs_f64());
+    registry.register(Box::new(took))
+}
+
+fn looks(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Error> {
+    let looks = counters(
+        registry,
+        "fdtracker_hidden_looks_total",
+        "Looks for files that no descriptor holds, by what came of them: ok or error.",
+        &["result"],
+    )?;
+    looks.with_label_values(&["ok"]).inc_by(snapshot.hidden.finished);
+    looks.with_label_values(&["error"]).inc_by(snapshot.hidden.failed);
+    let taken = gauges(
+        registry,
+        "fdtracker_hidden_look",
+        "1 if the last look for files that no descriptor holds was taken in this place, 0 if the kernel can't be asked or the look failed.",
+        &["place"],
+    )?;
+    for look in Look::ALL {
+        taken.with_label_values(&[look.name()]).set(i64::from(snapshot.hidden.was_taken(look)));
+    }
+    let took = prometheus::Gauge::new(
+        "fdtracker_hidden_look_duration_seconds",
+        "How long the last look for files that no descriptor holds took.",
+    )?;
+    took.set(snapshot.hidden.took.as_secs_f64());
     registry.register(Box::new(took))
 }
 
@@ -227,7 +254,7 @@ mod tests {
         host::KernelVersion,
         inventory::Counts,
         runtime::{Container, Runtime},
-        tracker::AuditStats,
+        tracker::{AuditStats, Found},
     };
 
     fn entry(kind: Kind, n: i64) -> Entry {
@@ -259,6 +286,7 @@ mod tests {
                 corrections: 0,
                 last: Duration::from_millis(5),
             },
+            hidden: Found::new(vec![(Look::Mapped, "too old".into())]),
             ready: true,
         };
         String::from_utf8(render(&snapshot).unwrap()).unwrap()
@@ -306,6 +334,8 @@ mod tests {
         has(&text, r#"fdtracker_feeder_info{feeder="tracepoint",live="true"} 1"#);
         has(&text, r#"fdtracker_events_lost_total{stage="ring"} 3"#);
         has(&text, r#"fdtracker_audits_total{result="ok"} 2"#);
+        // So far none was taken.
+        has(&text, r#"fdtracker_hidden_look{place="in_flight"} 0"#);
         has(&text, "fdtracker_ready 1");
         assert!(text.contains("fdtracker_build_info{version="));
         assert!(text.contains("process_resident_memory_bytes"));

@@ -7,7 +7,7 @@ use super::{
     profile::{CriuVersion, Profile},
 };
 
-/// The verdict of one slot, from its kind.
+/// The verdict of one slot, or of one file that no slot holds, from its kind. An fd in flight is to be judged by what it is.
 #[must_use]
 pub fn judge(kind: Kind, profile: &Profile) -> Verdict {
     let since = |version| profile.version >= version;
@@ -27,9 +27,11 @@ pub fn judge(kind: Kind, profile: &Profile) -> Verdict {
         Kind::Packet if since(CriuVersion::new(4, 2, 0)) || !profile.kernel.at_least(6, 16) => {
             Verdict::Unknown
         }
-        // Plugins (CUDA, amdgpu) may dump these.
+        // Plugins (CUDA, amdgpu) may dump these; proc_parse.c:handle_vma asks them about mappings too.
         Kind::Nvidia if since(CriuVersion::new(4, 0, 0)) => Verdict::Unknown,
-        Kind::Dri => Verdict::Unknown,
+        Kind::Dri | Kind::GpuMapped => Verdict::Unknown,
+        // sk-queue.c:dump_sk_queue takes the files of messages one by one, through files.c:dump_one_file.
+        Kind::FdInFlight => Verdict::Unknown,
         Kind::Pidfd
         | Kind::Ping
         | Kind::Packet
@@ -60,7 +62,15 @@ pub fn judge(kind: Kind, profile: &Profile) -> Verdict {
         | Kind::Sctp
         | Kind::SocketOther
         | Kind::CharDevice
-        | Kind::BlockDevice => Verdict::Blocked,
+        | Kind::BlockDevice
+        // proc_parse.c:vma_get_mapfile ("Unknown shit"), handle_vma ("Can't handle non-regular mapping").
+        | Kind::IoUringMapped
+        | Kind::PerfEventMapped
+        | Kind::MemfdSecretMapped
+        | Kind::OtherMapped
+        // Nothing in CRIU looks at rings without an fd: what a restored process has registered isn't there.
+        | Kind::IoUringRegistered
+        | Kind::IoUringDirect => Verdict::Blocked,
     }
 }
 
@@ -97,6 +107,15 @@ mod tests {
             assert_eq!(verdict(kind, "4.2.1", (7, 3)), Verdict::Blocked);
         }
         assert_eq!(verdict(Kind::Eventfd, "3.17.1", (5, 10)), Verdict::Ok);
+    }
+
+    #[test]
+    fn what_no_slot_holds() {
+        for kind in Kind::ALL.iter().filter(|kind| kind.is_hidden()) {
+            let unknown = matches!(kind, Kind::GpuMapped | Kind::FdInFlight);
+            let expected = if unknown { Verdict::Unknown } else { Verdict::Blocked };
+            assert_eq!(verdict(*kind, "4.2.1", (6, 12)), expected, "{}", kind.name());
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! An answer is `ok [NUMBER…]`, or `no REASON` where the kernel doesn't have what was asked for.
 
+mod hidden;
 mod unusual;
 
 use std::{
@@ -78,6 +79,16 @@ fn run(words: &[&str]) -> Answer {
         "fanotify_watch" => unusual::fanotify_watch(),
         "fanotify_event" => unusual::fanotify_event(number(1)?),
         "seccomp_addfd" => unusual::seccomp_addfd(),
+        "mmap" => hidden::mmap(number(1)?),
+        "munmap" => hidden::munmap(words.get(1).and_then(|w| w.parse().ok()).unwrap_or(-1)),
+        "register_ring" => hidden::register_ring(number(1)?),
+        "unregister_ring" => hidden::unregister_ring(number(1)?),
+        "registered_only" => hidden::registered_only(),
+        "register_file" => hidden::register_file(number(1)?, number(2)?),
+        "unregister_files" => hidden::unregister_files(number(1)?),
+        "send" => hidden::send_only(number(1)?),
+        "receive" => hidden::receive_only(number(1)?),
+        "send_unaccepted" => hidden::send_unaccepted(number(1)?),
         "churn" => churn(number(1)?),
         "quit" => Ok(vec![]),
         _ => Err(io::Error::other(format!("unknown command {words:?}"))),
@@ -304,20 +315,31 @@ fn getfd(fd: c_int) -> Answer {
 
 const PASSCRED_PIDFD: c_int = 76;
 
-/// Sends an fd to itself over a socket, by `SCM_RIGHTS`.
+/// Sends an fd to itself over a socket.
 fn pass(fd: c_int) -> Answer {
     let (a, b) = pair()?;
+    send(a, fd)?;
+    let received = receive(b);
+    close(a);
+    close(b);
+    one(received)
+}
+
+/// Sends an fd, by `SCM_RIGHTS`.
+fn send(socket: i64, fd: c_int) -> Result<i64, io::Error> {
     let mut control = [0_u64; 8];
     // cmsghdr: length, level SOL_SOCKET, type SCM_RIGHTS, fd
     control[0] = 20;
     control[1] = 1 | 1 << 32;
     control[2] = u64::from(fd as u32);
-    message(libc::SYS_sendmsg, a, &mut control, 24)?;
+    message(libc::SYS_sendmsg, socket, &mut control, 24)
+}
+
+/// Receives an fd.
+fn receive(socket: i64) -> Result<i64, io::Error> {
     let mut control = [0_u64; 8];
-    message(libc::SYS_recvmsg, b, &mut control, 64)?;
-    close(a);
-    close(b);
-    Ok(vec![(control[2] as u32).into()])
+    message(libc::SYS_recvmsg, socket, &mut control, 64)?;
+    Ok((control[2] as u32).into())
 }
 
 /// Receives a pidfd of the sender with a message, by `SCM_PIDFD`.

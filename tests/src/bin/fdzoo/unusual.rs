@@ -54,7 +54,7 @@ fn uring(request: &[u64]) -> Result<i64, io::Error> {
     }
 }
 
-fn map(fd: i64, offset: i64, len: usize) -> Result<*mut u8, io::Error> {
+pub(super) fn map(fd: i64, offset: i64, len: usize) -> Result<*mut u8, io::Error> {
     // SAFETY: a new mapping, which stays.
     let at = unsafe {
         libc::mmap(

@@ -193,7 +193,7 @@ fn check(machine: &Machine) {
 
     let tables: Vec<_> = machine.tables.iter().map(|(files, table)| (*files, *table)).collect();
     let inventory =
-        Inventory::take(&tables, &[], &Ledger::default(), vec![], &Uncounted::default(), |cgroup| {
+        Inventory::take(&tables, &[], &[], &Ledger::default(), vec![], &Uncounted::default(), |cgroup| {
             owner(cgroup)
         });
     let mut found: BTreeMap<Option<String>, &Entry> = BTreeMap::from([(None, &inventory.host)]);
