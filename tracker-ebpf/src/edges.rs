@@ -5,13 +5,13 @@
 //! `fd_install`, `do_dup2`, `filp_close`), so a count is never smaller than what a scan can find. Additions commute: what the
 //! auditor found missing is added too, whatever happened since it looked.
 
-use tracker_ebpf::{TABLE_STALE, Tag, event, mode};
+use tracker_ebpf::{TABLE_STALE, Tag, mode};
 
 use crate::{
     fdtable::read_slot,
     kernel::current_tgid,
     maps::{CONTROL, MEASURED, TABLES},
-    notify::{self, Who},
+    notify,
     scan::scan,
     tables::{new_table, record},
 };
@@ -45,7 +45,7 @@ pub(crate) fn emptied(files: u64, fd: u32, tag: Tag, mode: u32) {
         let left = (*table).n.get(tag.kind_index()).copied().unwrap_or(0);
         if left < 0 && is_adopted() && (*table).flags & TABLE_STALE == 0 {
             (*table).flags |= TABLE_STALE;
-            notify::table(event::UNCERTAIN, files, Who::User, true);
+            notify::uncertain();
         }
     }
 }

@@ -15,7 +15,7 @@ macro_rules! offsets {
 
 // One for each entry of `OFFSETS` in tracker-user/src/bpf/offsets.rs.
 offsets! {
-    OFF_TASK_FILES OFF_TASK_TGID OFF_TASK_SIGNAL OFF_SIGNAL_LIVE OFF_TASK_CGROUPS
+    OFF_TASK_FILES OFF_TASK_FLAGS OFF_TASK_TGID OFF_TASK_SIGNAL OFF_SIGNAL_LIVE OFF_SIGNAL_THREADS OFF_TASK_CGROUPS
     OFF_CSET_CGROUP OFF_CSS_CGROUP OFF_CGROUP_KN OFF_KN_ID
     OFF_FILES_COUNT OFF_FILES_FDT OFF_FDT_MAX_FDS OFF_FDT_FD OFF_FDT_OPEN_FDS
     OFF_FILE_INODE OFF_FILE_OP OFF_FILE_DENTRY OFF_FILE_PRIVATE OFF_DENTRY_NAME
@@ -163,6 +163,16 @@ pub(crate) fn live_threads() -> u32 {
 pub(crate) fn threads_of(task: *const u8) -> u32 {
     // SAFETY: pointers and integers are plain data.
     unsafe { Probe::read(Probe::pointer(task, &OFF_TASK_SIGNAL), &OFF_SIGNAL_LIVE) }
+}
+
+/// Whether another process than the current one has a table of the current task's, for certain: more have it than there are threads
+/// that haven't been released (`signal_struct.nr_threads`).
+#[inline(always)]
+pub(crate) fn another_process_has(files: u64) -> bool {
+    // SAFETY: pointers and integers are plain data.
+    let threads: u32 =
+        unsafe { Probe::read(Probe::pointer(current(), &OFF_TASK_SIGNAL), &OFF_SIGNAL_THREADS) };
+    sharers(files) > threads
 }
 
 /// The address of a syscall's saved registers.

@@ -264,6 +264,8 @@ pub mod event {
 pub struct FileRecord {
     /// Address of the `files_struct`.
     pub files: u64,
+    /// Address of the `task_struct`.
+    pub task: u64,
     /// Address of the `struct file`. Not a [`Tag`]: to the verifier of an iterator it is a pointer, with which it
     /// allows no arithmetic.
     pub file: u64,
@@ -332,18 +334,18 @@ pub mod mode {
 
 /// Operations of the program `resync`, its first argument.
 pub mod resync {
-    /// Re-reads every slot of a table. Further arguments: files, tgid, cgroup id, [`mode`](crate::mode), and the generation and
-    /// seq that the table had, or 0: if it is another by now, nothing is done; if it moved, its cgroup is left as it is.
+    /// Re-reads every slot of a table. Further arguments: files, tgid, cgroup id, [`mode`](crate::mode), the generation and seq that
+    /// the table had, or 0 if it isn't recorded, an fd, and the address of a task that has it. Returns how many slots changed, or
+    /// [`REFUSED`] if the table is another by now. If it moved, its cgroup is left as it is.
     pub const SCAN: u64 = 1;
-    /// Forgets a table that is no more. Further arguments: files, generation.
+    /// Forgets a table that is no more. Further arguments: files, generation, seq. If it moved, nothing is done.
     pub const FORGET: u64 = 2;
-    /// Re-reads one slot. Arguments as for [`SCAN`], and the fd.
+    /// Re-reads the fd's slot. Else as [`SCAN`].
     pub const SLOT: u64 = 3;
     /// Leaves in the map `MEASURED` what a table's slots hold, less what is counted. Argument: files. Returns 1, or 0 if the table
     /// moved meanwhile.
     pub const MEASURE: u64 = 4;
-    /// Adds what is in the map `MEASURED` to a table, which is exact then. Arguments as for [`SCAN`], without the seq. Returns 1, or
-    /// 0 if it is another table by now.
+    /// Adds what is in the map `MEASURED` to a table, which is exact then. Arguments as for [`SCAN`]. Returns 1, or [`REFUSED`].
     pub const ADJUST: u64 = 5;
     /// Whether a slot holds what is recorded of it. Arguments: files, fd. Returns 0 if it does.
     pub const PEEK: u64 = 8;
@@ -351,6 +353,12 @@ pub mod resync {
     pub const FORGET_SLOT: u64 = 6;
     /// Forgets what a cgroup counted. Further argument: its id.
     pub const FORGET_FLOW: u64 = 7;
+
+    /// For the generation: whichever.
+    pub const ANY: u64 = u64::MAX;
+
+    /// The table is another than it was, or its last task has begun to exit.
+    pub const REFUSED: u32 = u32::MAX;
 }
 
 #[cfg(test)]
@@ -371,7 +379,7 @@ mod tests {
         assert_eq!(size_of::<Header>(), 4 * 4 + 3 * 8 + COMM_LEN);
         assert_eq!(size_of::<SlotEvent>(), size_of::<Header>() + 8);
         assert_eq!(size_of::<TableEvent>(), size_of::<Header>() + 4 * Kind::COUNT);
-        assert_eq!(size_of::<FileRecord>(), 40);
+        assert_eq!(size_of::<FileRecord>(), 48);
         assert_eq!(size_of::<Sighting>(), 7 * 8);
     }
 

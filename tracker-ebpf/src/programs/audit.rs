@@ -8,14 +8,17 @@ use tracker_ebpf::{FileRecord, Slot, TABLE_STALE, mode, resync};
 use crate::{
     classify::{NOT_COUNTED, classify},
     edges::{adjust, measure},
-    kernel::{Direct, OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, cgroup_id, is_own},
+    kernel::{Direct, OFF_TASK_FILES, OFF_TASK_FLAGS, OFF_TASK_TGID, Probe, Read as _, cgroup_id, is_own},
     maps::{CONTROL, FLOWS, SCRATCH, SLOTS, TABLES},
     notify::Who,
     programs::lifecycle,
     scan::scan,
-    slots::{differs, sync_slot},
+    slots::{differs, forget_slots, sync_slot},
     tables::remove_table,
 };
+
+/// include/linux/sched.h
+const PF_EXITING: u32 = 4;
 
 /// Context of `iter/task_file` (kernel: `struct bpf_iter__task_file`).
 #[repr(C)]
@@ -55,11 +58,13 @@ extern "C" fn audit(ctx: *const TaskFile) -> i32 {
             (*table).visited = (*control).pass;
         }
         let kind = classify::<Direct>(file);
-        if kind == NOT_COUNTED {
+        // The table of a task that exits may be forgotten already.
+        if kind == NOT_COUNTED || Direct::read::<u32>(task, &OFF_TASK_FLAGS) & PF_EXITING != 0 {
             return 0;
         }
         let record = FileRecord {
             files,
+            task: task as u64,
             file: file as u64,
             kind,
             cgroup_id: cgroup_id::<Direct>(task),
@@ -80,46 +85,13 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
     let ctx = RawTracePointContext::new(ctx);
     let (operation, files): (u64, u64) = (ctx.arg(0), ctx.arg(1));
     match operation {
-        resync::SCAN | resync::SLOT => {
-            if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
-                // SAFETY: the pointer comes from the map.
-                unsafe {
-                    (*scratch).remote_tgid = ctx.arg(2);
-                    (*scratch).remote_cgroup_id = ctx.arg(3);
-                }
-            }
-            let mode = ctx.arg::<u32>(4) | mode::REMOTE | mode::AUDIT;
-            let (generation, seq): (u64, u64) = (ctx.arg(5), ctx.arg(6));
-            // The table that was looked at may have ended since, and what is at its address be another's, or nobody's.
-            // SAFETY: the pointer comes from the map.
-            let now = TABLES.get_ptr(files).map_or(0, |table| unsafe { (*table).generation });
-            if generation != 0 && now != generation {
-                return 0;
-            }
-            if mode & mode::RECOUNT != 0 {
-                // The new entry has a generation of its own, to which no recorded slot belongs.
-                remove_table(files);
-            }
-            if let Some(table) = TABLES.get_ptr_mut(files) {
-                // SAFETY: the pointer comes from the map.
-                unsafe {
-                    if operation == resync::SCAN {
-                        // The scan marks it again if it fails.
-                        (*table).flags &= !TABLE_STALE;
-                    }
-                    (*table).tgid = ctx.arg(2);
-                    if ((*table).generation, (*table).seq) == (generation, seq) {
-                        (*table).cgroup_id = ctx.arg(3);
-                    }
-                }
-            }
-            if operation == resync::SLOT { sync_slot(files, ctx.arg(7), mode) } else { scan(files, mode) }
-        }
+        resync::SCAN | resync::SLOT | resync::ADJUST => act(&ctx, operation, files),
         resync::FORGET => {
             if let Some(table) = TABLES.get_ptr(files) {
                 // SAFETY: the pointer comes from the map.
-                if unsafe { (*table).generation } == ctx.arg::<u64>(2) {
+                if unsafe { ((*table).generation, (*table).seq) } == (ctx.arg(2), ctx.arg(3)) {
                     lifecycle::end(files, table, Who::User);
+                    return 1;
                 }
             }
             0
@@ -131,27 +103,77 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
         }
         resync::FORGET_FLOW => u32::from(FLOWS.remove(files).is_ok()),
         resync::MEASURE => measure(files),
-        resync::ADJUST => {
-            if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
-                // SAFETY: the pointer comes from the map.
-                unsafe {
-                    (*scratch).remote_tgid = ctx.arg(2);
-                    (*scratch).remote_cgroup_id = ctx.arg(3);
-                }
-            }
-            let generation: u64 = ctx.arg(5);
-            if let Some(table) = TABLES.get_ptr_mut(files) {
-                // SAFETY: the pointer comes from the map.
-                unsafe {
-                    if generation != 0 && (*table).generation != generation {
-                        return 0;
-                    }
-                    (*table).tgid = ctx.arg(2);
-                    (*table).cgroup_id = ctx.arg(3);
-                }
-            }
-            adjust(files, ctx.arg::<u32>(4) | mode::REMOTE)
-        }
         _ => 0,
     }
+}
+
+/// Writes to a table on behalf of a task that has it.
+#[inline(always)]
+fn act(ctx: &RawTracePointContext, operation: u64, files: u64) -> u32 {
+    let (tgid, cgroup_id): (u32, u64) = (ctx.arg(2), ctx.arg(3));
+    let mode = ctx.arg::<u32>(4) | mode::REMOTE | mode::AUDIT;
+    let (generation, seq): (u64, u64) = (ctx.arg(5), ctx.arg(6));
+    let (fd, task): (u32, u64) = (ctx.arg(7), ctx.arg(8));
+    let table = TABLES.get_ptr_mut(files);
+    // The table that was looked at may have ended since, and what is at its address be another's, or nobody's.
+    // SAFETY: the pointer comes from the map.
+    let now = table.map_or(0, |table| unsafe { (*table).generation });
+    if generation != resync::ANY && generation != now || now == 0 && !is_in_use(task, files) {
+        return resync::REFUSED;
+    }
+    if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
+        // SAFETY: the pointer comes from the map.
+        unsafe {
+            (*scratch).remote_tgid = tgid;
+            (*scratch).remote_cgroup_id = cgroup_id;
+        }
+    }
+    if mode & mode::RECOUNT != 0 {
+        // The new entry has a generation of its own, to which no recorded slot belongs.
+        remove_table(files);
+    } else if let Some(table) = table {
+        // SAFETY: the pointer comes from the map.
+        unsafe {
+            if operation == resync::SCAN {
+                // The scan marks it again if it fails.
+                (*table).flags &= !TABLE_STALE;
+            }
+            (*table).tgid = tgid;
+            if operation == resync::ADJUST || (*table).seq == seq {
+                (*table).cgroup_id = cgroup_id;
+            }
+        }
+    }
+    let result = match operation {
+        resync::SCAN => scan(files, mode),
+        resync::SLOT => sync_slot(files, fd, mode),
+        _ => adjust(files, mode),
+    };
+    if now == 0 && !is_in_use(task, files) {
+        // Its last task began to exit meanwhile, and may have found nothing to forget.
+        forget_new(files);
+        return resync::REFUSED;
+    }
+    result
+}
+
+/// Whether a task has a table, and hasn't begun to exit.
+#[inline(always)]
+fn is_in_use(task: u64, files: u64) -> bool {
+    let task = task as *const u8;
+    // SAFETY: integers are plain data; an address that is no longer valid reads as anything.
+    unsafe {
+        Probe::read::<u64>(task, &OFF_TASK_FILES) == files
+            && Probe::read::<u32>(task, &OFF_TASK_FLAGS) & PF_EXITING == 0
+    }
+}
+
+/// Takes back what was recorded of a table.
+#[inline(always)]
+fn forget_new(files: u64) {
+    let Some(table) = TABLES.get_ptr(files) else { return };
+    // SAFETY: the pointer comes from the map.
+    let (generation, high) = unsafe { ((*table).generation, (*table).high_fd) };
+    forget_slots(files, generation, high);
+    lifecycle::end(files, table, Who::User);
 }

@@ -2,14 +2,9 @@
 //! ring owner's table, so `current` has the right one.
 
 use aya_ebpf::{Global, macros::tracepoint, programs::TracePointContext};
-use tracker_ebpf::{TABLE_STALE, TABLE_URING, TABLE_URING_CLOSES, event};
+use tracker_ebpf::{TABLE_STALE, TABLE_URING, TABLE_URING_CLOSES};
 
-use crate::{
-    kernel::current_files,
-    maps::TABLES,
-    notify::{self, Who},
-    slots::follow,
-};
+use crate::{kernel::current_files, maps::TABLES, notify, slots::follow};
 
 /// Where the opcode is in a submission's record, and the result in a completion's: 0 where this kernel tells neither.
 #[unsafe(no_mangle)]
@@ -55,7 +50,7 @@ fn io_uring_complete(ctx: TracePointContext) -> u32 {
     if result == 0 && flags & TABLE_URING_CLOSES != 0 && flags & TABLE_STALE == 0 {
         // SAFETY: the pointer comes from the map.
         unsafe { (*table).flags |= TABLE_STALE };
-        notify::table(event::UNCERTAIN, files, Who::Current, true);
+        notify::uncertain();
     }
     0
 }

@@ -14,8 +14,8 @@ use crate::{
     edges::{emptied, filled, is_adopted},
     fdtable::{file_at, open_fds, tag_of},
     kernel::{
-        OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, cgroup_id,
-        current_files, current_tgid, is_own, sharers, syscall_arg, syscall_number,
+        OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, another_process_has,
+        cgroup_id, current_files, current_tgid, is_own, sharers, syscall_arg, syscall_number,
     },
     maps::{SCRATCH, TABLES, lose},
     notify::{self, Who},
@@ -109,6 +109,11 @@ fn dup_fd(ctx: RetProbeContext) -> u32 {
         lifecycle::end(files, predecessor, Who::User);
     }
     let copied = current_files();
+    // A fork leaves no table.
+    if matches!(syscall_number(), UNSHARE | CLOSE_RANGE | EXECVE | EXECVEAT) && another_process_has(copied) {
+        // The other is left with a table that is charged and listed, perhaps, as this one's.
+        notify::uncertain();
+    }
     if is_adopted() && TABLES.get_ptr(copied).is_none() {
         return 0;
     }

@@ -9,8 +9,8 @@ use tracker_ebpf::{Kind, Loss, TABLE_STALE, Table, event, mode};
 use crate::{
     edges::is_adopted,
     kernel::{
-        OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, cgroup_id, counts_edges, current_files,
-        current_tgid, live_threads, sharers, threads_of,
+        OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, another_process_has, cgroup_id, counts_edges,
+        current_files, current_tgid, live_threads, sharers, threads_of,
     },
     maps::{SCRATCH, TABLES, add, lose},
     notify::{self, Who},
@@ -44,20 +44,28 @@ fn sched_process_fork(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 pub(crate) fn forked() {
     let (files, tgid) = (current_files(), current_tgid());
-    if let Some(table) = TABLES.get_ptr(files) {
-        // SAFETY: the pointer comes from the map.
-        if unsafe { (*table).tgid } == tgid {
-            // Counted when it was forked.
-            return;
-        }
+    // Else it was counted when it was forked.
+    if !is_listed(files, tgid) {
+        born(files, tgid, event::FORKED, Who::Current);
     }
-    born(files, tgid, event::FORKED, Who::Current);
+}
+
+/// Whether a table is recorded as one of this thread group.
+#[inline(always)]
+fn is_listed(files: u64, tgid: u32) -> bool {
+    // SAFETY: the pointer comes from the map.
+    TABLES.get_ptr(files).is_some_and(|table| unsafe { (*table).tgid } == tgid)
 }
 
 /// The current task asked for a table of its own.
 #[inline(always)]
 pub(crate) fn unshared(files: u64) {
-    born(files, current_tgid(), event::UNSHARED, Who::Current);
+    let tgid = current_tgid();
+    // Another process may be left with the table that this one had, which is charged and listed as if it weren't.
+    if sharers(files) == 1 && !is_listed(files, tgid) {
+        notify::uncertain();
+    }
+    born(files, tgid, event::UNSHARED, Who::Current);
 }
 
 #[inline(always)]
@@ -109,7 +117,10 @@ fn sched_process_exec(_ctx: TracePointContext) -> u32 {
     }
     let had = TABLES.get_ptr(files).is_some();
     if !counts_edges() {
-        scan(files, mode::QUIET);
+        if scan(files, mode::QUIET) > 0 && !had {
+            // A copy, made because another process has the table, or a table that was missed.
+            notify::uncertain();
+        }
     } else if !had && is_adopted() && scan(files, mode::QUIET) > 0 {
         // The return probe that counts copies was skipped.
         lose(Loss::Births);
@@ -129,10 +140,15 @@ fn sched_process_exit(_ctx: TracePointContext) -> u32 {
     if sharers(files) > 1 {
         // Threads that exit at once may all find the table shared; other processes may share it (CLONE_FILES).
         // Only the kernel's own list of tables tells; or each slot does, when it is emptied.
-        if !counts_edges() && live_threads() == 0 {
-            // SAFETY: the pointer comes from the map.
-            unsafe { (*table).flags |= TABLE_STALE };
-            notify::table(event::UNCERTAIN, files, Who::Current, true);
+        if live_threads() == 0 {
+            if !counts_edges() {
+                // SAFETY: the pointer comes from the map.
+                unsafe { (*table).flags |= TABLE_STALE };
+                notify::uncertain();
+            } else if another_process_has(files) {
+                // It is charged and listed, perhaps, as the one that goes.
+                notify::uncertain();
+            }
         }
         return 0;
     }
@@ -155,7 +171,7 @@ fn cgroup_attach_task(ctx: RawTracePointContext) -> i32 {
     let files: u64 = unsafe { Probe::read(task, &OFF_TASK_FILES) };
     // Threads with tables of their own have moved too, and only the leader is told of (kernel: cgroup_attach_task).
     if threads_of(task) > 1 {
-        notify::table(event::UNCERTAIN, files, Who::User, false);
+        notify::uncertain();
     }
     let Some(table) = TABLES.get_ptr_mut(files) else { return 0 };
     let cgroup = cgroup_id::<Probe>(task);

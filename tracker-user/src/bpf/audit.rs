@@ -11,7 +11,7 @@ use tracker_ebpf::{Control, Loss, MAX_SCANNED_FDS, Table, mode, resync};
 use super::{
     BpfError, Kernel, attach_error,
     auditor::{
-        self, Audit, Seen,
+        self, Audit, Gone, Seen,
         counts::{self, Delta, Measure, Suspect},
         slots::{self, Doubt},
     },
@@ -69,7 +69,7 @@ impl Kernel {
             tracing::debug!(changed, ?doubt, "re-read the table {files:#x}");
             changes += u64::from(if adopt { changed } else { doubt.corrections(changed) });
         }
-        changes += self.forget(&plan.forget)?;
+        changes += self.forget(plan.gone)?;
         for slot in &plan.drop {
             self.resync(&[resync::FORGET_SLOT, slot.files, slot.generation, slot.fd.into()])?;
         }
@@ -101,21 +101,43 @@ impl Kernel {
             (false, false) => 0,
         };
         let (generation, seq) = doubt.recorded;
-        let table = [files, doubt.tgid.into(), doubt.cgroup_id, mode.into(), generation, seq];
+        // Re-reading does no harm to a table that is recorded by now.
+        let generation = if adopt || generation == 0 { resync::ANY } else { generation };
+        let mut read = |operation, mode: u32, generation, fd: u32| {
+            let Doubt { tgid, cgroup_id, task, .. } = *doubt;
+            self.act(&[
+                operation,
+                files,
+                tgid.into(),
+                cgroup_id,
+                mode.into(),
+                generation,
+                seq,
+                fd.into(),
+                task,
+            ])
+        };
         let mut changed = 0;
         if adopt || doubt.needs_scan() {
-            changed += self.resync(&[&[resync::SCAN], &table[..]].concat())?;
+            changed += read(resync::SCAN, mode, generation, 0)?;
         }
+        // A recount has given the table another generation.
+        let generation = if doubt.needs_recount() { resync::ANY } else { generation };
         // What a scan of a very large table doesn't reach, too.
         for fd in doubt.slots().filter(|fd| !adopt || *fd >= MAX_SCANNED_FDS) {
-            let slot_mode = mode & !mode::RECOUNT;
-            // A recount has given the table another.
-            let generation = if doubt.needs_recount() { 0 } else { generation };
-            let table =
-                [files, doubt.tgid.into(), doubt.cgroup_id, slot_mode.into(), generation, seq, fd.into()];
-            changed += self.resync(&[&[resync::SLOT], &table[..]].concat())?;
+            changed += read(resync::SLOT, mode & !mode::RECOUNT, generation, fd)?;
         }
         Ok(changed)
+    }
+
+    /// Has the program write to a table. Returns what it returns; 0 if the table isn't the one that was looked at any more.
+    fn act(&mut self, arguments: &[u64]) -> Result<u32, BpfError> {
+        let result = self.resync(arguments)?;
+        if result == resync::REFUSED {
+            self.unsettled = true;
+            return Ok(0);
+        }
+        Ok(result)
     }
 
     /// Adds to every table what it held before the feeder was attached. Returns how many slots.
@@ -129,7 +151,7 @@ impl Kernel {
             adopted += room.watch(self, suspect.cgroup_id, |k| k.adjust(suspect, &measure.delta, mode))?;
         }
         // Tables that went meanwhile.
-        self.forget(&plan.forget)?;
+        self.forget(plan.gone)?;
         room.settle(self);
         // From now on a table without an entry has nothing to count.
         self.control(true);
@@ -165,7 +187,7 @@ impl Kernel {
                 changes += room.watch(self, suspect.cgroup_id, |k| k.adjust(&suspect, &delta, 0))?;
             }
         }
-        changes += self.forget(&plan.forget)?;
+        changes += self.forget(plan.gone)?;
         room.settle(self);
         Ok(changes)
     }
@@ -191,18 +213,30 @@ impl Kernel {
     /// Adds to a table what was measured. Returns how many slots that is.
     fn adjust(&mut self, suspect: &Suspect, delta: &Delta, mode: u32) -> Result<u64, BpfError> {
         self.shared.measured.set(*delta);
-        let Suspect { files, tgid, cgroup_id, generation, .. } = *suspect;
-        let done = self.resync(&[resync::ADJUST, files, tgid.into(), cgroup_id, mode.into(), generation])?;
-        Ok(if done != 0 { counts::size(delta) } else { 0 })
+        let Suspect { files, tgid, cgroup_id, generation, task, .. } = *suspect;
+        // While the feeder counts whatever moves, a table that is recorded by now is short of the same.
+        let adopt = mode & mode::ADOPT != 0 && generation == 0;
+        let generation = if adopt { resync::ANY } else { generation };
+        let arguments = [resync::ADJUST, files, tgid.into(), cgroup_id, mode.into(), generation, 0, 0, task];
+        Ok(if self.act(&arguments)? != 0 { counts::size(delta) } else { 0 })
     }
 
-    /// Forgets tables that are no more. Returns how many slots were still counted for them.
-    fn forget(&mut self, tables: &[(u64, u64, u64)]) -> Result<u64, BpfError> {
-        for (files, generation, left) in tables {
-            tracing::debug!(left, "forget the table {files:#x}: no task has it");
-            self.resync(&[resync::FORGET, *files, *generation])?;
+    /// Forgets tables that are certainly no more. Returns how many slots were still counted for them.
+    fn forget(&mut self, gone: Vec<Gone>) -> Result<u64, BpfError> {
+        let mut left = 0;
+        for table in &gone {
+            if !table.is_certain(&self.gone) {
+                self.unsettled = true;
+                continue;
+            }
+            let Gone { files, generation, seq, .. } = *table;
+            if self.resync(&[resync::FORGET, files, generation, seq])? != 0 {
+                tracing::debug!(?table, "forget a table that no task has");
+                left += table.left;
+            }
         }
-        Ok(tables.iter().map(|(.., left)| left).sum())
+        self.gone = gone.into_iter().collect();
+        Ok(left)
     }
 
     fn compare_slots(&mut self) -> Result<slots::Plan, BpfError> {

@@ -24,7 +24,7 @@ mod self_test;
 mod sys;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     fs::File,
     io,
     os::fd::{AsFd as _, BorrowedFd},
@@ -49,6 +49,7 @@ use tracing_log::LogTracer;
 use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Control, Flow, Kind, Loss, Slot, Table, Tag, resync};
 
 use self::{
+    auditor::Gone,
     offsets::Globals,
     prerequisites::kernel_btf,
     sys::{MapReader, Mapped},
@@ -161,8 +162,10 @@ pub struct Kernel {
     kernel: KernelVersion,
     feeder: Feeder,
     pass: u32,
-    /// The audit under way couldn't settle a table that is marked stale.
+    /// The audit under way leaves something for the next.
     unsettled: bool,
+    /// Tables that the last audit found gone.
+    gone: HashSet<Gone>,
     /// The program `read` is attached.
     follows_reads: bool,
     /// Cgroups with tables that the last audit found no room for.
@@ -204,6 +207,7 @@ impl Kernel {
             feeder,
             pass: 0,
             unsettled: false,
+            gone: HashSet::new(),
             follows_reads: false,
             uncounted: BTreeSet::new(),
             no_room: 0,

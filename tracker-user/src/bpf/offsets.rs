@@ -15,12 +15,14 @@ type Offset = (&'static str, &'static str, &'static str, Option<u32>);
 /// One for each global in tracker-ebpf/src/kernel.rs that isn't set by [`Globals::find`] itself.
 #[rustfmt::skip]
 const OFFSETS: &[Offset] = &[
+    ("OFF_TASK_FLAGS",    "task_struct",  "flags",          Some(4)),
     ("OFF_TASK_FILES",    "task_struct",  "files",          Some(8)),
     ("OFF_TASK_TGID",     "task_struct",  "tgid",           Some(4)),
     ("OFF_TASK_SIGNAL",   "task_struct",  "signal",         Some(8)),
     ("OFF_TASK_CGROUPS",  "task_struct",  "cgroups",        Some(8)),
     ("OFF_TASK_STACK",    "task_struct",  "stack",          Some(8)),
     ("OFF_SIGNAL_LIVE",   "signal_struct","live.counter",   Some(4)),
+    ("OFF_SIGNAL_THREADS","signal_struct","nr_threads",     Some(4)),
     ("OFF_CSS_CGROUP",    "cgroup_subsys_state", "cgroup",  Some(8)),
     ("OFF_CGROUP_KN",     "cgroup",       "kn",             Some(8)),
     ("OFF_KN_ID",         "kernfs_node",  "id",             Some(8)),

@@ -31,6 +31,9 @@ const TOTAL: Duration = Duration::from_secs(20 * 60);
 /// How much longer than elsewhere tests wait here: every instruction is emulated.
 const PATIENCE: &str = "4";
 
+/// Operations in a run of the stress test.
+const STRESS_OPERATIONS: &str = "60000";
+
 /// The guest that is to be started.
 pub(super) struct Guest<'a> {
     pub(super) kernel: &'a Kernel,
@@ -108,7 +111,7 @@ impl Guest<'_> {
         // An oops is a failure, whatever it was that oopsed. Emulated, mitigations cost much and protect nothing.
         let parameters = format!(
             "console=ttyS0 quiet panic=-1 oops=panic panic_on_warn=1 mitigations=off {} FDTRACKER_FEEDER={} \
-             FDTRACKER_TEST_PATIENCE={PATIENCE}",
+             FDTRACKER_TEST_PATIENCE={PATIENCE} FDTRACKER_STRESS_OPS={STRESS_OPERATIONS}",
             self.kernel.row.parameters, self.feeder
         );
         let mut qemu = Command::new(QEMU);

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use tracker_ebpf::{Kind, TABLE_STALE, Table};
 
-use super::{Seen, gone, idle};
+use super::{Gone, Seen, gone, idle};
 
 /// What is to be added to a table's numbers, per kind.
 pub(in crate::bpf) type Delta = [i64; Kind::COUNT];
@@ -23,6 +23,8 @@ pub(in crate::bpf) struct Suspect {
     pub(in crate::bpf) cgroup_id: u64,
     /// The table's generation; 0 if it isn't recorded.
     pub(in crate::bpf) generation: u64,
+    /// Address of a task that has it.
+    pub(in crate::bpf) task: u64,
     /// Slots that a program can't walk.
     pub(in crate::bpf) beyond_reach: Delta,
     /// It is marked stale, or charged to a cgroup that none of its users is in, or listed under a thread group that doesn't have it:
@@ -34,8 +36,8 @@ pub(in crate::bpf) struct Suspect {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::bpf) struct Plan {
     pub(in crate::bpf) suspects: Vec<Suspect>,
-    /// Tables that are no more: address, generation, and the slots that are still counted for them.
-    pub(in crate::bpf) forget: Vec<(u64, u64, u64)>,
+    /// Tables that are no more.
+    pub(in crate::bpf) gone: Vec<Gone>,
 }
 
 /// Compares truth and numbers. `before` was read before the iterator ran, `tables` after it.
@@ -59,15 +61,12 @@ pub(in crate::bpf) fn compare(
             tgid: truth.tgid(table),
             cgroup_id: truth.cgroup(table),
             generation: table.map_or(0, |table| table.generation),
+            task: truth.task,
             beyond_reach: truth.beyond_reach(),
             marked,
         })
     });
-    let left = |table: &Table| table.n.iter().map(|n| n.unsigned_abs()).sum();
-    Plan {
-        suspects: suspects.collect(),
-        forget: gone(pass, before, tables).map(|(files, t)| (files, t.generation, left(t))).collect(),
-    }
+    Plan { suspects: suspects.collect(), gone: gone(pass, before, tables) }
 }
 
 /// What was measured of a table.
@@ -115,7 +114,7 @@ mod tests {
     fn seen(cgroup_id: u64, fds: &[u32]) -> Seen {
         let tag = Tag::new(Kind::Pidfd.index() as u64, 0x1000);
         let slots = fds.iter().map(|fd| (*fd, tag)).collect();
-        Seen { tgids: HashSet::from([42]), cgroup_ids: HashSet::from([cgroup_id]), slots }
+        Seen { task: 0x2000, tgids: HashSet::from([42]), cgroup_ids: HashSet::from([cgroup_id]), slots }
     }
 
     fn table(cgroup_id: u64, pidfds: i64, visited: u32, flags: u32) -> Table {
@@ -164,7 +163,10 @@ mod tests {
     #[test]
     fn a_table_that_nobody_has_is_forgotten_unless_it_moves() {
         let before = HashMap::from([(1, table(100, 2, PASS - 1, 0))]);
-        assert_eq!(compare(PASS, &HashMap::new(), &before, &before).forget, [(1, 7, 2)]);
+        assert_eq!(
+            compare(PASS, &HashMap::new(), &before, &before).gone,
+            [Gone { files: 1, generation: 7, seq: 1, left: 2 }]
+        );
         let mut moved = before.clone();
         moved.get_mut(&1).unwrap().seq += 1;
         assert_eq!(compare(PASS, &HashMap::new(), &before, &moved), Plan::default());

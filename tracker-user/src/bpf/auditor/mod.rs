@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use tracker_ebpf::{FileRecord, Kind, MAX_SCANNED_FDS, TABLE_BORN, Table, Tag};
+use tracker_ebpf::{FileRecord, Kind, MAX_SCANNED_FDS, TABLE_BORN, TABLE_STALE, Table, Tag};
 
 use super::sys;
 
@@ -27,7 +27,8 @@ use super::sys;
 pub struct Audit {
     /// Slots that were not as recorded, put right. At the first audit: adopted.
     pub changes: u64,
-    /// A table that is marked stale didn't keep still: another audit must look.
+    /// Something was left for the next audit, which should follow soon: a table that is marked stale didn't keep still, or one that
+    /// seems to be gone may only be on its way.
     pub unsettled: bool,
     /// How long it took.
     pub took: Duration,
@@ -36,6 +37,8 @@ pub struct Audit {
 /// One table as the iterator saw it.
 #[derive(Debug)]
 pub(super) struct Seen {
+    /// Address of a task that has it; 0 if none was met that doesn't exit.
+    task: u64,
     tgids: HashSet<u32>,
     pub(super) cgroup_ids: HashSet<u64>,
     slots: HashMap<u32, Tag>,
@@ -45,6 +48,7 @@ impl Seen {
     /// A table whose users have files open, but none to count.
     fn idle(table: &Table) -> Self {
         Self {
+            task: 0,
             tgids: HashSet::from([table.tgid]),
             cgroup_ids: HashSet::from([table.cgroup_id]),
             slots: HashMap::new(),
@@ -104,16 +108,35 @@ pub(super) fn settled(tables: Vec<(u64, Table)>, now: Duration) -> HashMap<u64, 
     tables.into_iter().filter(|(_, table)| is_born(table)).collect()
 }
 
+/// A table that no task has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Gone {
+    pub(super) files: u64,
+    pub(super) generation: u64,
+    pub(super) seq: u64,
+    /// The slots that are still counted for it, and that nothing was said about: none if it is marked stale.
+    pub(super) left: u64,
+}
+
+impl Gone {
+    /// Whether the table is to be forgotten. A task that exits may rest for a while between leaving its table and emptying it, which
+    /// the kprobe feeder then counts; so a table with something to count must have been gone at the audit before, too.
+    pub(super) fn is_certain(&self, at_last_audit: &HashSet<Self>) -> bool {
+        self.left == 0 || at_last_audit.contains(self)
+    }
+}
+
 /// Tables that were there before the iterator ran, which met no task that has them, and in which nothing has moved since.
-fn gone<'a>(
-    pass: u32,
-    before: &'a HashMap<u64, Table>,
-    tables: &'a HashMap<u64, Table>,
-) -> impl Iterator<Item = (u64, &'a Table)> {
-    let unmet = tables.iter().filter(move |(_, table)| table.visited != pass);
-    unmet
-        .filter(|(files, table)| before.get(files).is_some_and(|earlier| is_same(earlier, table)))
-        .map(|(files, table)| (*files, table))
+fn gone(pass: u32, before: &HashMap<u64, Table>, tables: &HashMap<u64, Table>) -> Vec<Gone> {
+    let unmet = tables.iter().filter(|(_, table)| table.visited != pass);
+    let gone =
+        unmet.filter(|(files, table)| before.get(files).is_some_and(|earlier| is_same(earlier, table)));
+    let gone = gone.map(|(files, table)| {
+        let told = table.flags & TABLE_STALE != 0;
+        let left = if told { 0 } else { table.n.iter().map(|n| n.unsigned_abs()).sum() };
+        Gone { files: *files, generation: table.generation, seq: table.seq, left }
+    });
+    gone.collect()
 }
 
 /// Whether this is the same table, and nothing has moved in it.
@@ -130,6 +153,7 @@ pub(super) fn read(iterator: impl std::io::Read) -> std::io::Result<HashMap<u64,
 
 fn note(seen: &mut HashMap<u64, Seen>, record: &FileRecord) {
     let table = seen.entry(record.files).or_insert_with(|| Seen {
+        task: record.task,
         tgids: HashSet::new(),
         cgroup_ids: HashSet::new(),
         slots: HashMap::new(),

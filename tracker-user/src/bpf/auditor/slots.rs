@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use tracker_ebpf::{MAX_SCANNED_FDS, Slot, TABLE_STALE, Table, Tag};
 
-use super::{Seen, count, gone, idle, is_same};
+use super::{Gone, Seen, count, gone, idle, is_same};
 
 /// How a table differs from what is recorded of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +28,8 @@ pub(in crate::bpf) struct Doubt {
     pub(in crate::bpf) cgroup_id: u64,
     /// The table's generation and seq, as they were recorded; 0 if it wasn't.
     pub(in crate::bpf) recorded: (u64, u64),
+    /// Address of a task that has it.
+    pub(in crate::bpf) task: u64,
     differences: HashSet<Difference>,
     /// Slots with something to count that no scan reaches.
     far: Vec<u32>,
@@ -76,8 +78,8 @@ impl Doubt {
 pub(in crate::bpf) struct Plan {
     /// Tables to re-read.
     pub(in crate::bpf) scan: HashMap<u64, Doubt>,
-    /// Tables that are no more: address, generation, and the slots that are still counted for them.
-    pub(in crate::bpf) forget: Vec<(u64, u64, u64)>,
+    /// Tables that are no more.
+    pub(in crate::bpf) gone: Vec<Gone>,
     /// Records of slots of tables that are no more.
     pub(in crate::bpf) drop: Vec<Slot>,
 }
@@ -151,11 +153,7 @@ pub(in crate::bpf) fn compare(
             plan.scan.insert(*files, doubt);
         }
     }
-    for (files, table) in gone(pass, before, tables) {
-        let known = table.flags & TABLE_STALE != 0;
-        let left = if known { 0 } else { table.n.iter().map(|n| n.unsigned_abs()).sum() };
-        plan.forget.push((files, table.generation, left));
-    }
+    plan.gone = gone(pass, before, tables);
     plan
 }
 
@@ -186,7 +184,7 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, befo
     let (tgid, cgroup_id) = (truth.tgid(table), truth.cgroup(table));
     let recorded = table.map_or((0, 0), |table| (table.generation, table.seq));
     let far = truth.slots.keys().copied().filter(|fd| *fd >= MAX_SCANNED_FDS).collect();
-    Doubt { tgid, cgroup_id, recorded, differences, far }
+    Doubt { tgid, cgroup_id, recorded, task: truth.task, differences, far }
 }
 
 /// Where the numbers of a table aren't those of its recorded slots.
@@ -206,7 +204,15 @@ mod tests {
     const PIDFD: Tag = Tag::new(Kind::Pidfd.index() as u64, 0x1000);
 
     fn record(files: u64, fd: u32, cgroup_id: u64) -> FileRecord {
-        FileRecord { files, file: 0x1000, kind: Kind::Pidfd.index() as u64, cgroup_id, tgid: 42, fd }
+        FileRecord {
+            files,
+            task: 0x2000,
+            file: 0x1000,
+            kind: Kind::Pidfd.index() as u64,
+            cgroup_id,
+            tgid: 42,
+            fd,
+        }
     }
 
     fn table(cgroup_id: u64, visited: u32, flags: u32) -> Table {
@@ -339,7 +345,7 @@ mod tests {
     #[test]
     fn a_table_that_nobody_has_is_forgotten_with_its_slots() {
         let plan = plan(&[], &[slot(1, 7, 3), slot(2, 1, 3)], &[(1, table(100, PASS - 1, 0))]);
-        assert_eq!(plan.forget, [(1, 7, 1)]);
+        assert_eq!(plan.gone, [Gone { files: 1, generation: 7, seq: 0, left: 1 }]);
         // Its own record goes once the table is gone; that of the earlier table goes now.
         assert_eq!(plan.drop, [slot(2, 1, 3).0]);
     }

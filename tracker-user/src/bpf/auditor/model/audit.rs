@@ -10,7 +10,7 @@ use tracker_ebpf::{FileRecord, Kind, MAX_SCANNED_FDS, Slot, TABLE_STALE, Table, 
 
 use super::{
     super::{
-        Seen,
+        Gone, Seen,
         counts::{self, Delta, Measure, Suspect},
         note, settled,
         slots::{self, Doubt},
@@ -24,6 +24,7 @@ const LOOKS: usize = 3;
 impl Machine {
     /// Returns how many slots it put right.
     pub(super) fn audit(&mut self) -> u64 {
+        self.unsettled = false;
         let adopt = self.pass == 0;
         match (self.counts_edges, adopt) {
             (true, true) => self.adopt_counts() + self.audit_counts(),
@@ -44,7 +45,7 @@ impl Machine {
             let changed = self.read_again(**files, doubt, adopt);
             changes += u64::from(doubt.corrections(changed)) * u64::from(!told);
         }
-        changes += self.forget(plan.forget);
+        changes += self.forget(plan.gone);
         for slot in plan.drop {
             self.slots.remove(&slot);
         }
@@ -66,22 +67,23 @@ impl Machine {
     fn read_again(&mut self, files: u64, doubt: &Doubt, adopt: bool) -> u32 {
         let mut changed = 0;
         if adopt || doubt.needs_scan() {
-            changed += self.resync(files, None, doubt, !adopt && doubt.needs_recount());
+            changed += self.resync(files, None, doubt, adopt, !adopt && doubt.needs_recount());
         }
         let mut fds: Vec<u32> = doubt.slots().filter(|fd| !adopt || *fd >= MAX_SCANNED_FDS).collect();
         fds.sort_unstable();
         for fd in fds {
-            changed += self.resync(files, Some(fd), doubt, false);
+            changed += self.resync(files, Some(fd), doubt, adopt, false);
         }
         changed
     }
 
-    /// `resync::SCAN`, or `resync::SLOT`, which is told no generation.
-    fn resync(&mut self, files: u64, fd: Option<u32>, doubt: &Doubt, recount: bool) -> u32 {
+    /// `resync::SCAN`, or `resync::SLOT`.
+    fn resync(&mut self, files: u64, fd: Option<u32>, doubt: &Doubt, adopt: bool, recount: bool) -> u32 {
         self.tick();
         let by = By { tgid: doubt.tgid, cgroup: doubt.cgroup_id, audit: true };
-        let recorded = if fd.is_some() { (0, 0) } else { doubt.recorded };
-        if self.tables.get(&files).is_some_and(|table| recorded.0 != 0 && table.generation != recorded.0) {
+        let (generation, seq) = doubt.recorded;
+        let any = adopt || generation == 0 || fd.is_some() && doubt.needs_recount();
+        if self.refuses(files, (!any).then_some(generation), doubt.task) {
             return 0;
         }
         if recount {
@@ -92,7 +94,7 @@ impl Machine {
             if fd.is_none() {
                 table.flags &= !TABLE_STALE;
             }
-            if (table.generation, table.seq) == recorded {
+            if table.seq == seq {
                 table.cgroup_id = by.cgroup;
             }
         }
@@ -102,6 +104,18 @@ impl Machine {
         }
     }
 
+    /// `resync::REFUSED`
+    fn refuses(&mut self, files: u64, wanted: Option<u64>, task: u64) -> bool {
+        let now = self.tables.get(&files).map_or(0, |table| table.generation);
+        let is_in_use = task
+            .checked_sub(1)
+            .and_then(|task| self.tasks.get(task as usize))
+            .is_some_and(|task| task.files == Some(files) && !task.exits);
+        let refuses = wanted.is_some_and(|wanted| wanted != now) || now == 0 && !is_in_use;
+        self.unsettled |= refuses;
+        refuses
+    }
+
     fn adopt_counts(&mut self) -> u64 {
         let plan = self.compare_counts();
         let mut adopted = 0;
@@ -109,7 +123,7 @@ impl Machine {
             let measure = self.measure(suspect);
             adopted += self.adjust(suspect, &measure.delta);
         }
-        self.forget(plan.forget);
+        self.forget(plan.gone);
         self.adopted = true;
         self.sleep();
         adopted
@@ -139,7 +153,7 @@ impl Machine {
                 changes += self.adjust(&suspect, &delta);
             }
         }
-        changes + self.forget(plan.forget)
+        changes + self.forget(plan.gone)
     }
 
     /// `resync::MEASURE`
@@ -159,8 +173,9 @@ impl Machine {
     /// `resync::ADJUST`
     fn adjust(&mut self, suspect: &Suspect, delta: &Delta) -> u64 {
         self.tick();
-        let Suspect { files, tgid, cgroup_id: cgroup, generation, .. } = *suspect;
-        if self.tables.get(&files).is_some_and(|table| generation != 0 && table.generation != generation) {
+        let Suspect { files, tgid, cgroup_id: cgroup, generation, task, .. } = *suspect;
+        let any = !self.adopted && generation == 0;
+        if self.refuses(files, (!any).then_some(generation), task) {
             return 0;
         }
         let table = self.entry(files, By { tgid, cgroup, audit: true });
@@ -172,15 +187,23 @@ impl Machine {
     }
 
     /// `resync::FORGET`
-    fn forget(&mut self, mut gone: Vec<(u64, u64, u64)>) -> u64 {
-        gone.sort_unstable();
-        for (files, generation, _) in &gone {
+    fn forget(&mut self, mut gone: Vec<Gone>) -> u64 {
+        gone.sort_unstable_by_key(|table| table.files);
+        let mut left = 0;
+        for table in &gone {
             self.tick();
-            if self.tables.get(files).is_some_and(|table| table.generation == *generation) {
-                self.tables.remove(files);
+            if !table.is_certain(&self.gone) {
+                self.unsettled = true;
+                continue;
+            }
+            let its = |t: &Table| (t.generation, t.seq) == (table.generation, table.seq);
+            if self.tables.get(&table.files).is_some_and(its) {
+                self.tables.remove(&table.files);
+                left += table.left;
             }
         }
-        gone.iter().map(|(.., left)| left).sum()
+        self.gone = gone.into_iter().collect();
+        left
     }
 
     fn compare_slots(&mut self) -> slots::Plan {
@@ -216,6 +239,7 @@ impl Machine {
     }
 
     fn visit(&mut self, task: usize, fd: u32, seen: &mut HashMap<u64, Seen>) {
+        let address = task as u64 + 1;
         let task = &self.tasks[task];
         let Some(files) = task.files else { return };
         // Threads that have their leader's table are left out.
@@ -227,10 +251,10 @@ impl Machine {
         if let Some(table) = self.tables.get_mut(&files) {
             table.visited = self.pass;
         }
-        if let Some(kind) = file.kind() {
+        if let Some(kind) = file.kind().filter(|_| !task.exits) {
             let kind = kind.index() as u64;
             let (cgroup_id, tgid) = (task.cgroup, task.tgid);
-            note(seen, &FileRecord { files, file: file.file(), cgroup_id, kind, tgid, fd });
+            note(seen, &FileRecord { files, task: address, file: file.file(), cgroup_id, kind, tgid, fd });
         }
     }
 }

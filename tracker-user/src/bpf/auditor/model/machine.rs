@@ -5,13 +5,13 @@
 //! here a run of a program can't be interrupted.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
 use tracker_ebpf::{Kind, MAX_SCANNED_FDS, Slot, TABLE_BORN, TABLE_STALE, Table, Tag};
 
-use super::{Event, Op};
+use super::{super::Gone, Event, Op};
 
 /// A slot without a file yet.
 const RESERVED: Tag = Tag::EMPTY;
@@ -32,6 +32,8 @@ pub(super) struct Task {
     pub(super) files: Option<u64>,
     /// It doesn't run: not yet, or never again.
     asleep: bool,
+    /// `PF_EXITING`
+    pub(super) exits: bool,
     steps: VecDeque<Step>,
 }
 
@@ -59,6 +61,10 @@ pub(super) struct Machine {
     pub(super) attached: bool,
     pub(super) adopted: bool,
     pub(super) pass: u32,
+    /// What the last audit found gone.
+    pub(super) gone: HashSet<Gone>,
+    /// The last audit couldn't settle something: another is to follow.
+    pub(super) unsettled: bool,
     pub(super) now: Duration,
     /// What is still to happen.
     pub(super) events: VecDeque<Event>,
@@ -270,7 +276,7 @@ impl Machine {
     }
 
     fn exit(&mut self, task: usize, files: u64, sees: impl Fn(usize) -> bool + 'static) {
-        self.tasks[task].asleep = true;
+        (self.tasks[task].asleep, self.tasks[task].exits) = (true, true);
         if sees(0) {
             self.exiting(files, self.tasks[task].tgid);
         }
