@@ -85,7 +85,7 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
     let ctx = RawTracePointContext::new(ctx);
     let (operation, files): (u64, u64) = (ctx.arg(0), ctx.arg(1));
     match operation {
-        resync::SCAN | resync::SLOT | resync::ADJUST => act(&ctx, operation, files),
+        resync::SCAN | resync::SLOT | resync::ADJUST => act(&ctx),
         resync::FORGET => {
             if let Some(table) = TABLES.get_ptr(files) {
                 // SAFETY: the pointer comes from the map.
@@ -107,54 +107,63 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
     }
 }
 
-/// Writes to a table on behalf of a task that has it.
+/// Writes to a table on behalf of a task that has it. Arguments are read where they are used: the stack is nearly all taken by what a
+/// scan calls.
 #[inline(always)]
-fn act(ctx: &RawTracePointContext, operation: u64, files: u64) -> u32 {
-    let (tgid, cgroup_id): (u32, u64) = (ctx.arg(2), ctx.arg(3));
-    let mode = ctx.arg::<u32>(4) | mode::REMOTE | mode::AUDIT;
-    let (generation, seq): (u64, u64) = (ctx.arg(5), ctx.arg(6));
-    let (fd, task): (u32, u64) = (ctx.arg(7), ctx.arg(8));
-    let table = TABLES.get_ptr_mut(files);
-    // The table that was looked at may have ended since, and what is at its address be another's, or nobody's.
-    // SAFETY: the pointer comes from the map.
-    let now = table.map_or(0, |table| unsafe { (*table).generation });
-    if generation != resync::ANY && generation != now || now == 0 && !is_in_use(task, files) {
+fn act(ctx: &RawTracePointContext) -> u32 {
+    let known = generation(ctx.arg(1)) != 0;
+    if !may_act(ctx.arg(1), ctx.arg(5), ctx.arg(8)) {
         return resync::REFUSED;
     }
     if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
         // SAFETY: the pointer comes from the map.
         unsafe {
-            (*scratch).remote_tgid = tgid;
-            (*scratch).remote_cgroup_id = cgroup_id;
+            (*scratch).remote_tgid = ctx.arg(2);
+            (*scratch).remote_cgroup_id = ctx.arg(3);
         }
     }
-    if mode & mode::RECOUNT != 0 {
+    if ctx.arg::<u32>(4) & mode::RECOUNT != 0 {
         // The new entry has a generation of its own, to which no recorded slot belongs.
-        remove_table(files);
-    } else if let Some(table) = table {
+        remove_table(ctx.arg(1));
+    } else if let Some(table) = TABLES.get_ptr_mut(ctx.arg::<u64>(1)) {
         // SAFETY: the pointer comes from the map.
         unsafe {
-            if operation == resync::SCAN {
+            if ctx.arg::<u64>(0) == resync::SCAN {
                 // The scan marks it again if it fails.
                 (*table).flags &= !TABLE_STALE;
             }
-            (*table).tgid = tgid;
-            if operation == resync::ADJUST || (*table).seq == seq {
-                (*table).cgroup_id = cgroup_id;
+            (*table).tgid = ctx.arg(2);
+            if ctx.arg::<u64>(0) == resync::ADJUST || (*table).seq == ctx.arg::<u64>(6) {
+                (*table).cgroup_id = ctx.arg(3);
             }
         }
     }
-    let result = match operation {
-        resync::SCAN => scan(files, mode),
-        resync::SLOT => sync_slot(files, fd, mode),
-        _ => adjust(files, mode),
+    let mode = ctx.arg::<u32>(4) | mode::REMOTE | mode::AUDIT;
+    let result = match ctx.arg::<u64>(0) {
+        resync::SCAN => scan(ctx.arg(1), mode),
+        resync::SLOT => sync_slot(ctx.arg(1), ctx.arg(7), mode),
+        _ => adjust(ctx.arg(1), mode),
     };
-    if now == 0 && !is_in_use(task, files) {
+    if !known && !is_in_use(ctx.arg(8), ctx.arg(1)) {
         // Its last task began to exit meanwhile, and may have found nothing to forget.
-        forget_new(files);
+        forget_new(ctx.arg(1));
         return resync::REFUSED;
     }
     result
+}
+
+/// A table's generation; 0 if it isn't recorded.
+#[inline(always)]
+fn generation(files: u64) -> u64 {
+    // SAFETY: the pointer comes from the map.
+    TABLES.get_ptr(files).map_or(0, |table| unsafe { (*table).generation })
+}
+
+/// The table that was looked at may have ended since, and what is at its address be another's, or nobody's.
+#[inline(always)]
+fn may_act(files: u64, wanted: u64, task: u64) -> bool {
+    let now = generation(files);
+    (wanted == resync::ANY || wanted == now) && (now != 0 || is_in_use(task, files))
 }
 
 /// Whether a task has a table, and hasn't begun to exit.

@@ -22,10 +22,6 @@ use crate::{
     programs::audit::{Meta, TaskFile},
 };
 
-/// Whether sockets' queues are looked into.
-#[unsafe(no_mangle)]
-static LOOK_IN_FLIGHT: Global<u8> = Global::new(0);
-
 /// Whether files that are registered with a ring are looked at.
 #[unsafe(no_mangle)]
 static LOOK_DIRECT: Global<u8> = Global::new(0);
@@ -106,13 +102,10 @@ extern "C" fn registered(ctx: *const Task) -> i32 {
     0
 }
 
-/// Every slot that holds a file that is counted; and what is registered with the ring, or in the queue of the socket, that a
-/// slot holds.
+/// Every slot that holds a file that is counted; and what is registered with the ring that a slot holds.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 extern "C" fn held(ctx: *const TaskFile) -> i32 {
-    const S_IFMT: u16 = 0o170_000;
-    const S_IFSOCK: u16 = 0o140_000;
     // SAFETY: as above.
     unsafe {
         let (task, file) = ((*ctx).task, (*ctx).file);
@@ -126,12 +119,30 @@ extern "C" fn held(ctx: *const TaskFile) -> i32 {
             if kind == Kind::IoUring.index() as u64 {
                 place.write_direct(file);
             }
-        } else if LOOK_IN_FLIGHT.load() != 0 {
-            let inode = Direct::pointer(file, &OFF_FILE_INODE);
-            if !inode.is_null() && Direct::read::<u16>(inode, &OFF_INODE_MODE) & S_IFMT == S_IFSOCK {
-                place.write_in_flight(file);
-            }
         }
+    }
+    0
+}
+
+/// What is in the queue of each socket that a slot holds. A program of its own, because the verifier of old kernels would walk it once
+/// for each outcome of the classifier.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+extern "C" fn in_flight(ctx: *const TaskFile) -> i32 {
+    const S_IFMT: u16 = 0o170_000;
+    const S_IFSOCK: u16 = 0o140_000;
+    // SAFETY: as above.
+    unsafe {
+        let (task, file) = ((*ctx).task, (*ctx).file);
+        if task.is_null() || file.is_null() {
+            return 0;
+        }
+        let inode = Direct::pointer(file, &OFF_FILE_INODE);
+        if inode.is_null() || Direct::read::<u16>(inode, &OFF_INODE_MODE) & S_IFMT != S_IFSOCK {
+            return 0;
+        }
+        let Some(place) = Place::of((*ctx).meta, task) else { return 0 };
+        place.write_in_flight(file);
     }
     0
 }
@@ -220,15 +231,32 @@ impl Place {
         let cgroup_id = cgroup_id::<Direct>(self.task);
         let (what, tgid) = (sighting::IN_FLIGHT, self.tgid.into());
         let mut record = Sighting { what, holder: sk, file: 0, kind: 0, cgroup_id, n: 0, tgid };
-        for kind in 0..Kind::COUNT {
+        let mut kind = 0;
+        for _ in 0..Kind::COUNT {
+            kind = next_met(kind);
             // SAFETY: the pointer comes from the map, and only one iterator at a time runs.
-            let n = unsafe { core::ptr::read_volatile(&raw const (*met)[kind]) };
-            if n != 0 {
-                (record.kind, record.n) = (kind as u64, n);
-                self.write_record(&record);
-            }
+            let Some(n) = (unsafe { (*met).get(kind as usize) }) else { return };
+            (record.kind, record.n) = (kind.into(), *n);
+            self.write_record(&record);
+            kind += 1;
         }
     }
+}
+
+/// The first kind that was met, from this one on. In a function of its own, because the verifier of old kernels walks every sequence of
+/// branches in a loop.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn next_met(first: u32) -> u32 {
+    let Some(met) = MET.get_ptr(0) else { return u32::MAX };
+    for kind in 0..Kind::COUNT {
+        // SAFETY: the pointer comes from the map.
+        let n = unsafe { core::ptr::read_volatile(&raw const (*met)[kind]) };
+        if kind as u32 >= first && n != 0 {
+            return kind as u32;
+        }
+    }
+    u32::MAX
 }
 
 /// Nothing is met so far.
@@ -261,7 +289,17 @@ extern "C" fn meet(file: u64) -> u32 {
 const BLOCK: u64 = 256;
 const BLOCKS: u64 = 256;
 
-/// Meets the files that are registered with a ring (`io_ring_ctx`). Returns how many are counted.
+/// How many files were met since [`start`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn total_met() -> u32 {
+    let Some(met) = MET.get_ptr(0) else { return 0 };
+    // SAFETY: the pointer comes from the map.
+    (0..Kind::COUNT)
+        .fold(0, |sum, kind| sum + unsafe { core::ptr::read_volatile(&raw const (*met)[kind]) } as u32)
+}
+
+/// How many files that are counted are registered with a ring (`io_ring_ctx`).
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn direct_files(ring: u64) -> u32 {
@@ -269,15 +307,18 @@ extern "C" fn direct_files(ring: u64) -> u32 {
     // SAFETY: integers are plain data.
     let (len, table): (u32, u64) =
         unsafe { (Probe::read(ring, &OFF_RING_FILES_LEN), Probe::read(ring, &OFF_RING_FILES)) };
+    start();
     let mut met = 0;
     for block in 0..BLOCKS {
         if block * BLOCK >= u64::from(len) || table == 0 {
             break;
         }
-        met += direct_block(table, block * BLOCK, len);
+        met |= direct_block(table, block * BLOCK, len);
     }
-    met
+    if met == 0 { 0 } else { total_met() }
 }
+
+// What these return is whether anything was met, and not how much: the verifier of old kernels takes each sum for a state of its own.
 
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -297,7 +338,7 @@ extern "C" fn direct_block(table: u64, first: u64, len: u32) -> u32 {
             file = unsafe { Probe::read(file as *const u8, &OFF_NODE_FILE) };
         }
         if file & !FLAGS != 0 {
-            met += meet(file & !FLAGS);
+            met |= meet(file & !FLAGS);
         }
     }
     met
@@ -306,7 +347,7 @@ extern "C" fn direct_block(table: u64, first: u64, len: u32) -> u32 {
 /// Messages of a queue that are looked at.
 const MESSAGES: u32 = 1024;
 
-/// Meets the files that are on their way to a unix socket. Returns how many are counted.
+/// Meets the files that are on their way to a unix socket. Returns whether any is counted.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn socket_files(sk: u64) -> u32 {
@@ -321,7 +362,7 @@ extern "C" fn socket_files(sk: u64) -> u32 {
     for _ in 0..MESSAGES {
         let Some(message) = messages.next() else { break };
         // SAFETY: a `u64` is plain data.
-        met += queue_files(unsafe { Probe::read(message as *const u8, &OFF_SKB_SK) });
+        met |= queue_files(unsafe { Probe::read(message as *const u8, &OFF_SKB_SK) });
     }
     met
 }
@@ -333,7 +374,7 @@ extern "C" fn queue_files(sk: u64) -> u32 {
     let mut messages = Messages::of(sk);
     for _ in 0..MESSAGES {
         let Some(message) = messages.next() else { break };
-        met += message_files(message);
+        met |= message_files(message);
     }
     met
 }
@@ -357,7 +398,7 @@ extern "C" fn message_files(message: u64) -> u32 {
             if i >= count {
                 break;
             }
-            met += meet(Probe::read(list.wrapping_add(usize::from(i) * 8), &OFF_FP_FILES));
+            met |= meet(Probe::read(list.wrapping_add(usize::from(i) * 8), &OFF_FP_FILES));
         }
         met
     }

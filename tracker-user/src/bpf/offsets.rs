@@ -112,7 +112,6 @@ pub(super) struct Globals {
     cgroup_by_css: u8,
     have_task_pt_regs: u8,
     own_tgid: u32,
-    look_in_flight: u8,
     look_direct: u8,
     direct_nodes: u8,
     /// Looks for hidden files that this kernel lacks something for.
@@ -220,7 +219,6 @@ impl Globals {
         offsets.extend(&looks.offsets);
         Ok(Self {
             offsets,
-            look_in_flight: looks.has(Look::InFlight),
             look_direct: looks.has(Look::Direct),
             direct_nodes: u8::from(looks.direct_nodes),
             impossible: looks.impossible,
@@ -239,7 +237,6 @@ impl Globals {
         loader.override_global("CGROUP_BY_CSS", &self.cgroup_by_css, true);
         loader.override_global("HAVE_TASK_PT_REGS", &self.have_task_pt_regs, true);
         loader.override_global("OWN_TGID", &self.own_tgid, true);
-        loader.override_global("LOOK_IN_FLIGHT", &self.look_in_flight, true);
         loader.override_global("LOOK_DIRECT", &self.look_direct, true);
         loader.override_global("DIRECT_NODES", &self.direct_nodes, true);
     }

@@ -54,7 +54,12 @@ pub type Impossible = (Look, String);
 /// The iterators' programs, with what each walks.
 const MAPPED: (&str, &str) = ("mapped", "task_vma");
 const REGISTERED: (&str, &str) = ("registered", "task");
+const IN_FLIGHT: (&str, &str) = ("in_flight", "task_file");
 const HELD: (&str, &str) = ("held", "task_file");
+
+/// The program that a look is taken by, but for [`HELD`], which all need.
+const PROGRAMS: [(Look, (&str, &str)); 3] =
+    [(Look::Mapped, MAPPED), (Look::Registered, REGISTERED), (Look::InFlight, IN_FLIGHT)];
 
 /// Loads the programs of those looks that are possible so far, and adds those that the kernel refuses.
 pub(super) fn load(
@@ -67,7 +72,7 @@ pub(super) fn load(
         iter.load(walks, btf).map_err(|e| attach_error(name, e))
     };
     try_load(HELD)?;
-    for (look, program) in [(Look::Mapped, MAPPED), (Look::Registered, REGISTERED)] {
+    for (look, program) in PROGRAMS {
         if is_possible(look, impossible)
             && let Err(error) = try_load(program)
         {
@@ -100,7 +105,7 @@ impl Kernel {
     pub fn open_look(&mut self) -> Result<Iterators, BpfError> {
         // What is open is looked at last: what isn't open then, and was mapped before and after, is hidden indeed.
         let mut names = Vec::from([HELD.0]);
-        for (look, (name, _)) in [(Look::Registered, REGISTERED), (Look::Mapped, MAPPED)] {
+        for (look, (name, _)) in PROGRAMS {
             if is_possible(look, &self.impossible) {
                 names.insert(0, name);
             }
