@@ -107,7 +107,7 @@ impl Agent {
         let mut child = Command::new(fdtracker())
             .args(["agent", "--web.listen-address", "127.0.0.1:0", "--socket"])
             .arg(&socket)
-            .args(feeder_arguments())
+            .args(if arguments.contains(&"--feeder") { Vec::new() } else { feeder_arguments() })
             .args(arguments)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
