@@ -15,7 +15,7 @@ pub(crate) struct Args {
     #[arg(long)]
     no_install: bool,
 
-    /// Leave out the kernels in emulated machines, which take a quarter of an hour
+    /// Leave out the kernels in emulated machines, which take some 20 minutes
     #[arg(long)]
     no_vm: bool,
 

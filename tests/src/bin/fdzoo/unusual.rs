@@ -45,7 +45,12 @@ fn uring(request: &[u64]) -> Result<i64, io::Error> {
         }
         call(libc::SYS_io_uring_enter, &[ring, 1, 1, GETEVENTS, 0, 0])?;
         // SAFETY: as above; the result is the third word of the first completion.
-        Ok(unsafe { at(params[25] + 8).read_volatile() } as i32)
+        let result = unsafe { at(params[25] + 8).read_volatile() } as i32;
+        // A ring that stays mapped would be found.
+        for page in [rings.cast(), requests.cast::<u8>()] {
+            call(libc::SYS_munmap, &[page as i64, 4096])?;
+        }
+        Ok(result)
     })();
     close(ring);
     match done? {
