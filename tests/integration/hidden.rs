@@ -40,6 +40,14 @@ fn counts(agent: &Agent, cgroup: &Cgroup, expected: &[(&str, i64)]) {
     eventually("the counts", || same(agent.counts(&cgroup.id)?, expected.clone()));
 }
 
+/// Waits until the container is in this state. A probe that is missed anywhere makes all stale until the audit that follows.
+fn state(agent: &Agent, cgroup: &Cgroup, expected: &str) -> serde_json::Value {
+    eventually(&format!("the container is {expected}"), || {
+        let container = agent.container(&cgroup.id)?;
+        if container["state"] == expected { Ok(container) } else { Err(container["state"].to_string()) }
+    })
+}
+
 /// Waits until everything was looked at twice since now.
 fn look_again(agent: &Agent) {
     let looks = || agent.metrics().get("fdtracker_hidden_looks_total", &[("result", "ok")]);
@@ -58,21 +66,22 @@ fn mapped(kind: &str, hidden: &str) -> Result<(), String> {
     counts(&agent, &cgroup, &[(kind, 1)]);
     zoo.must(&format!("close {fd}"));
     counts(&agent, &cgroup, &[(hidden, 1)]);
-    let container = agent.container(&cgroup.id)?;
-    assert_eq!(container["state"], "blocked");
+    let container = state(&agent, &cgroup, "blocked");
     assert_eq!(container["processes"][0]["pid"], zoo.pid());
     let metrics = agent.metrics();
     let name = ("container", cgroup.name());
     let labels = [name, ("kind", hidden), ("verdict", "blocked")];
     assert_eq!(metrics.get("fdtracker_open_fds", &labels), 1.0);
-    assert_eq!(metrics.find("fdtracker_container_checkpointable", &[name]), Some(0.0));
+    eventually("it is said to be blocked", || {
+        same(agent.metrics().find("fdtracker_container_checkpointable", &[name]), Some(0.0))
+    });
     // One file, however often it is mapped.
     zoo.must(&format!("munmap {}", pages[0]));
     look_again(&agent);
     counts(&agent, &cgroup, &[(hidden, 1)]);
     zoo.must(&format!("munmap {}", pages[1]));
     counts(&agent, &cgroup, &[]);
-    assert_eq!(agent.container(&cgroup.id)?["state"], "ok");
+    state(&agent, &cgroup, "ok");
     Ok(())
 }
 
@@ -100,7 +109,7 @@ fn registered_ring() -> Result<(), String> {
     counts(&agent, &cgroup, &[("io_uring_mapped", 1)]);
     zoo.must(&format!("munmap {page}"));
     counts(&agent, &cgroup, &[("io_uring_registered", 1)]);
-    assert_eq!(agent.container(&cgroup.id)?["state"], "blocked");
+    state(&agent, &cgroup, "blocked");
     zoo.must(&format!("unregister_ring {index}"));
     counts(&agent, &cgroup, &[]);
     Ok(())
@@ -159,7 +168,7 @@ fn in_flight() {
     // As the file itself.
     assert_eq!(metrics.get("fdtracker_open_fds", &labels("ok")), 1.0);
     assert_eq!(metrics.get("fdtracker_open_fds", &labels("blocked")), 1.0);
-    assert_eq!(agent.container(&cgroup.id).expect("the container")["state"], "blocked");
+    state(&agent, &cgroup, "blocked");
     // A child has the sockets too, but no other files are in them.
     let child = zoo.must("fork");
     look_again(&agent);

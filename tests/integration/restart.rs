@@ -149,8 +149,12 @@ fn an_audit_finds_nothing_to_heal() {
     assert!(audits > 1.0, "only {audits} audits");
     assert_eq!(metrics.get("fdtracker_audit_corrections_total", &[]), 0.0);
     let labels = [("container", cgroup.name()), ("kind", "pidfd")];
-    assert_eq!(metrics.get("fdtracker_fds_opened_total", &labels), 50_000.0);
-    assert_eq!(metrics.get("fdtracker_fds_closed_total", &labels), 50_000.0);
+    // An open and a close that are both missed leave nothing for an audit to find, but the misses are counted.
+    let misses = metrics.sum("fdtracker_probe_misses_total");
+    for metric in ["fdtracker_fds_opened_total", "fdtracker_fds_closed_total"] {
+        let found = metrics.get(metric, &labels);
+        assert!((50_000.0 - misses..=50_000.0).contains(&found), "{metric}: {found}, with {misses} misses");
+    }
 }
 
 fn leaves_nothing_behind() {

@@ -236,6 +236,16 @@ impl Metrics {
         self.find(name, labels).unwrap_or(0.0)
     }
 
+    /// The sum of all series of a metric.
+    pub fn sum(&self, name: &str) -> f64 {
+        let values = self.0.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let rest = series.strip_prefix(name)?;
+            (rest.is_empty() || rest.starts_with('{')).then(|| value.parse::<f64>().expect("a number"))
+        });
+        values.sum()
+    }
+
     /// As [`Metrics::get`], if there is one.
     pub fn find(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let wanted: Vec<String> =
