@@ -25,7 +25,8 @@ impl Archive {
     pub(super) fn open(dir: &Path, suites: &[&str], may_download: bool) -> anyhow::Result<Self> {
         let archive = Self { dir: dir.to_owned(), may_download };
         match archive.age() {
-            Some(age) if age < FRESH || !may_download => {}
+            // The directory may have been moved since.
+            Some(age) if age < FRESH || !may_download => archive.configure(suites)?,
             None if !may_download => {
                 bail!("Debian's lists of kernels are needed (without --no-install they are downloaded)")
             }
@@ -41,6 +42,14 @@ impl Archive {
     }
 
     fn update(&self, suites: &[&str]) -> anyhow::Result<()> {
+        self.configure(suites)?;
+        eprintln!("asking Debian's archive for kernels in {}", suites.join(", "));
+        must(self.apt("apt-get").args(["update", "-qq"]))?;
+        write(&self.updated(), "")
+    }
+
+    /// Tells apt where everything is.
+    fn configure(&self, suites: &[&str]) -> anyhow::Result<()> {
         for dir in ["lists/partial", "cache/archives/partial"] {
             let dir = self.dir.join(dir);
             fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
@@ -56,10 +65,7 @@ impl Archive {
              Dir::State::lists \"{dir}/lists\";\nDir::Cache \"{dir}/cache\";\n\
              APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n"
         );
-        write(&self.config(), &config)?;
-        eprintln!("asking Debian's archive for kernels in {}", suites.join(", "));
-        must(self.apt("apt-get").args(["update", "-qq"]))?;
-        write(&self.updated(), "")
+        write(&self.config(), &config)
     }
 
     /// Written when the lists were brought up to date.
