@@ -86,12 +86,13 @@ fn doctor() {
     // Files that whoever starts it has left open don't confuse the self-test.
     // SAFETY: the child only makes a system call.
     unsafe {
-        command.pre_exec(|| {
-            if libc::eventfd(0, 0) < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
-        });
+        command.pre_exec(
+            || {
+                if libc::eventfd(0, 0) < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+            },
+        );
     }
-    let output =
-        command.args(["doctor", "-o", "json"]).stdin(Stdio::null()).output().expect("run fdtracker");
+    let output = command.args(["doctor", "-o", "json"]).stdin(Stdio::null()).output().expect("run fdtracker");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!((output.status.code(), &report["ok"]), (Some(0), &true.into()), "{report}");
     let names: Vec<&str> =

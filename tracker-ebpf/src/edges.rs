@@ -5,15 +5,14 @@
 //! `fd_install`, `do_dup2`, `filp_close`), so a count is never smaller than what a scan can find. Additions commute: what the
 //! auditor found missing is added too, whatever happened since it looked.
 
-use tracker_ebpf::{TABLE_STALE, Tag, mode};
+use tracker_ebpf::{Kind, TABLE_STALE, Tag, mode};
 
 use crate::{
     fdtable::read_slot,
     kernel::current_tgid,
-    maps::{CONTROL, MEASURED, TABLES},
-    notify,
+    maps::{CONTROL, MEASURED, TABLES, add},
     scan::scan,
-    tables::{new_table, record},
+    tables::{doubt, flow_of, new_table, record},
 };
 
 /// Whether what was open before the feeder was attached has been counted.
@@ -44,8 +43,7 @@ pub(crate) fn emptied(files: u64, fd: u32, tag: Tag, mode: u32) {
         record(table, files, fd, tag, Tag::EMPTY, mode);
         let left = (*table).n.get(tag.kind_index()).copied().unwrap_or(0);
         if left < 0 && is_adopted() && (*table).flags & TABLE_STALE == 0 {
-            (*table).flags |= TABLE_STALE;
-            notify::uncertain();
+            doubt(table);
         }
     }
 }
@@ -114,22 +112,22 @@ pub(crate) extern "C" fn adjust(files: u64, mode: u32) -> u32 {
     let Some(table) = TABLES.get_ptr_mut(files).or_else(|| new_table(files, mode)) else { return 0 };
     // SAFETY: the pointers come from the maps, and the verifier checks every access.
     unsafe {
-        let flow = if mode & mode::ADOPT == 0 { crate::tables::flow_of((*table).cgroup_id) } else { None };
-        for kind in 0..tracker_ebpf::Kind::COUNT {
+        let flow = if mode & mode::ADOPT == 0 { flow_of((*table).cgroup_id) } else { None };
+        for kind in 0..Kind::COUNT {
             let delta = core::ptr::read_volatile(&raw const (*measured)[kind]);
             if delta == 0 {
                 continue;
             }
-            crate::maps::add((&raw mut (*table).n[kind]).cast(), delta as u64);
+            add((&raw mut (*table).n[kind]).cast(), delta as u64);
             if let Some(flow) = flow {
                 if delta > 0 {
-                    crate::maps::add(&raw mut (*flow).opened[kind], delta as u64);
+                    add(&raw mut (*flow).opened[kind], delta as u64);
                 } else {
-                    crate::maps::add(&raw mut (*flow).closed[kind], delta.wrapping_neg() as u64);
+                    add(&raw mut (*flow).closed[kind], delta.wrapping_neg() as u64);
                 }
             }
         }
-        crate::maps::add(&raw mut (*table).seq, 1);
+        add(&raw mut (*table).seq, 1);
         (*table).flags &= !TABLE_STALE;
         if mode & mode::DOUBT != 0 {
             (*table).flags |= TABLE_STALE;

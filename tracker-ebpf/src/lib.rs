@@ -334,9 +334,9 @@ pub mod mode {
 
 /// Operations of the program `resync`, its first argument.
 pub mod resync {
-    /// Re-reads every slot of a table. Further arguments: files, tgid, cgroup id, [`mode`](crate::mode), the generation and seq that
-    /// the table had, or 0 if it isn't recorded, an fd, and the address of a task that has it. Returns how many slots changed, or
-    /// [`REFUSED`] if the table is another by now. If it moved, its cgroup is left as it is.
+    /// Re-reads every slot of a table. Further arguments: files, the generation that the table had (0: it isn't recorded),
+    /// [`mode`](crate::mode), the address of a task that has it, the cgroup id and the tgid that are recorded and that none of its
+    /// users has (0: one has), and an fd. Returns how many slots changed, or [`REFUSED`] if the table is another by now.
     pub const SCAN: u64 = 1;
     /// Forgets a table that is no more. Further arguments: files, generation, seq. If it moved, nothing is done.
     pub const FORGET: u64 = 2;

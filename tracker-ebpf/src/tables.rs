@@ -111,6 +111,26 @@ fn flow(cgroup: u64, was: Tag, now: Tag) {
     }
 }
 
+/// Marks a table stale, and has an audit look at it now.
+#[inline(always)]
+pub(crate) fn doubt(table: *mut Table) {
+    // SAFETY: every caller passes a pointer into the map, which the verifier checks.
+    unsafe { (*table).flags |= TABLE_STALE };
+    notify::uncertain();
+}
+
+/// An entry that is made next, in the mode [`REMOTE`](mode::REMOTE), is this process's. The program can't be preempted.
+#[inline(always)]
+pub(crate) fn on_behalf_of(tgid: u32, cgroup_id: u64) {
+    if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
+        // SAFETY: the pointer comes from the map.
+        unsafe {
+            (*scratch).remote_tgid = tgid;
+            (*scratch).remote_cgroup_id = cgroup_id;
+        }
+    }
+}
+
 #[inline(always)]
 pub(crate) fn mark_stale(files: u64) {
     if let Some(table) = TABLES.get_ptr_mut(files) {

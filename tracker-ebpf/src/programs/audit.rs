@@ -8,17 +8,16 @@ use tracker_ebpf::{FileRecord, Slot, TABLE_STALE, mode, resync};
 use crate::{
     classify::{NOT_COUNTED, classify},
     edges::{adjust, measure},
-    kernel::{Direct, OFF_TASK_FILES, OFF_TASK_FLAGS, OFF_TASK_TGID, Probe, Read as _, cgroup_id, is_own},
-    maps::{CONTROL, FLOWS, SCRATCH, SLOTS, TABLES},
+    kernel::{
+        Direct, OFF_TASK_FILES, OFF_TASK_FLAGS, OFF_TASK_STATE, OFF_TASK_TGID, Probe, Read, cgroup_id, is_own,
+    },
+    maps::{CONTROL, FLOWS, SLOTS, TABLES},
     notify::Who,
     programs::lifecycle,
     scan::scan,
-    slots::{differs, forget_slots, sync_slot},
-    tables::remove_table,
+    slots::{differs, sync_slot},
+    tables::{on_behalf_of, remove_table},
 };
-
-/// include/linux/sched.h
-const PF_EXITING: u32 = 4;
 
 /// Context of `iter/task_file` (kernel: `struct bpf_iter__task_file`).
 #[repr(C)]
@@ -58,8 +57,7 @@ extern "C" fn audit(ctx: *const TaskFile) -> i32 {
             (*table).visited = (*control).pass;
         }
         let kind = classify::<Direct>(file);
-        // The table of a task that exits may be forgotten already.
-        if kind == NOT_COUNTED || Direct::read::<u32>(task, &OFF_TASK_FLAGS) & PF_EXITING != 0 {
+        if kind == NOT_COUNTED || !is_alive::<Direct>(task) {
             return 0;
         }
         let record = FileRecord {
@@ -112,44 +110,61 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
 #[inline(always)]
 fn act(ctx: &RawTracePointContext) -> u32 {
     let known = generation(ctx.arg(1)) != 0;
-    if !may_act(ctx.arg(1), ctx.arg(5), ctx.arg(8)) {
+    if !may_act(ctx.arg(1), ctx.arg(2), ctx.arg(4)) {
         return resync::REFUSED;
     }
-    if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
-        // SAFETY: the pointer comes from the map.
-        unsafe {
-            (*scratch).remote_tgid = ctx.arg(2);
-            (*scratch).remote_cgroup_id = ctx.arg(3);
-        }
-    }
-    if ctx.arg::<u32>(4) & mode::RECOUNT != 0 {
+    assign(ctx.arg(1), ctx.arg(4), ctx.arg(5), ctx.arg(6));
+    if ctx.arg::<u32>(3) & mode::RECOUNT != 0 {
         // The new entry has a generation of its own, to which no recorded slot belongs.
         remove_table(ctx.arg(1));
-    } else if let Some(table) = TABLES.get_ptr_mut(ctx.arg::<u64>(1)) {
+    } else if ctx.arg::<u64>(0) == resync::SCAN
+        && let Some(table) = TABLES.get_ptr_mut(ctx.arg::<u64>(1))
+    {
+        // The scan marks it again if it fails.
         // SAFETY: the pointer comes from the map.
-        unsafe {
-            if ctx.arg::<u64>(0) == resync::SCAN {
-                // The scan marks it again if it fails.
-                (*table).flags &= !TABLE_STALE;
-            }
-            (*table).tgid = ctx.arg(2);
-            if ctx.arg::<u64>(0) == resync::ADJUST || (*table).seq == ctx.arg::<u64>(6) {
-                (*table).cgroup_id = ctx.arg(3);
-            }
-        }
+        unsafe { (*table).flags &= !TABLE_STALE };
     }
-    let mode = ctx.arg::<u32>(4) | mode::REMOTE | mode::AUDIT;
+    let mode = ctx.arg::<u32>(3) | mode::REMOTE | mode::AUDIT;
     let result = match ctx.arg::<u64>(0) {
         resync::SCAN => scan(ctx.arg(1), mode),
         resync::SLOT => sync_slot(ctx.arg(1), ctx.arg(7), mode),
         _ => adjust(ctx.arg(1), mode),
     };
-    if !known && !is_in_use(ctx.arg(8), ctx.arg(1)) {
+    if !known && !is_in_use(ctx.arg(4), ctx.arg(1)) {
         // Its last task began to exit meanwhile, and may have found nothing to forget.
-        forget_new(ctx.arg(1));
+        if let Some(table) = TABLES.get_ptr(ctx.arg::<u64>(1)) {
+            lifecycle::forget(ctx.arg(1), table, Who::User);
+        }
         return resync::REFUSED;
     }
     result
+}
+
+/// Puts right whose a table is, where that is `charged` and `listed`, which it isn't; an entry that is made next is the same task's.
+///
+/// What the task's cgroup is, is read here and not taken from user space: it may have been moved since the iterator saw it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn assign(files: u64, task: u64, charged: u64, listed: u32) -> u32 {
+    let in_use = is_in_use(task, files);
+    let task = task as *const u8;
+    // SAFETY: integers are plain data; an address that is no longer valid reads as anything, and is then not in use.
+    let mut tgid: u32 = unsafe { Probe::read(task, &OFF_TASK_TGID) };
+    let mut cgroup = cgroup_id::<Probe>(task);
+    if let Some(table) = TABLES.get_ptr_mut(files) {
+        // SAFETY: the pointer comes from the map.
+        unsafe {
+            if in_use && (*table).cgroup_id == charged {
+                (*table).cgroup_id = cgroup;
+            }
+            if in_use && (*table).tgid == listed {
+                (*table).tgid = tgid;
+            }
+            (tgid, cgroup) = ((*table).tgid, (*table).cgroup_id);
+        }
+    }
+    on_behalf_of(tgid, cgroup);
+    0
 }
 
 /// A table's generation; 0 if it isn't recorded.
@@ -171,18 +186,22 @@ fn may_act(files: u64, wanted: u64, task: u64) -> bool {
 fn is_in_use(task: u64, files: u64) -> bool {
     let task = task as *const u8;
     // SAFETY: integers are plain data; an address that is no longer valid reads as anything.
-    unsafe {
-        Probe::read::<u64>(task, &OFF_TASK_FILES) == files
-            && Probe::read::<u32>(task, &OFF_TASK_FLAGS) & PF_EXITING == 0
-    }
+    unsafe { Probe::read::<u64>(task, &OFF_TASK_FILES) == files && is_alive::<Probe>(task) }
 }
 
-/// Takes back what was recorded of a table.
+/// Whether a task has begun to live, and hasn't begun to exit. One that is being made is in the first cgroup for a while, and then in its
+/// own (kernel: `cgroup_fork`, `cgroup_post_fork`); of one that exits the table may be forgotten already.
+///
+/// # Safety
+/// `task` is a `struct task_struct *` that `R` can read.
 #[inline(always)]
-fn forget_new(files: u64) {
-    let Some(table) = TABLES.get_ptr(files) else { return };
-    // SAFETY: the pointer comes from the map.
-    let (generation, high) = unsafe { ((*table).generation, (*table).high_fd) };
-    forget_slots(files, generation, high);
-    lifecycle::end(files, table, Who::User);
+unsafe fn is_alive<R: Read>(task: *const u8) -> bool {
+    // include/linux/sched.h
+    const PF_EXITING: u32 = 4;
+    const TASK_NEW: u32 = 0x800;
+    // SAFETY: integers are plain data.
+    unsafe {
+        R::read::<u32>(task, &OFF_TASK_FLAGS) & PF_EXITING == 0
+            && R::read::<u32>(task, &OFF_TASK_STATE) & TASK_NEW == 0
+    }
 }

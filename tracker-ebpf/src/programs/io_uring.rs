@@ -4,7 +4,7 @@
 use aya_ebpf::{Global, macros::tracepoint, programs::TracePointContext};
 use tracker_ebpf::{TABLE_STALE, TABLE_URING, TABLE_URING_CLOSES};
 
-use crate::{kernel::current_files, maps::TABLES, notify, slots::follow};
+use crate::{kernel::current_files, maps::TABLES, slots::follow, tables::doubt};
 
 /// Where the opcode is in a submission's record, and the result in a completion's: 0 where this kernel tells neither.
 #[unsafe(no_mangle)]
@@ -48,9 +48,7 @@ fn io_uring_complete(ctx: TracePointContext) -> u32 {
         follow(files, result as u32, 0);
     }
     if result == 0 && flags & TABLE_URING_CLOSES != 0 && flags & TABLE_STALE == 0 {
-        // SAFETY: the pointer comes from the map.
-        unsafe { (*table).flags |= TABLE_STALE };
-        notify::uncertain();
+        doubt(table);
     }
     0
 }

@@ -17,10 +17,11 @@ use crate::{
         OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, another_process_has,
         cgroup_id, current_files, current_tgid, is_own, sharers, syscall_arg, syscall_number,
     },
-    maps::{SCRATCH, TABLES, lose},
+    maps::{TABLES, lose},
     notify::{self, Who},
     programs::lifecycle,
     scan::scan,
+    tables::on_behalf_of,
 };
 
 // arch/x86/entry/syscalls/syscall_64.tbl
@@ -171,13 +172,7 @@ fn missed_birth(files: u64, tgid: u32, cgroup: u64) {
     } else if is_adopted() && TABLES.get_ptr(current_files()).is_none() {
         return;
     }
-    if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
-        // SAFETY: the pointer comes from the map; the program can't be preempted.
-        unsafe {
-            (*scratch).remote_tgid = tgid;
-            (*scratch).remote_cgroup_id = cgroup;
-        }
-    }
+    on_behalf_of(tgid, cgroup);
     if scan(files, mode::QUIET | mode::REMOTE) > 0 {
         lose(Loss::Births);
     }

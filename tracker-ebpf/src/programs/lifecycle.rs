@@ -4,7 +4,7 @@ use aya_ebpf::{
     macros::{raw_tracepoint, tracepoint},
     programs::{RawTracePointContext, TracePointContext},
 };
-use tracker_ebpf::{Kind, Loss, TABLE_STALE, Table, event, mode};
+use tracker_ebpf::{Kind, Loss, Table, event, mode};
 
 use crate::{
     edges::is_adopted,
@@ -12,11 +12,11 @@ use crate::{
         OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, another_process_has, cgroup_id, counts_edges,
         current_files, current_tgid, live_threads, sharers, threads_of,
     },
-    maps::{SCRATCH, TABLES, add, lose},
+    maps::{TABLES, add, lose},
     notify::{self, Who},
     scan::scan,
     slots::forget_slots,
-    tables::{flow_of, remove_table},
+    tables::{doubt, flow_of, on_behalf_of, remove_table},
 };
 
 /// `sched_process_fork(parent, child)`: the child's table is final, nobody else has it, and the child doesn't run yet.
@@ -29,13 +29,7 @@ fn sched_process_fork(ctx: RawTracePointContext) -> i32 {
     // SAFETY: integers are plain data.
     let (files, tgid): (u64, u32) =
         unsafe { (Probe::read(child, &OFF_TASK_FILES), Probe::read(child, &OFF_TASK_TGID)) };
-    if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
-        // SAFETY: the pointer comes from the map; the program can't be preempted.
-        unsafe {
-            (*scratch).remote_tgid = tgid;
-            (*scratch).remote_cgroup_id = cgroup_id::<Probe>(child);
-        }
-    }
+    on_behalf_of(tgid, cgroup_id::<Probe>(child));
     born(files, tgid, event::FORKED, Who::Child);
     0
 }
@@ -142,9 +136,7 @@ fn sched_process_exit(_ctx: TracePointContext) -> u32 {
         // Only the kernel's own list of tables tells; or each slot does, when it is emptied.
         if live_threads() == 0 {
             if !counts_edges() {
-                // SAFETY: the pointer comes from the map.
-                unsafe { (*table).flags |= TABLE_STALE };
-                notify::uncertain();
+                doubt(table);
             } else if another_process_has(files) {
                 // It is charged and listed, perhaps, as the one that goes.
                 notify::uncertain();
@@ -152,13 +144,19 @@ fn sched_process_exit(_ctx: TracePointContext) -> u32 {
         }
         return 0;
     }
-    // SAFETY: the pointer comes from the map.
-    let (generation, high) = unsafe { ((*table).generation, (*table).high_fd) };
+    forget(files, table, Who::Current);
+    0
+}
+
+/// [`end`], and what is recorded of the slots.
+#[inline(always)]
+pub(super) fn forget(files: u64, table: *const Table, who: Who) {
     if !counts_edges() {
+        // SAFETY: the pointer comes from the map.
+        let (generation, high) = unsafe { ((*table).generation, (*table).high_fd) };
         forget_slots(files, generation, high);
     }
-    end(files, table, Who::Current);
-    0
+    end(files, table, who);
 }
 
 /// `cgroup_attach_task(dst_cgrp, path, task, threadgroup)`, after the migration: charges the table to the new cgroup.

@@ -11,7 +11,7 @@ use tracker_ebpf::{Control, Loss, MAX_SCANNED_FDS, Table, mode, resync};
 use super::{
     BpfError, Kernel, attach_error,
     auditor::{
-        self, Audit, Gone, Seen,
+        self, Audit, Gone, Outdated, Seen,
         counts::{self, Delta, Measure, Suspect},
         slots::{self, Doubt},
     },
@@ -100,22 +100,11 @@ impl Kernel {
             (false, true) => mode::QUIET | mode::ADOPT | mode::RECOUNT,
             (false, false) => 0,
         };
-        let (generation, seq) = doubt.recorded;
         // Re-reading does no harm to a table that is recorded by now.
-        let generation = if adopt || generation == 0 { resync::ANY } else { generation };
-        let mut read = |operation, mode: u32, generation, fd: u32| {
-            let Doubt { tgid, cgroup_id, task, .. } = *doubt;
-            self.act(&[
-                operation,
-                files,
-                tgid.into(),
-                cgroup_id,
-                mode.into(),
-                generation,
-                seq,
-                fd.into(),
-                task,
-            ])
+        let generation = if adopt || doubt.generation == 0 { resync::ANY } else { doubt.generation };
+        let mut read = |operation, mode, generation, fd: u32| {
+            let who = (doubt.task, doubt.outdated());
+            self.act(operation, (files, generation), mode, who, fd)
         };
         let mut changed = 0;
         if adopt || doubt.needs_scan() {
@@ -130,9 +119,18 @@ impl Kernel {
         Ok(changed)
     }
 
-    /// Has the program write to a table. Returns what it returns; 0 if the table isn't the one that was looked at any more.
-    fn act(&mut self, arguments: &[u64]) -> Result<u32, BpfError> {
-        let result = self.resync(arguments)?;
+    /// Has the program write to a table, of which an address and a generation are known, and a task that has it. Returns what it
+    /// returns; 0 if the table isn't the one that was looked at any more.
+    fn act(
+        &mut self,
+        operation: u64,
+        (files, generation): (u64, u64),
+        mode: u32,
+        (task, Outdated { cgroup_id, tgid }): (u64, Outdated),
+        fd: u32,
+    ) -> Result<u32, BpfError> {
+        let arguments = [operation, files, generation, mode.into(), task, cgroup_id, tgid.into(), fd.into()];
+        let result = self.resync(&arguments)?;
         if result == resync::REFUSED {
             self.unsettled = true;
             return Ok(0);
@@ -213,12 +211,12 @@ impl Kernel {
     /// Adds to a table what was measured. Returns how many slots that is.
     fn adjust(&mut self, suspect: &Suspect, delta: &Delta, mode: u32) -> Result<u64, BpfError> {
         self.shared.measured.set(*delta);
-        let Suspect { files, tgid, cgroup_id, generation, task, .. } = *suspect;
+        let Suspect { files, generation, task, outdated, .. } = *suspect;
         // While the feeder counts whatever moves, a table that is recorded by now is short of the same.
         let adopt = mode & mode::ADOPT != 0 && generation == 0;
         let generation = if adopt { resync::ANY } else { generation };
-        let arguments = [resync::ADJUST, files, tgid.into(), cgroup_id, mode.into(), generation, 0, 0, task];
-        Ok(if self.act(&arguments)? != 0 { counts::size(delta) } else { 0 })
+        let done = self.act(resync::ADJUST, (files, generation), mode, (task, outdated), 0)?;
+        Ok(if done != 0 { counts::size(delta) } else { 0 })
     }
 
     /// Forgets tables that are certainly no more. Returns how many slots were still counted for them.

@@ -212,6 +212,9 @@ impl Globals {
             }
         };
         offsets.push(("OFF_CSET_CGROUP", cset_cgroup));
+        // Linux 5.14 renamed it. It was a long, of which the low half is enough.
+        let state = btf.field("task_struct", "__state").or_else(|_| btf.field("task_struct", "state"))?;
+        offsets.push(("OFF_TASK_STATE", u64::from(state.offset)));
         // `ss` is the last word.
         let regs = u64::from(btf.field("pt_regs", "ss")?.offset) + 8;
         offsets.push(("OFF_STACK_REGS", arch::STACK_SIZE - regs));
@@ -254,7 +257,7 @@ mod tests {
         let kernel = KernelVersion::running().unwrap();
         for hierarchy in [Hierarchy::unified("/sys/fs/cgroup"), Hierarchy::v1("/sys/fs/cgroup/cpu", "cpu")] {
             let globals = Globals::find(&btf, &hierarchy, kernel).unwrap();
-            assert!(globals.offsets.len() >= OFFSETS.len() + 2);
+            assert!(globals.offsets.len() >= OFFSETS.len() + 3);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use tracker_ebpf::{Kind, TABLE_STALE, Table};
 
-use super::{Gone, Seen, gone, idle};
+use super::{Gone, Outdated, Seen, gone, idle};
 
 /// What is to be added to a table's numbers, per kind.
 pub(in crate::bpf) type Delta = [i64; Kind::COUNT];
@@ -18,7 +18,8 @@ pub(in crate::bpf) type Delta = [i64; Kind::COUNT];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::bpf) struct Suspect {
     pub(in crate::bpf) files: u64,
-    pub(in crate::bpf) tgid: u32,
+    /// What is recorded of its users and isn't so.
+    pub(in crate::bpf) outdated: Outdated,
     /// The cgroup that it is to be charged to.
     pub(in crate::bpf) cgroup_id: u64,
     /// The table's generation; 0 if it isn't recorded.
@@ -50,16 +51,13 @@ pub(in crate::bpf) fn compare(
     let idle = idle(pass, seen, tables);
     let suspects = seen.iter().chain(&idle).filter_map(|(files, truth)| {
         let table = tables.get(files);
-        let marked = table.is_some_and(|table| {
-            table.flags & TABLE_STALE != 0
-                || !truth.cgroup_ids.contains(&table.cgroup_id)
-                || !truth.tgids.contains(&table.tgid)
-        });
+        let outdated = truth.outdated(table);
+        let marked = !outdated.is_nothing() || table.is_some_and(|table| table.flags & TABLE_STALE != 0);
         let differs = truth.counts() != table.map_or([0; Kind::COUNT], |table| table.n);
         (marked || differs).then(|| Suspect {
             files: *files,
-            tgid: truth.tgid(table),
             cgroup_id: truth.cgroup(table),
+            outdated,
             generation: table.map_or(0, |table| table.generation),
             task: truth.task,
             beyond_reach: truth.beyond_reach(),
@@ -154,10 +152,12 @@ mod tests {
         assert!(plan(seen(100, &[3]), table(100, 1, PASS, TABLE_STALE)).suspects[0].marked);
         let moved = plan(seen(200, &[3]), table(100, 1, PASS, 0));
         assert!(moved.suspects[0].marked && moved.suspects[0].cgroup_id == 200);
+        assert_eq!(moved.suspects[0].outdated, Outdated { cgroup_id: 100, tgid: 0 });
         let mut left = table(100, 1, PASS, 0);
         left.tgid = 7;
         let left = plan(seen(100, &[3]), left);
-        assert!(left.suspects[0].marked && left.suspects[0].tgid == 42);
+        assert!(left.suspects[0].marked);
+        assert_eq!(left.suspects[0].outdated, Outdated { cgroup_id: 0, tgid: 7 });
     }
 
     #[test]

@@ -67,19 +67,33 @@ impl Seen {
 
     /// The cgroup that the table is to be charged to: where it is charged already, if one of its users is there.
     fn cgroup(&self, table: Option<&Table>) -> u64 {
-        stay(&self.cgroup_ids, table.map(|table| table.cgroup_id))
+        let charged = table.map(|table| table.cgroup_id).filter(|cgroup| self.cgroup_ids.contains(cgroup));
+        charged.or_else(|| self.cgroup_ids.iter().min().copied()).unwrap_or_default()
     }
 
-    /// The thread group that the table is to be listed under: where it is already, if that has it.
-    fn tgid(&self, table: Option<&Table>) -> u32 {
-        stay(&self.tgids, table.map(|table| table.tgid))
+    fn outdated(&self, table: Option<&Table>) -> Outdated {
+        let Some(Table { cgroup_id, tgid, .. }) = table else { return Outdated::default() };
+        Outdated {
+            cgroup_id: if self.cgroup_ids.contains(cgroup_id) { 0 } else { *cgroup_id },
+            tgid: if self.tgids.contains(tgid) { 0 } else { *tgid },
+        }
     }
 }
 
-/// What is recorded, if it was seen; else one that was.
-fn stay<T: Copy + Default + Eq + Hash + Ord>(seen: &HashSet<T>, recorded: Option<T>) -> T {
-    let recorded = recorded.filter(|recorded| seen.contains(recorded));
-    recorded.or_else(|| seen.iter().min().copied()).unwrap_or_default()
+/// What is recorded of a table's users, and is so of none of them: 0 if it is of one. What is so instead a program finds out when it
+/// writes: they may have been moved since.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Outdated {
+    /// The cgroup that the table is charged to.
+    pub(super) cgroup_id: u64,
+    /// The thread group that it is listed under.
+    pub(super) tgid: u32,
+}
+
+impl Outdated {
+    fn is_nothing(self) -> bool {
+        self == Self::default()
+    }
 }
 
 fn count<'a>(tags: impl Iterator<Item = &'a Tag>) -> [i64; Kind::COUNT] {

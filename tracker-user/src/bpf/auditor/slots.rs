@@ -4,17 +4,15 @@ use std::collections::{HashMap, HashSet};
 
 use tracker_ebpf::{MAX_SCANNED_FDS, Slot, TABLE_STALE, Table, Tag};
 
-use super::{Gone, Seen, count, gone, idle, is_same};
+use super::{Gone, Outdated, Seen, count, gone, idle, is_same};
 
 /// How a table differs from what is recorded of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::bpf) enum Difference {
     /// A slot holds another file than is recorded; either may be none.
     Slot { fd: u32, truth: Tag, recorded: Tag },
-    /// The table is charged to a cgroup that none of its users is in.
-    Cgroup { recorded: u64 },
-    /// The table is listed under a thread group that doesn't have it.
-    Tgid { recorded: u32 },
+    /// The table is charged to a cgroup that none of its users is in, or listed under a thread group that doesn't have it.
+    Users(Outdated),
     /// As many slots of a kind are recorded as `slots`, but counted as `n`.
     Count { kind: usize, slots: i64, n: i64 },
     /// A probe has marked the table stale.
@@ -24,10 +22,10 @@ pub(in crate::bpf) enum Difference {
 /// A table that differs.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::bpf) struct Doubt {
-    pub(in crate::bpf) tgid: u32,
+    /// The cgroup that it is to be charged to.
     pub(in crate::bpf) cgroup_id: u64,
-    /// The table's generation and seq, as they were recorded; 0 if it wasn't.
-    pub(in crate::bpf) recorded: (u64, u64),
+    /// The table's generation; 0 if it isn't recorded.
+    pub(in crate::bpf) generation: u64,
     /// Address of a task that has it.
     pub(in crate::bpf) task: u64,
     differences: HashSet<Difference>,
@@ -51,6 +49,15 @@ impl Doubt {
         self.differences.iter().any(|difference| !matches!(difference, Difference::Slot { .. }))
     }
 
+    /// What is recorded of its users and isn't so.
+    pub(in crate::bpf) fn outdated(&self) -> Outdated {
+        let outdated = self.differences.iter().find_map(|difference| match difference {
+            Difference::Users(outdated) => Some(*outdated),
+            _ => None,
+        });
+        outdated.unwrap_or_default()
+    }
+
     /// Of the slots that re-reading changed, how many that corrects. A scan for another reason than a slot only overtakes probes.
     pub(in crate::bpf) fn corrections(&self, changed: u32) -> u32 {
         if self.is_stale() || self.needs_recount() {
@@ -63,10 +70,7 @@ impl Doubt {
     pub(in crate::bpf) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
         let differing = self.differences.iter().filter_map(|difference| match difference {
             Difference::Slot { fd, .. } => Some(*fd),
-            Difference::Cgroup { .. }
-            | Difference::Tgid { .. }
-            | Difference::Count { .. }
-            | Difference::Stale => None,
+            Difference::Users(_) | Difference::Count { .. } | Difference::Stale => None,
         });
         let recount = self.needs_recount();
         differing.chain(self.far.iter().copied().filter(move |_| recount))
@@ -118,7 +122,7 @@ impl Plan {
             }
             let Some(again) = later.scan.get(files) else { return false };
             doubt.differences.retain(|difference| again.differences.contains(difference));
-            doubt.recorded = again.recorded;
+            doubt.generation = again.generation;
             !doubt.differences.is_empty()
         });
     }
@@ -166,13 +170,11 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, befo
             differences.insert(Difference::Slot { fd: *fd, truth, recorded });
         }
     }
+    let outdated = truth.outdated(table);
+    if !outdated.is_nothing() {
+        differences.insert(Difference::Users(outdated));
+    }
     if let Some(table) = table {
-        if !truth.cgroup_ids.contains(&table.cgroup_id) {
-            differences.insert(Difference::Cgroup { recorded: table.cgroup_id });
-        }
-        if !truth.tgids.contains(&table.tgid) {
-            differences.insert(Difference::Tgid { recorded: table.tgid });
-        }
         // Numbers and slots are read one after the other: they can be compared only if nothing moved meanwhile.
         if before.is_some_and(|before| is_same(before, table)) {
             differences.extend(miscounts(recorded, table));
@@ -181,10 +183,9 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, befo
             differences.insert(Difference::Stale);
         }
     }
-    let (tgid, cgroup_id) = (truth.tgid(table), truth.cgroup(table));
-    let recorded = table.map_or((0, 0), |table| (table.generation, table.seq));
+    let generation = table.map_or(0, |table| table.generation);
     let far = truth.slots.keys().copied().filter(|fd| *fd >= MAX_SCANNED_FDS).collect();
-    Doubt { tgid, cgroup_id, recorded, task: truth.task, differences, far }
+    Doubt { cgroup_id: truth.cgroup(table), generation, task: truth.task, differences, far }
 }
 
 /// Where the numbers of a table aren't those of its recorded slots.
@@ -240,9 +241,9 @@ mod tests {
         compare(PASS, &seen, &tables, slots, &tables)
     }
 
-    /// The tables to re-read: address, thread group, cgroup.
-    fn scan(plan: &Plan) -> Vec<(u64, u32, u64)> {
-        plan.scan.iter().map(|(files, doubt)| (*files, doubt.tgid, doubt.cgroup_id)).collect()
+    /// The tables to re-read: address, and the cgroup that they are to be charged to.
+    fn scan(plan: &Plan) -> Vec<(u64, u64)> {
+        plan.scan.iter().map(|(files, doubt)| (*files, doubt.cgroup_id)).collect()
     }
 
     #[test]
@@ -253,16 +254,16 @@ mod tests {
 
     #[test]
     fn an_unknown_table_is_adopted() {
-        assert_eq!(scan(&plan(&[record(1, 3, 100)], &[], &[])), [(1, 42, 100)]);
+        assert_eq!(scan(&plan(&[record(1, 3, 100)], &[], &[])), [(1, 100)]);
     }
 
     #[test]
     fn a_missed_open_and_a_missed_close_are_re_read() {
         let open =
             plan(&[record(1, 3, 100), record(1, 4, 100)], &[slot(1, 7, 3)], &[(1, table(100, PASS, 0))]);
-        assert_eq!(scan(&open), [(1, 42, 100)]);
+        assert_eq!(scan(&open), [(1, 100)]);
         let close = plan(&[], &[slot(1, 7, 3)], &[(1, table(100, PASS, 0))]);
-        assert_eq!(scan(&close), [(1, 42, 100)]);
+        assert_eq!(scan(&close), [(1, 100)]);
     }
 
     #[test]
@@ -270,7 +271,7 @@ mod tests {
         for records in [&[record(1, 3, 100)][..], &[]] {
             let slots = [slot(1, 7, 3)];
             let plan = plan(records, &slots[..records.len()], &[(1, table(100, PASS, TABLE_STALE))]);
-            assert_eq!(scan(&plan), [(1, 42, 100)]);
+            assert_eq!(scan(&plan), [(1, 100)]);
             assert!(!plan.is_doubtful());
         }
     }
@@ -288,7 +289,7 @@ mod tests {
         assert_eq!(confirmed(&first()).scan.len(), 2);
         // One is gone at the second look, and one has become another difference.
         assert_eq!(confirmed(&plan(&[record(1, 4, 100)], &[], &tables)), Plan::default());
-        assert_eq!(scan(&confirmed(&plan(&[record(2, 3, 100)], &[], &tables))), [(2, 42, 100)]);
+        assert_eq!(scan(&confirmed(&plan(&[record(2, 3, 100)], &[], &tables))), [(2, 100)]);
     }
 
     #[test]
@@ -316,14 +317,17 @@ mod tests {
     #[test]
     fn a_missed_move_is_made_good() {
         let plan = plan(&[record(1, 3, 200)], &[slot(1, 7, 3)], &[(1, table(100, PASS, 0))]);
-        assert_eq!(scan(&plan), [(1, 42, 200)]);
+        assert_eq!(scan(&plan), [(1, 200)]);
+        assert_eq!(plan.scan[&1].outdated(), Outdated { cgroup_id: 100, tgid: 0 });
     }
 
     #[test]
     fn a_table_is_listed_under_a_process_that_has_it() {
         let mut other = table(100, PASS, 0);
         other.tgid = 7;
-        assert_eq!(scan(&plan(&[record(1, 3, 100)], &[slot(1, 7, 3)], &[(1, other)])), [(1, 42, 100)]);
+        let plan = plan(&[record(1, 3, 100)], &[slot(1, 7, 3)], &[(1, other)]);
+        assert_eq!(scan(&plan), [(1, 100)]);
+        assert_eq!(plan.scan[&1].outdated(), Outdated { cgroup_id: 0, tgid: 7 });
     }
 
     #[test]

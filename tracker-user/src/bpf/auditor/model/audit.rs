@@ -10,12 +10,12 @@ use tracker_ebpf::{FileRecord, Kind, MAX_SCANNED_FDS, Slot, TABLE_STALE, Table, 
 
 use super::{
     super::{
-        Gone, Seen,
+        Gone, Outdated, Seen,
         counts::{self, Delta, Measure, Suspect},
         note, settled,
         slots::{self, Doubt},
     },
-    machine::{By, FDS, Machine},
+    machine::{By, FDS, Machine, Task},
 };
 
 /// How often an audit looks again.
@@ -80,23 +80,18 @@ impl Machine {
     /// `resync::SCAN`, or `resync::SLOT`.
     fn resync(&mut self, files: u64, fd: Option<u32>, doubt: &Doubt, adopt: bool, recount: bool) -> u32 {
         self.tick();
-        let by = By { tgid: doubt.tgid, cgroup: doubt.cgroup_id, audit: true };
-        let (generation, seq) = doubt.recorded;
-        let any = adopt || generation == 0 || fd.is_some() && doubt.needs_recount();
-        if self.refuses(files, (!any).then_some(generation), doubt.task) {
+        let any = adopt || doubt.generation == 0 || fd.is_some() && doubt.needs_recount();
+        if self.refuses(files, (!any).then_some(doubt.generation), doubt.task) {
             return 0;
         }
+        let by = self.on_behalf_of(files, doubt.task, doubt.outdated());
         if recount {
             self.tables.remove(&files);
         }
-        if let Some(table) = self.tables.get_mut(&files) {
-            table.tgid = by.tgid;
-            if fd.is_none() {
-                table.flags &= !TABLE_STALE;
-            }
-            if table.seq == seq {
-                table.cgroup_id = by.cgroup;
-            }
+        if fd.is_none()
+            && let Some(table) = self.tables.get_mut(&files)
+        {
+            table.flags &= !TABLE_STALE;
         }
         match fd {
             Some(fd) => self.sync_slot(files, fd, by),
@@ -107,13 +102,32 @@ impl Machine {
     /// `resync::REFUSED`
     fn refuses(&mut self, files: u64, wanted: Option<u64>, task: u64) -> bool {
         let now = self.tables.get(&files).map_or(0, |table| table.generation);
-        let is_in_use = task
-            .checked_sub(1)
-            .and_then(|task| self.tasks.get(task as usize))
-            .is_some_and(|task| task.files == Some(files) && !task.exits);
+        let is_in_use = self.user(files, task).is_some();
         let refuses = wanted.is_some_and(|wanted| wanted != now) || now == 0 && !is_in_use;
         self.unsettled |= refuses;
         refuses
+    }
+
+    /// The task, if it has the table.
+    fn user(&self, files: u64, task: u64) -> Option<&Task> {
+        let task = self.tasks.get(task.checked_sub(1)? as usize)?;
+        (task.files == Some(files) && !task.new && !task.exits).then_some(task)
+    }
+
+    /// Puts right whose a table is. Returns whose.
+    fn on_behalf_of(&mut self, files: u64, task: u64, outdated: Outdated) -> By {
+        let now = self.user(files, task).map(|task| (task.tgid, task.cgroup));
+        let (mut tgid, mut cgroup) = now.unwrap_or_default();
+        if let Some(table) = self.tables.get_mut(&files) {
+            if now.is_some() && table.cgroup_id == outdated.cgroup_id {
+                table.cgroup_id = cgroup;
+            }
+            if now.is_some() && table.tgid == outdated.tgid {
+                table.tgid = tgid;
+            }
+            (tgid, cgroup) = (table.tgid, table.cgroup_id);
+        }
+        By { tgid, cgroup, audit: true }
     }
 
     fn adopt_counts(&mut self) -> u64 {
@@ -173,13 +187,13 @@ impl Machine {
     /// `resync::ADJUST`
     fn adjust(&mut self, suspect: &Suspect, delta: &Delta) -> u64 {
         self.tick();
-        let Suspect { files, tgid, cgroup_id: cgroup, generation, task, .. } = *suspect;
+        let Suspect { files, generation, task, outdated, .. } = *suspect;
         let any = !self.adopted && generation == 0;
         if self.refuses(files, (!any).then_some(generation), task) {
             return 0;
         }
-        let table = self.entry(files, By { tgid, cgroup, audit: true });
-        (table.tgid, table.cgroup_id) = (tgid, cgroup);
+        let by = self.on_behalf_of(files, task, outdated);
+        let table = self.entry(files, by);
         table.n.iter_mut().zip(delta).for_each(|(n, more)| *n += more);
         table.seq += 1;
         table.flags &= !TABLE_STALE;
@@ -251,7 +265,7 @@ impl Machine {
         if let Some(table) = self.tables.get_mut(&files) {
             table.visited = self.pass;
         }
-        if let Some(kind) = file.kind().filter(|_| !task.exits) {
+        if let Some(kind) = file.kind().filter(|_| !task.new && !task.exits) {
             let kind = kind.index() as u64;
             let (cgroup_id, tgid) = (task.cgroup, task.tgid);
             note(seen, &FileRecord { files, task: address, file: file.file(), cgroup_id, kind, tgid, fd });

@@ -32,6 +32,8 @@ pub(super) struct Task {
     pub(super) files: Option<u64>,
     /// It doesn't run: not yet, or never again.
     asleep: bool,
+    /// `TASK_NEW`
+    pub(super) new: bool,
     /// `PF_EXITING`
     pub(super) exits: bool,
     steps: VecDeque<Step>,
@@ -65,6 +67,8 @@ pub(super) struct Machine {
     pub(super) gone: HashSet<Gone>,
     /// The last audit couldn't settle something: another is to follow.
     pub(super) unsettled: bool,
+    /// Tables that several tasks have had.
+    shared: BTreeSet<u64>,
     pub(super) now: Duration,
     /// What is still to happen.
     pub(super) events: VecDeque<Event>,
@@ -95,6 +99,19 @@ impl Machine {
             self.finish();
         }
         self.tick();
+    }
+
+    /// Tables that are charged to a cgroup that their only user isn't in, though nothing is under way.
+    pub(super) fn mischarged(&self) -> Vec<u64> {
+        if self.tasks.iter().any(|task| !task.steps.is_empty()) {
+            return Vec::new();
+        }
+        let alone = self.tables.iter().filter(|(files, table)| {
+            // One that others had, too, may be charged to where they were, until an audit.
+            !self.shared.contains(files)
+                && self.tasks.iter().any(|t| t.files == Some(**files) && t.cgroup != table.cgroup_id)
+        });
+        alone.map(|(files, _)| *files).collect()
     }
 
     pub(super) fn finish(&mut self) {
@@ -135,6 +152,7 @@ impl Machine {
             Op::Share { thread } => {
                 let Task { tgid, cgroup, .. } = self.tasks[task];
                 let tgid = if thread { tgid } else { self.new_tgid() };
+                self.shared.insert(files);
                 self.tasks.push(Task { tgid, cgroup, files: Some(files), ..Task::default() });
             }
             Op::Unshare => {
@@ -231,15 +249,15 @@ impl Machine {
         }
         let child = self.tasks.len();
         // Of this moment, so that nobody else has its number.
-        self.tasks.push(Task { tgid, asleep: true, ..Task::default() });
-        self.then(task, move |m| {
-            (m.tasks[child].files, m.tasks[child].cgroup) = (Some(new), m.tasks[task].cgroup);
-        });
+        self.tasks.push(Task { tgid, asleep: true, new: true, ..Task::default() });
+        // It is in the list of tasks, and in the first cgroup (kernel: `cgroup_fork`, `cgroup_post_fork`).
+        self.then(task, move |m| (m.tasks[child].files, m.tasks[child].cgroup) = (Some(new), 1));
+        self.then(task, move |m| m.tasks[child].cgroup = m.tasks[task].cgroup);
         self.probe(task, sees(1), move |m| {
             let by = m.by(child);
             if m.counts_edges { m.wake_up(new, files, by) } else { m.born(new, by) }
         });
-        self.then(task, move |m| m.tasks[child].asleep = false);
+        self.then(task, move |m| (m.tasks[child].new, m.tasks[child].asleep) = (false, false));
     }
 
     /// A table that the task has for itself.

@@ -157,6 +157,9 @@ fn play(Scenario { counts_edges, before, events }: Scenario, punctual: bool) -> 
             Op::Audit => corrected += machine.audit(),
             _ => machine.apply(&event),
         }
+        if punctual {
+            assert_eq!(machine.mischarged(), Vec::<u64>::new(), "charged to the wrong cgroup");
+        }
     }
     machine.finish();
     machine.now += Duration::from_secs(60);
