@@ -84,6 +84,71 @@ pub struct Table {
     pub high_fd: u32,
     /// [`TABLE_STALE`].
     pub flags: u32,
+    /// The sum of [`slot_sum`] over what is recorded of its slots (tracepoint feeder).
+    pub slots: u64,
+    /// What the audit pass [`visited`](Self::visited) met.
+    pub met: Met,
+}
+
+impl Table {
+    /// A table with nothing recorded.
+    pub const EMPTY: Self = Self {
+        n: [0; Kind::COUNT],
+        seq: 0,
+        generation: 0,
+        cgroup_id: 0,
+        tgid: 0,
+        visited: 0,
+        high_fd: 0,
+        flags: 0,
+        slots: 0,
+        met: Met { task: 0, file: 0, slots: 0, kinds: 0, users: 0 },
+    };
+}
+
+/// A table as an iterator met it, in sums: if they are those of what is recorded, so are, but for a chance of one in 2⁶⁴, the slots.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Met {
+    /// Address of the first task that has the table: of others its slots aren't met again.
+    pub task: u64,
+    /// Address of the last file.
+    pub file: u64,
+    /// The sum of [`slot_sum`] over its slots.
+    pub slots: u64,
+    /// The sum of [`kind_sum`] over its slots.
+    pub kinds: u64,
+    /// [`MET_CGROUP`] and [`MET_TGID`].
+    pub users: u64,
+}
+
+/// Bit of [`Met::users`]: a task that has the table is in the cgroup that this is charged to.
+pub const MET_CGROUP: u64 = 1;
+
+/// Bit of [`Met::users`]: a task that has the table is in the thread group that this is listed under.
+pub const MET_TGID: u64 = 2;
+
+/// Stands for a slot and what it holds, in a sum.
+#[must_use]
+#[inline]
+pub const fn slot_sum(fd: u32, tag: Tag) -> u64 {
+    if tag.0 == Tag::EMPTY.0 { 0 } else { mix(fd as u64, tag.0) }
+}
+
+/// Stands for a kind, in a sum.
+#[must_use]
+#[inline]
+pub const fn kind_sum(index: u64) -> u64 {
+    mix(index, 1)
+}
+
+/// Two numbers as one: other ones, even if they are the same the other way round, give another one.
+#[inline]
+const fn mix(a: u64, b: u64) -> u64 {
+    let mut hash = a.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b;
+    hash = (hash ^ hash >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    hash = (hash ^ hash >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    hash ^ hash >> 32
 }
 
 /// Flag of [`Table`]: a change could not be recorded; `n` is not exact until an audit repaired it.
@@ -143,6 +208,8 @@ pub struct Control {
     pub pass: u32,
     /// 1 once what was open before the feeder was attached has been counted: a table without an entry has nothing to count.
     pub adopted: u32,
+    /// 1 if the iterator is to write a [`FileRecord`] for every slot, 0 if only for those of tables without an entry.
+    pub in_detail: u32,
 }
 
 /// Index into the array `REMOVALS`: removals from `TABLES` that have begun. A walk of the map during which none begins, and none was
@@ -258,7 +325,7 @@ pub mod event {
     pub const UNCERTAIN: u32 = 8;
 }
 
-/// What the iterator writes for every slot that holds a file that is counted.
+/// What the iterator writes for a slot that holds a file that is counted.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct FileRecord {
@@ -372,7 +439,7 @@ mod tests {
     /// A pad byte would reach the verifier as uninitialised stack, and user space as garbage.
     #[test]
     fn layouts_have_no_padding() {
-        assert_eq!(size_of::<Table>(), 8 * Kind::COUNT + 3 * 8 + 4 * 4);
+        assert_eq!(size_of::<Table>(), 8 * Kind::COUNT + 3 * 8 + 4 * 4 + 6 * 8);
         assert_eq!(size_of::<Slot>(), 24);
         assert_eq!(size_of::<Flow>(), 2 * 8 * Kind::COUNT);
         assert_eq!(size_of::<Fop>(), 8 + ANON_NAME_LEN);
@@ -420,6 +487,20 @@ mod tests {
         let names: BTreeSet<_> = ANON_INODES.iter().map(|(name, _)| name).collect();
         assert_eq!(names.len(), ANON_INODES.len());
         assert!(ANON_INODES.iter().all(|(name, _)| name.len() < ANON_NAME_LEN));
+    }
+
+    #[test]
+    fn sums_tell_slots_apart() {
+        let tag = |file| Tag::new(Kind::Pidfd.index() as u64, file);
+        let sum = |slots: &[(u32, u64)]| {
+            slots.iter().fold(0_u64, |sum, (fd, file)| sum.wrapping_add(slot_sum(*fd, tag(*file))))
+        };
+        assert_eq!(sum(&[(3, 0x1000), (4, 0x2000)]), sum(&[(4, 0x2000), (3, 0x1000)]));
+        assert_ne!(sum(&[(3, 0x1000), (4, 0x2000)]), sum(&[(3, 0x2000), (4, 0x1000)]));
+        assert_ne!(sum(&[(3, 0x1000)]), sum(&[(4, 0x1000)]));
+        assert_eq!(slot_sum(3, Tag::EMPTY), 0);
+        let kinds: BTreeSet<u64> = (0..Kind::COUNT as u64).map(kind_sum).collect();
+        assert_eq!(kinds.len(), Kind::COUNT);
     }
 
     #[test]

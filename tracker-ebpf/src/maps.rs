@@ -47,6 +47,10 @@ pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE)
 #[map]
 pub(crate) static REMOVALS: Array<u64> = Array::with_max_entries(2, MMAPABLE);
 
+/// How many entries `SLOTS` has.
+#[map]
+pub(crate) static RECORDED: Array<u64> = Array::with_max_entries(1, MMAPABLE);
+
 /// What [`resync::MEASURE`](tracker_ebpf::resync::MEASURE) found, and [`ADJUST`](tracker_ebpf::resync::ADJUST) is to add.
 #[map]
 pub(crate) static MEASURED: Array<[i64; Kind::COUNT]> = Array::with_max_entries(1, MMAPABLE);

@@ -52,16 +52,17 @@ pub(crate) extern "C" fn scan_range(files: u64, first: u32, last: u32, mode: u32
         Some(table) => unsafe { (*table).high_fd },
         None => 0,
     };
+    // One branch only in the loop, because the verifier walks each turn's.
     let room = max_fds(files);
+    let end = (if last < room { last + 1 } else { room }).div_ceil(64);
+    let mut word = first / 64;
     let mut changes = 0;
-    for block in 0..BLOCKS {
-        let start = block * WORDS * 64;
-        if start >= room || start > last {
+    for _ in 0..BLOCKS {
+        if word >= end {
             break;
         }
-        if start + WORDS * 64 > first {
-            changes += sync_block(files, block * WORDS, high, mode);
-        }
+        changes += sync_block(files, word, high, mode);
+        word += WORDS;
     }
     changes
 }

@@ -8,13 +8,13 @@
 //! record; the other returns at once, because the holder reads the slot *again* after it has let go: it sees
 //! whatever made the other come. Insertion into a hash map is the one atomic test-and-set that Linux 5.10 has.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST};
 use tracker_ebpf::{Loss, Slot, TABLE_STALE, Table, Tag, mode};
 
 use crate::{
     fdtable::{open_fds, read_slot},
     kernel::current_tgid,
-    maps::{LOCKS, LockKey, SLOTS, TABLES, lose},
+    maps::{LOCKS, LockKey, RECORDED, SLOTS, TABLES, add, lose},
     scan::{BLOCKS, WORDS},
     tables::{EEXIST, mark_stale, new_table, record},
 };
@@ -91,8 +91,8 @@ extern "C" fn change_slot(files: u64, fd: u32, mode: u32) -> u32 {
     unsafe {
         let key = Slot { files, generation: (*table).generation, fd, pad: 0 };
         if now == Tag::EMPTY {
-            let _ = SLOTS.remove(&key);
-        } else if SLOTS.insert(&key, now, 0).is_err() {
+            forget_slot(&key);
+        } else if !record_slot(&key, now) {
             lose(Loss::Slots);
             (*table).flags |= TABLE_STALE;
             return NO_ROOM;
@@ -146,8 +146,45 @@ extern "C" fn forget_block(files: u64, generation: u64, first: u32) -> u32 {
 extern "C" fn forget_word(files: u64, generation: u64, word: u32, bits: u64) -> u32 {
     for bit in 0..64 {
         if bits >> bit & 1 != 0 {
-            let _ = SLOTS.remove(Slot { files, generation, fd: word * 64 + bit, pad: 0 });
+            forget_fd(files, generation, word * 64 + bit);
         }
     }
     0
+}
+
+/// A function of its own, so that the verifier walks it once and not for every bit.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn forget_fd(files: u64, generation: u64, fd: u32) -> u32 {
+    u32::from(forget_slot(&Slot { files, generation, fd, pad: 0 }))
+}
+
+/// Forgets what is recorded of a slot. Returns whether anything was.
+#[inline(always)]
+pub(crate) fn forget_slot(slot: &Slot) -> bool {
+    let had = SLOTS.remove(slot).is_ok();
+    if had {
+        count_record(u64::MAX);
+    }
+    had
+}
+
+/// Records what a slot holds. Returns whether there was room.
+#[inline(always)]
+fn record_slot(slot: &Slot, tag: Tag) -> bool {
+    match SLOTS.insert(slot, tag, u64::from(BPF_NOEXIST)) {
+        Ok(()) => {
+            count_record(1);
+            true
+        }
+        Err(EEXIST) => SLOTS.insert(slot, tag, u64::from(BPF_EXIST)).is_ok(),
+        Err(_) => false,
+    }
+}
+
+#[inline(always)]
+fn count_record(delta: u64) {
+    if let Some(n) = RECORDED.get_ptr_mut(0) {
+        add(n, delta);
+    }
 }

@@ -1,10 +1,12 @@
 //! The entries of `TABLES` and `FLOWS`: how they are made, and how a change is written into them.
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns};
-use tracker_ebpf::{Flow, Loss, REMOVALS_BEGUN, REMOVALS_DONE, TABLE_STALE, Table, Tag, event, mode};
+use tracker_ebpf::{
+    Flow, Loss, REMOVALS_BEGUN, REMOVALS_DONE, TABLE_STALE, Table, Tag, event, mode, slot_sum,
+};
 
 use crate::{
-    kernel::{Probe, cgroup_id, current, current_tgid},
+    kernel::{Probe, cgroup_id, counts_edges, current, current_tgid},
     maps::{FLOWS, REMOVALS, SCRATCH, TABLES, add, lose},
     notify,
 };
@@ -23,6 +25,7 @@ pub(crate) fn new_table(files: u64, mode: u32) -> Option<*mut Table> {
         (*table).visited = 0;
         (*table).high_fd = 0;
         (*table).flags = 0;
+        (*table).slots = 0;
         if mode & mode::REMOTE == 0 {
             (*table).tgid = current_tgid();
             (*table).cgroup_id = cgroup_id::<Probe>(current());
@@ -83,6 +86,9 @@ pub(crate) unsafe fn record(table: *mut Table, files: u64, fd: u32, was: Tag, no
             add((&raw mut *n).cast(), 1);
         }
         add(&raw mut (*table).seq, 1);
+        if !counts_edges() {
+            add(&raw mut (*table).slots, slot_sum(fd, now).wrapping_sub(slot_sum(fd, was)));
+        }
         if mode & mode::ADOPT == 0 {
             flow((*table).cgroup_id, was, now);
         }

@@ -3,7 +3,9 @@
 use aya_ebpf::{
     bindings::seq_file, cty::c_void, helpers::generated::bpf_seq_write, programs::RawTracePointContext,
 };
-use tracker_ebpf::{FileRecord, Slot, TABLE_STALE, mode, resync};
+use tracker_ebpf::{
+    FileRecord, MET_CGROUP, MET_TGID, Met, Slot, TABLE_STALE, Tag, kind_sum, mode, resync, slot_sum,
+};
 
 use crate::{
     classify::{NOT_COUNTED, classify},
@@ -11,11 +13,11 @@ use crate::{
     kernel::{
         Direct, OFF_TASK_FILES, OFF_TASK_FLAGS, OFF_TASK_STATE, OFF_TASK_TGID, Probe, Read, cgroup_id, is_own,
     },
-    maps::{CONTROL, FLOWS, SLOTS, TABLES},
+    maps::{CONTROL, FLOWS, TABLES},
     notify::Who,
     programs::lifecycle,
     scan::scan,
-    slots::{differs, sync_slot},
+    slots::{differs, forget_slot, sync_slot},
     tables::{on_behalf_of, remove_table},
 };
 
@@ -34,7 +36,8 @@ pub(super) struct Meta {
     pub(super) seq: *mut seq_file,
 }
 
-/// Writes a [`FileRecord`] for every slot that holds a file that is counted, and marks every table that it meets.
+/// Meets every slot that holds a file that is counted, in its table's entry; and writes a [`FileRecord`] for it if there is none, or if
+/// the walk is one in detail.
 ///
 /// Runs for each fd of each table once, under a reference to the file. aya has no macro for iterators.
 #[unsafe(no_mangle)]
@@ -53,22 +56,39 @@ extern "C" fn audit(ctx: *const TaskFile) -> i32 {
         }
         // A number to the verifier, as a probe read gives.
         let files: u64 = Probe::read(task, &OFF_TASK_FILES);
-        if let (Some(table), Some(control)) = (TABLES.get_ptr_mut(files), CONTROL.get_ptr(0)) {
+        let Some(control) = CONTROL.get_ptr(0) else { return 0 };
+        let table = TABLES.get_ptr_mut(files);
+        if let Some(table) = table
+            && (*table).visited != (*control).pass
+        {
             (*table).visited = (*control).pass;
+            (*table).met = Met { task: task as u64, file: 0, slots: 0, kinds: 0, users: 0 };
         }
         let kind = classify::<Direct>(file);
         if kind == NOT_COUNTED || !is_alive::<Direct>(task) {
             return 0;
         }
-        let record = FileRecord {
-            files,
-            task: task as u64,
-            file: file as u64,
-            kind,
-            cgroup_id: cgroup_id::<Direct>(task),
-            tgid,
-            fd: (*ctx).fd,
-        };
+        let (fd, cgroup_id) = ((*ctx).fd, cgroup_id::<Direct>(task));
+        if let Some(table) = table
+            && (*control).in_detail == 0
+        {
+            let met = &raw mut (*table).met;
+            if (*met).task == task as u64 {
+                // Through memory it becomes a number, with which the verifier allows arithmetic.
+                (&raw mut (*met).file).write_volatile(file as u64);
+                let tag = Tag::new(kind, (&raw const (*met).file).read_volatile());
+                (*met).slots = (*met).slots.wrapping_add(slot_sum(fd, tag));
+                (*met).kinds = (*met).kinds.wrapping_add(kind_sum(kind));
+            }
+            if (*table).cgroup_id == cgroup_id {
+                (*met).users |= MET_CGROUP;
+            }
+            if (*table).tgid == tgid {
+                (*met).users |= MET_TGID;
+            }
+            return 0;
+        }
+        let record = FileRecord { files, task: task as u64, file: file as u64, kind, cgroup_id, tgid, fd };
         // Room is made by the kernel, which runs the program again for this file.
         bpf_seq_write((*(*ctx).meta).seq, (&raw const record).cast(), size_of::<FileRecord>() as u32);
     }
@@ -96,8 +116,7 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
         }
         resync::PEEK => differs(files, ctx.arg(2)),
         resync::FORGET_SLOT => {
-            let slot = Slot { files, generation: ctx.arg(2), fd: ctx.arg(3), pad: 0 };
-            u32::from(SLOTS.remove(&slot).is_ok())
+            u32::from(forget_slot(&Slot { files, generation: ctx.arg(2), fd: ctx.arg(3), pad: 0 }))
         }
         resync::FORGET_FLOW => u32::from(FLOWS.remove(files).is_ok()),
         resync::MEASURE => measure(files),

@@ -112,13 +112,14 @@ extern "C" fn held(ctx: *const TaskFile) -> i32 {
         if task.is_null() || file.is_null() {
             return 0;
         }
-        let Some(place) = Place::of((*ctx).meta, task) else { return 0 };
         let kind = classify::<Direct>(file);
-        if kind != NOT_COUNTED {
-            place.write(sighting::OPEN, 0, file as u64, kind, 1);
-            if kind == Kind::IoUring.index() as u64 {
-                place.write_direct(file);
-            }
+        if kind == NOT_COUNTED {
+            return 0;
+        }
+        let Some(place) = Place::of((*ctx).meta, task) else { return 0 };
+        place.write(sighting::OPEN, 0, file as u64, kind, 1);
+        if kind == Kind::IoUring.index() as u64 {
+            place.write_direct(file);
         }
     }
     0
@@ -150,8 +151,8 @@ extern "C" fn in_flight(ctx: *const TaskFile) -> i32 {
 /// Where an iterator is, and where it writes to.
 struct Place {
     seq: *mut seq_file,
-    task: *const u8,
     tgid: u32,
+    cgroup_id: u64,
 }
 
 impl Place {
@@ -167,14 +168,14 @@ impl Place {
             if is_own(tgid) {
                 return None;
             }
-            Some(Self { seq: (*meta).seq, task, tgid })
+            Some(Self { seq: (*meta).seq, tgid, cgroup_id: cgroup_id::<Direct>(task) })
         }
     }
 
     #[inline(always)]
     fn write(&self, what: u64, holder: u64, file: u64, kind: u64, n: u64) {
-        let cgroup_id = cgroup_id::<Direct>(self.task);
-        self.write_record(&Sighting { what, holder, file, kind, cgroup_id, n, tgid: self.tgid.into() });
+        let (tgid, cgroup_id) = (self.tgid.into(), self.cgroup_id);
+        self.write_record(&Sighting { what, holder, file, kind, cgroup_id, n, tgid });
     }
 
     #[inline(always)]
@@ -218,9 +219,8 @@ impl Place {
                 return;
             }
             start();
-            if socket_files(sk as u64) != 0 {
-                self.write_met(sk as u64);
-            }
+            socket_files(sk as u64);
+            self.write_met(sk as u64);
         }
     }
 
@@ -228,8 +228,7 @@ impl Place {
     #[inline(always)]
     fn write_met(&self, sk: u64) {
         let Some(met) = MET.get_ptr(0) else { return };
-        let cgroup_id = cgroup_id::<Direct>(self.task);
-        let (what, tgid) = (sighting::IN_FLIGHT, self.tgid.into());
+        let (what, tgid, cgroup_id) = (sighting::IN_FLIGHT, self.tgid.into(), self.cgroup_id);
         let mut record = Sighting { what, holder: sk, file: 0, kind: 0, cgroup_id, n: 0, tgid };
         let mut kind = 0;
         for _ in 0..Kind::COUNT {
@@ -247,13 +246,14 @@ impl Place {
 /// branches in a loop.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn next_met(first: u32) -> u32 {
+extern "C" fn next_met(mut kind: u32) -> u32 {
     let Some(met) = MET.get_ptr(0) else { return u32::MAX };
-    for kind in 0..Kind::COUNT {
-        // SAFETY: the pointer comes from the map.
-        let n = unsafe { core::ptr::read_volatile(&raw const (*met)[kind]) };
-        if kind as u32 >= first && n != 0 {
-            return kind as u32;
+    for _ in 0..Kind::COUNT {
+        // SAFETY: the pointer comes from the map, and the verifier checks the access.
+        match unsafe { (*met).get(kind as usize) } {
+            Some(0) => kind += 1,
+            Some(_) => return kind,
+            None => break,
         }
     }
     u32::MAX
@@ -269,25 +269,23 @@ fn start() {
     }
 }
 
-/// A file is met. Returns 1 if it is counted.
+/// A file is met, of which this is the address's address.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn meet(file: u64) -> u32 {
+extern "C" fn meet(at: u64) -> u32 {
+    /// What `FFS_MASK` leaves out: flags in the lowest bits of the address of a ring's file.
+    const FLAGS: u64 = 7;
     // SAFETY: a pointer that is no longer valid reads as anything.
-    let kind = unsafe { classify::<Probe>(file as *const u8) };
+    let kind = unsafe {
+        let file = bpf_probe_read_kernel(at as *const u64).unwrap_or(0) & !FLAGS;
+        classify::<Probe>(file as *const u8)
+    };
     // SAFETY: the pointer comes from the map, and the verifier checks the access.
-    match MET.get_ptr_mut(0).and_then(|met| unsafe { (*met).get_mut(kind as usize) }) {
-        Some(n) => {
-            *n += 1;
-            1
-        }
-        None => 0,
+    if let Some(n) = MET.get_ptr_mut(0).and_then(|met| unsafe { (*met).get_mut(kind as usize) }) {
+        *n += 1;
     }
+    0
 }
-
-/// Files of a ring that are looked at, in blocks: the verifier walks a loop turn by turn.
-const BLOCK: u64 = 256;
-const BLOCKS: u64 = 256;
 
 /// How many files were met since [`start`].
 #[inline(never)]
@@ -299,6 +297,13 @@ extern "C" fn total_met() -> u32 {
         .fold(0, |sum, kind| sum + unsafe { core::ptr::read_volatile(&raw const (*met)[kind]) } as u32)
 }
 
+// The verifier walks a loop turn by turn, so long ones are loops of loops: a function is walked once. None returns how much was met,
+// because the verifier of old kernels takes each sum for a state of its own.
+
+/// Files of a ring that are looked at: blocks of blocks.
+const BLOCK: u64 = 256;
+const BLOCKS: u64 = 256;
+
 /// How many files that are counted are registered with a ring (`io_ring_ctx`).
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -308,46 +313,43 @@ extern "C" fn direct_files(ring: u64) -> u32 {
     let (len, table): (u32, u64) =
         unsafe { (Probe::read(ring, &OFF_RING_FILES_LEN), Probe::read(ring, &OFF_RING_FILES)) };
     start();
-    let mut met = 0;
     for block in 0..BLOCKS {
         if block * BLOCK >= u64::from(len) || table == 0 {
             break;
         }
-        met |= direct_block(table, block * BLOCK, len);
+        direct_block(table, block * BLOCK, len);
     }
-    if met == 0 { 0 } else { total_met() }
+    total_met()
 }
-
-// What these return is whether anything was met, and not how much: the verifier of old kernels takes each sum for a state of its own.
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn direct_block(table: u64, first: u64, len: u32) -> u32 {
-    /// What `FFS_MASK` leaves out: flags in the lowest bits of the file's address.
-    const FLAGS: u64 = 7;
-    let mut met = 0;
     for i in 0..BLOCK {
         if first + i >= u64::from(len) {
             break;
         }
-        let at = table.wrapping_add((first + i) * 8) as *const u8;
-        // SAFETY: integers are plain data.
-        let mut file = unsafe { bpf_probe_read_kernel(at.cast::<u64>()) }.unwrap_or(0);
-        if DIRECT_NODES.load() != 0 && file != 0 {
-            // SAFETY: a `u64` is plain data.
-            file = unsafe { Probe::read(file as *const u8, &OFF_NODE_FILE) };
-        }
-        if file & !FLAGS != 0 {
-            met |= meet(file & !FLAGS);
-        }
+        direct_file(table.wrapping_add((first + i) * 8));
     }
-    met
+    0
 }
 
-/// Messages of a queue that are looked at.
-const MESSAGES: u32 = 1024;
+/// An entry of a ring's table.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn direct_file(mut at: u64) -> u32 {
+    if DIRECT_NODES.load() != 0 {
+        // SAFETY: an integer is plain data.
+        let node = unsafe { bpf_probe_read_kernel(at as *const u64) }.unwrap_or(0);
+        if node == 0 {
+            return 0;
+        }
+        at = node.wrapping_add(OFF_NODE_FILE.load());
+    }
+    meet(at)
+}
 
-/// Meets the files that are on their way to a unix socket. Returns whether any is counted.
+/// Meets the files that are on their way to a unix socket.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn socket_files(sk: u64) -> u32 {
@@ -356,27 +358,72 @@ extern "C" fn socket_files(sk: u64) -> u32 {
     if unsafe { Probe::read::<u8>(sk as *const u8, &OFF_SK_STATE) } != TCP_LISTEN {
         return queue_files(sk);
     }
-    // A connection that isn't accepted yet is a message of its own (`unix_stream_connect`).
-    let mut met = 0;
-    let mut messages = Messages::of(sk);
-    for _ in 0..MESSAGES {
-        let Some(message) = messages.next() else { break };
-        // SAFETY: a `u64` is plain data.
-        met |= queue_files(unsafe { Probe::read(message as *const u8, &OFF_SKB_SK) });
+    let head = sk.wrapping_add(OFF_SK_QUEUE.load());
+    let mut at = head;
+    for _ in 0..BLOCKS_OF_MESSAGES {
+        if at == 0 {
+            break;
+        }
+        at = connections(head, at);
     }
-    met
+    0
+}
+
+/// Messages of a queue that are looked at: blocks of blocks.
+const MESSAGES: u32 = 32;
+const BLOCKS_OF_MESSAGES: u32 = 32;
+
+/// The message after one, or after the head of a queue, which has its pointer where messages have theirs (`struct sk_buff_list`). 0 at
+/// the end: the queue is a ring of which its head is a part.
+#[inline(always)]
+fn next_message(head: u64, at: u64) -> u64 {
+    // SAFETY: an integer is plain data.
+    let next: u64 = unsafe { Probe::read(at as *const u8, &OFF_SKB_NEXT) };
+    if next == head { 0 } else { next }
+}
+
+/// Meets the files of connections that a socket hasn't accepted: each is a message of its own (`unix_stream_connect`). Returns where it
+/// came to.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn connections(head: u64, mut at: u64) -> u64 {
+    for _ in 0..MESSAGES {
+        at = next_message(head, at);
+        if at == 0 {
+            break;
+        }
+        // SAFETY: an integer is plain data.
+        queue_files(unsafe { Probe::read(at as *const u8, &OFF_SKB_SK) });
+    }
+    at
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn queue_files(sk: u64) -> u32 {
-    let mut met = 0;
-    let mut messages = Messages::of(sk);
-    for _ in 0..MESSAGES {
-        let Some(message) = messages.next() else { break };
-        met |= message_files(message);
+    let head = sk.wrapping_add(OFF_SK_QUEUE.load());
+    let mut at = head;
+    for _ in 0..BLOCKS_OF_MESSAGES {
+        if at == 0 {
+            break;
+        }
+        at = messages(head, at);
     }
-    met
+    0
+}
+
+/// Meets the files of some messages. Returns where it came to.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn messages(head: u64, mut at: u64) -> u64 {
+    for _ in 0..MESSAGES {
+        at = next_message(head, at);
+        if at == 0 {
+            break;
+        }
+        message_files(at);
+    }
+    at
 }
 
 /// Meets the files of a message: `UNIXCB(skb).fp`.
@@ -393,35 +440,13 @@ extern "C" fn message_files(message: u64) -> u32 {
             return 0;
         }
         let count: u16 = Probe::read(list, &OFF_FP_COUNT);
-        let mut met = 0;
+        let files = (list as u64).wrapping_add(OFF_FP_FILES.load());
         for i in 0..SCM_MAX_FD {
             if i >= count {
                 break;
             }
-            met |= meet(Probe::read(list.wrapping_add(usize::from(i) * 8), &OFF_FP_FILES));
+            meet(files.wrapping_add(u64::from(i) * 8));
         }
-        met
     }
-}
-
-/// The messages of a socket's queue: a ring of which its head is a part.
-struct Messages {
-    head: u64,
-    at: u64,
-}
-
-impl Messages {
-    #[inline(always)]
-    fn of(sk: u64) -> Self {
-        let head = sk.wrapping_add(OFF_SK_QUEUE.load());
-        Self { head, at: head }
-    }
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<u64> {
-        // The head has its pointer where messages have theirs (`struct sk_buff_list`).
-        // SAFETY: a `u64` is plain data.
-        self.at = unsafe { Probe::read(self.at as *const u8, &OFF_SKB_NEXT) };
-        (self.at != 0 && self.at != self.head).then_some(self.at)
-    }
+    0
 }

@@ -152,7 +152,7 @@ impl Kernel {
         self.forget(plan.gone)?;
         room.settle(self);
         // From now on a table without an entry has nothing to count.
-        self.control(true);
+        self.control(true, false);
         Ok(adopted)
     }
 
@@ -238,7 +238,10 @@ impl Kernel {
     }
 
     fn compare_slots(&mut self) -> Result<slots::Plan, BpfError> {
-        let Pass { before, seen } = self.look()?;
+        if let Some(gone) = self.glance()? {
+            return Ok(slots::Plan { gone, ..slots::Plan::default() });
+        }
+        let Pass { before, seen } = self.look(true)?;
         // Slots before tables: a table that comes in between is only not compared.
         let records = self.slots()?;
         let tables = self.tables()?.into_iter().collect();
@@ -246,23 +249,40 @@ impl Kernel {
     }
 
     fn compare_counts(&mut self) -> Result<counts::Plan, BpfError> {
-        let Pass { before, seen } = self.look()?;
+        if let Some(gone) = self.glance()? {
+            return Ok(counts::Plan { gone, ..counts::Plan::default() });
+        }
+        let Pass { before, seen } = self.look(true)?;
         let tables = self.tables()?.into_iter().collect();
         Ok(counts::compare(self.pass, &seen, &before, &tables))
     }
 
+    /// A pass that only adds up what it meets, which is all that most audits need: the tables that no task has, if the rest is as
+    /// recorded. Before adoption it isn't.
+    fn glance(&mut self) -> Result<Option<Vec<Gone>>, BpfError> {
+        if self.pass == 0 {
+            return Ok(None);
+        }
+        let Pass { before, seen } = self.look(false)?;
+        let tables = self.tables()?.into_iter().collect();
+        let recorded = (!self.feeder.counts_edges()).then(|| self.shared.recorded.get());
+        let agree = auditor::agree(self.pass, &seen, &tables, recorded);
+        Ok(agree.then(|| auditor::gone(self.pass, &before, &tables)))
+    }
+
     /// One pass of the iterator.
-    fn look(&mut self) -> Result<Pass, BpfError> {
+    fn look(&mut self, in_detail: bool) -> Result<Pass, BpfError> {
         let adopted = self.pass > 0;
         self.pass = self.pass.wrapping_add(1).max(1);
-        self.control(adopted);
+        self.control(adopted, in_detail);
         let before = auditor::settled(self.tables()?, monotonic());
         Ok(Pass { before, seen: self.iterate()? })
     }
 
     /// Tells the programs where the auditor is.
-    fn control(&self, adopted: bool) {
-        self.shared.control.set(Control { pass: self.pass, adopted: adopted.into() });
+    fn control(&self, adopted: bool, in_detail: bool) {
+        let control = Control { pass: self.pass, adopted: adopted.into(), in_detail: in_detail.into() };
+        self.shared.control.set(control);
     }
 
     fn iterate(&mut self) -> Result<HashMap<u64, Seen>, BpfError> {

@@ -32,7 +32,7 @@ use std::{
 
 pub use auditor::Audit;
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{HashMap as BpfHashMap, Map, MapData, MapError, RingBuf},
     programs::{Iter, ProgramError, RawTracePoint},
 };
@@ -342,6 +342,7 @@ struct Shared {
     removals: Mapped<[u64; 2]>,
     control: Mapped<Control>,
     measured: Mapped<[i64; Kind::COUNT]>,
+    recorded: Mapped<u64>,
 }
 
 impl Shared {
@@ -368,6 +369,7 @@ impl Shared {
             removals: mapped(ebpf, "REMOVALS")?,
             control: mapped(ebpf, "CONTROL")?,
             measured: mapped(ebpf, "MEASURED")?,
+            recorded: mapped(ebpf, "RECORDED")?,
         })
     }
 }
@@ -406,6 +408,8 @@ fn load(
         .map_max_entries("EVENTS", sizes.ring);
     // Off, the programs' log calls are removed before the verifier looks at them, and their ring is as small as can be.
     let log_level: u8 = if log { aya_log::Level::Debug as u8 } else { 0 };
+    // The verifier's reason is told at any level; its every step is a tenth of its time.
+    loader.verifier_log_level(if log { VerifierLogLevel::DEBUG } else { VerifierLogLevel::STATS });
     loader.override_global("COUNT_EDGES", &count_edges, true);
     loader.override_global("OFF_URING_OPCODE", &opcode, true);
     loader.override_global("OFF_URING_RESULT", &result, true);

@@ -198,7 +198,7 @@ mod tests {
             n[kind.index()] = *count;
         }
         let files = 0xffff_0000 + u64::from(tgid);
-        (files, Table { n, seq: 0, generation: 1, cgroup_id, tgid, visited: 0, high_fd: 0, flags: 0 })
+        (files, Table { n, generation: 1, cgroup_id, tgid, ..Table::EMPTY })
     }
 
     fn flow(kind: Kind, opened: u64, closed: u64) -> Flow {

@@ -118,7 +118,7 @@ mod tests {
     fn table(cgroup_id: u64, pidfds: i64, visited: u32, flags: u32) -> Table {
         let mut n = [0; Kind::COUNT];
         n[Kind::Pidfd.index()] = pidfds;
-        Table { n, seq: 1, generation: 7, cgroup_id, tgid: 42, visited, high_fd: 0, flags }
+        Table { n, seq: 1, generation: 7, cgroup_id, tgid: 42, visited, flags, ..Table::EMPTY }
     }
 
     fn plan(seen: Seen, table: Table) -> Plan {

@@ -18,7 +18,9 @@ use std::{
     time::Duration,
 };
 
-use tracker_ebpf::{FileRecord, Kind, MAX_SCANNED_FDS, TABLE_BORN, TABLE_STALE, Table, Tag};
+use tracker_ebpf::{
+    FileRecord, Kind, MAX_SCANNED_FDS, MET_CGROUP, MET_TGID, TABLE_BORN, TABLE_STALE, Table, Tag, kind_sum,
+};
 
 use super::sys;
 
@@ -141,7 +143,7 @@ impl Gone {
 }
 
 /// Tables that were there before the iterator ran, which met no task that has them, and in which nothing has moved since.
-fn gone(pass: u32, before: &HashMap<u64, Table>, tables: &HashMap<u64, Table>) -> Vec<Gone> {
+pub(super) fn gone(pass: u32, before: &HashMap<u64, Table>, tables: &HashMap<u64, Table>) -> Vec<Gone> {
     let unmet = tables.iter().filter(|(_, table)| table.visited != pass);
     let gone =
         unmet.filter(|(files, table)| before.get(files).is_some_and(|earlier| is_same(earlier, table)));
@@ -156,6 +158,34 @@ fn gone(pass: u32, before: &HashMap<u64, Table>, tables: &HashMap<u64, Table>) -
 /// Whether this is the same table, and nothing has moved in it.
 fn is_same(earlier: &Table, later: &Table) -> bool {
     (earlier.generation, earlier.seq) == (later.generation, later.seq)
+}
+
+/// Whether a walk that wasn't in detail met just what is recorded: then there is nothing to compare.
+///
+/// `recorded` is how many slots are recorded in all; `None` where only numbers are kept.
+pub(super) fn agree(
+    pass: u32,
+    seen: &HashMap<u64, Seen>,
+    tables: &HashMap<u64, Table>,
+    recorded: Option<u64>,
+) -> bool {
+    let mut met = tables.values().filter(|table| table.visited == pass);
+    let counted = tables.values().flat_map(|table| table.n).fold(0_u64, |sum, n| sum.wrapping_add_signed(n));
+    // Only tables without an entry are seen.
+    seen.is_empty()
+        && recorded.is_none_or(|recorded| recorded == counted)
+        && met.all(|table| was_met_as_recorded(table, recorded.is_some()))
+}
+
+fn was_met_as_recorded(Table { n, flags, slots, met, .. }: &Table, by_slots: bool) -> bool {
+    let weigh = |sum: u64, (index, n): (usize, &i64)| {
+        sum.wrapping_add(kind_sum(index as u64).wrapping_mul(n.cast_unsigned()))
+    };
+    flags & TABLE_STALE == 0
+        && met.kinds == n.iter().enumerate().fold(0, weigh)
+        && (!by_slots || met.slots == *slots)
+        // Of a table with nothing to count it isn't known who has it.
+        && (n.iter().all(|n| *n == 0) || met.users == MET_CGROUP | MET_TGID)
 }
 
 /// Reads everything that the iterator writes.
@@ -179,14 +209,58 @@ fn note(seen: &mut HashMap<u64, Seen>, record: &FileRecord) {
 
 #[cfg(test)]
 mod tests {
+    use tracker_ebpf::{Met, slot_sum};
+
     use super::*;
+
+    /// A table with one pidfd, as it is met.
+    fn met_table() -> Table {
+        let tag = Tag::new(Kind::Pidfd.index() as u64, 0x1000);
+        let mut n = [0; Kind::COUNT];
+        n[Kind::Pidfd.index()] = 1;
+        let kinds = kind_sum(Kind::Pidfd.index() as u64);
+        let met =
+            Met { task: 0x2000, file: 0x1000, slots: slot_sum(3, tag), kinds, users: MET_CGROUP | MET_TGID };
+        Table { n, visited: 5, slots: slot_sum(3, tag), met, ..Table::EMPTY }
+    }
+
+    #[test]
+    fn tables_that_are_met_as_recorded_agree() {
+        let agrees = |table, recorded| agree(5, &HashMap::new(), &HashMap::from([(1, table)]), recorded);
+        assert!(agrees(met_table(), Some(1)) && agrees(met_table(), None));
+        assert!(agrees(Table { visited: 5, ..Table::EMPTY }, Some(0)), "nothing to count");
+        assert!(!agrees(met_table(), Some(2)), "a slot of a table that is no more");
+        let spoil: [fn(&mut Table); 5] = [
+            |table| table.met.kinds = 0,
+            |table| table.met.users = MET_CGROUP,
+            |table| table.met.users = MET_TGID,
+            |table| table.flags = TABLE_STALE,
+            |table| table.n[Kind::Eventfd.index()] = 1,
+        ];
+        for spoil in spoil {
+            let mut table = met_table();
+            spoil(&mut table);
+            assert!(!agrees(table, Some(1)) && !agrees(table, None), "{table:?}");
+        }
+        // Other slots with the same kinds.
+        let moved = Table { slots: 7, ..met_table() };
+        assert!(!agrees(moved, Some(1)) && agrees(moved, None));
+        // It wasn't met.
+        assert!(agrees(Table { visited: 4, ..moved }, Some(1)));
+    }
+
+    #[test]
+    fn a_table_without_an_entry_disagrees() {
+        let mut seen = HashMap::new();
+        let (kind, file) = (Kind::Pidfd.index() as u64, 0x1000);
+        note(&mut seen, &FileRecord { files: 1, task: 2, file, cgroup_id: 1, kind, tgid: 42, fd: 3 });
+        assert!(!agree(5, &seen, &HashMap::new(), Some(0)));
+    }
 
     #[test]
     fn a_table_whose_process_is_being_made_need_not_be_met() {
-        let table = |flags| {
-            let (n, generation) = ([0; Kind::COUNT], 1_000_000_000);
-            Table { n, seq: 0, generation, cgroup_id: 1, tgid: 42, visited: 0, high_fd: 0, flags }
-        };
+        let table =
+            |flags| Table { generation: 1_000_000_000, cgroup_id: 1, tgid: 42, flags, ..Table::EMPTY };
         let met = |flags, now| settled(vec![(1, table(flags))], Duration::from_secs(now)).len();
         assert_eq!([met(0, 2), met(TABLE_BORN, 2), met(TABLE_BORN, 60)], [1, 0, 1]);
     }

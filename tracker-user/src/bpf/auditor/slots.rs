@@ -217,7 +217,7 @@ mod tests {
     }
 
     fn table(cgroup_id: u64, visited: u32, flags: u32) -> Table {
-        Table { n: [0; Kind::COUNT], seq: 0, generation: 7, cgroup_id, tgid: 42, visited, high_fd: 9, flags }
+        Table { generation: 7, cgroup_id, tgid: 42, visited, high_fd: 9, flags, ..Table::EMPTY }
     }
 
     fn slot(files: u64, generation: u64, fd: u32) -> (Slot, Tag) {

@@ -231,8 +231,7 @@ mod tests {
     fn only_the_childs_tables_count() {
         let mut n = [0; Kind::COUNT];
         n[Kind::Eventfd.index()] = 2;
-        let table =
-            |tgid| Table { n, seq: 0, generation: 1, cgroup_id: 1, tgid, visited: 0, high_fd: 0, flags: 0 };
+        let table = |tgid| Table { n, generation: 1, cgroup_id: 1, tgid, ..Table::EMPTY };
         let tables = [(1, table(7)), (2, table(7)), (3, table(9))];
         assert_eq!(counted(&tables, &[7, 8]), Open { eventfds: 4, pidfds: 0 });
     }

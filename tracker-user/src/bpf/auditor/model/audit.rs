@@ -6,13 +6,16 @@ use std::{
     convert::Infallible,
 };
 
-use tracker_ebpf::{FileRecord, Kind, MAX_SCANNED_FDS, Slot, TABLE_STALE, Table, Tag};
+use tracker_ebpf::{
+    FileRecord, Kind, MAX_SCANNED_FDS, MET_CGROUP, MET_TGID, Met, Slot, TABLE_STALE, Table, Tag, kind_sum,
+    slot_sum,
+};
 
 use super::{
     super::{
-        Gone, Outdated, Seen,
+        Gone, Outdated, Seen, agree,
         counts::{self, Delta, Measure, Suspect},
-        note, settled,
+        gone, note, settled,
         slots::{self, Doubt},
     },
     machine::{By, FDS, Machine, Task},
@@ -221,21 +224,37 @@ impl Machine {
     }
 
     fn compare_slots(&mut self) -> slots::Plan {
-        let (before, seen) = self.look();
+        if let Some(gone) = self.glance() {
+            return slots::Plan { gone, ..slots::Plan::default() };
+        }
+        let (before, seen) = self.look(true);
         let records: Vec<(Slot, Tag)> = self.slots.iter().map(|(slot, tag)| (*slot, *tag)).collect();
         self.tick();
         slots::compare(self.pass, &seen, &before, &records, &self.tables)
     }
 
     fn compare_counts(&mut self) -> counts::Plan {
-        let (before, seen) = self.look();
+        if let Some(gone) = self.glance() {
+            return counts::Plan { gone, ..counts::Plan::default() };
+        }
+        let (before, seen) = self.look(true);
         let mut plan = counts::compare(self.pass, &seen, &before, &self.tables);
         plan.suspects.sort_unstable_by_key(|suspect| suspect.files);
         plan
     }
 
+    fn glance(&mut self) -> Option<Vec<Gone>> {
+        if self.pass == 0 {
+            return None;
+        }
+        let (before, seen) = self.look(false);
+        let recorded = (!self.counts_edges).then_some(self.slots.len() as u64);
+        let agree = agree(self.pass, &seen, &self.tables, recorded);
+        agree.then(|| gone(self.pass, &before, &self.tables))
+    }
+
     /// The tables, and then what the iterator sees, one fd of one task after the other.
-    fn look(&mut self) -> (HashMap<u64, Table>, HashMap<u64, Seen>) {
+    fn look(&mut self, in_detail: bool) -> (HashMap<u64, Table>, HashMap<u64, Seen>) {
         self.pass += 1;
         let tables = self.tables.iter().map(|(files, table)| (*files, *table));
         let before = settled(tables.collect(), self.now);
@@ -244,7 +263,7 @@ impl Machine {
         while task < self.tasks.len() {
             for fd in FDS {
                 self.tick();
-                self.visit(task, fd, &mut seen);
+                self.visit(task, fd, in_detail, &mut seen);
             }
             task += 1;
         }
@@ -252,7 +271,7 @@ impl Machine {
         (before, seen)
     }
 
-    fn visit(&mut self, task: usize, fd: u32, seen: &mut HashMap<u64, Seen>) {
+    fn visit(&mut self, task: usize, fd: u32, in_detail: bool, seen: &mut HashMap<u64, Seen>) {
         let address = task as u64 + 1;
         let task = &self.tasks[task];
         let Some(files) = task.files else { return };
@@ -262,12 +281,23 @@ impl Machine {
             return;
         }
         let Some(file) = self.file(files, fd) else { return };
-        if let Some(table) = self.tables.get_mut(&files) {
+        let mut table = self.tables.get_mut(&files);
+        if let Some(table) = table.as_mut().filter(|table| table.visited != self.pass) {
             table.visited = self.pass;
+            table.met = Met { task: address, file: 0, slots: 0, kinds: 0, users: 0 };
         }
         if let Some(kind) = file.kind().filter(|_| !task.new && !task.exits) {
             let kind = kind.index() as u64;
             let (cgroup_id, tgid) = (task.cgroup, task.tgid);
+            if let Some(table) = table.filter(|_| !in_detail) {
+                if table.met.task == address {
+                    table.met.slots = table.met.slots.wrapping_add(slot_sum(fd, file));
+                    table.met.kinds = table.met.kinds.wrapping_add(kind_sum(kind));
+                }
+                table.met.users |= MET_CGROUP * u64::from(table.cgroup_id == cgroup_id);
+                table.met.users |= MET_TGID * u64::from(table.tgid == tgid);
+                return;
+            }
             note(seen, &FileRecord { files, task: address, file: file.file(), cgroup_id, kind, tgid, fd });
         }
     }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tracker_ebpf::{Kind, MAX_SCANNED_FDS, Slot, TABLE_BORN, TABLE_STALE, Table, Tag};
+use tracker_ebpf::{MAX_SCANNED_FDS, Slot, TABLE_BORN, TABLE_STALE, Table, Tag, slot_sum};
 
 use super::{super::Gone, Event, Op};
 
@@ -364,14 +364,10 @@ impl Machine {
     pub(super) fn entry(&mut self, files: u64, by: By) -> &mut Table {
         self.now += Duration::from_nanos(1);
         self.tables.entry(files).or_insert(Table {
-            n: [0; Kind::COUNT],
-            seq: 0,
             generation: self.now.as_nanos() as u64,
             cgroup_id: by.cgroup,
             tgid: by.tgid,
-            visited: 0,
-            high_fd: 0,
-            flags: 0,
+            ..Table::EMPTY
         })
     }
 
@@ -410,6 +406,7 @@ impl Machine {
             table.tgid = by.tgid;
         }
         record(table, was, now);
+        table.slots = table.slots.wrapping_add(slot_sum(fd, now)).wrapping_sub(slot_sum(fd, was));
         let slot = Slot { files, generation: table.generation, fd, pad: 0 };
         if now == Tag::EMPTY {
             self.slots.remove(&slot)
