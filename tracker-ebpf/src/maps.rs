@@ -57,7 +57,10 @@ pub(crate) static MEASURED: Array<[i64; Kind::COUNT]> = Array::with_max_entries(
 
 /// Files per kind that a look for hidden ones has met in one place, until it writes them.
 #[map]
-pub(crate) static MET: Array<[u64; Kind::COUNT]> = Array::with_max_entries(1, 0);
+pub(crate) static MET: Array<[u64; MET_PLACES]> = Array::with_max_entries(1, 0);
+
+/// Kinds, rounded up to a power of two.
+pub(crate) const MET_PLACES: usize = Kind::COUNT.next_power_of_two();
 
 /// Values that are too large for the BPF stack are put together here. Programs that use it can't be preempted.
 #[map]
