@@ -208,8 +208,22 @@ pub struct Control {
     pub pass: u32,
     /// 1 once what was open before the feeder was attached has been counted: a table without an entry has nothing to count.
     pub adopted: u32,
-    /// 1 if the iterator is to write a [`FileRecord`] for every slot, 0 if only for those of tables without an entry.
-    pub in_detail: u32,
+    /// What the iterator is to do: a [`walk`] code.
+    pub walk: u32,
+    /// Always 0.
+    pub pad: u32,
+    /// The table of which the iterator wrote the last record.
+    pub last: u64,
+}
+
+/// Codes of [`Control::walk`].
+pub mod walk {
+    /// Add up the slots of tables that have an entry ([`Met`](crate::Met)), and write those of others.
+    pub const SUMS: u32 = 0;
+    /// Write one slot of each table, and all that no program's scan reaches.
+    pub const TABLES: u32 = 1;
+    /// Write every slot.
+    pub const SLOTS: u32 = 2;
 }
 
 /// Index into the array `REMOVALS`: removals from `TABLES` that have begun. A walk of the map during which none begins, and none was

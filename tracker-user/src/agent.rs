@@ -18,6 +18,7 @@ use tracker_ebpf::Kind;
 
 use crate::{
     bpf::{BpfError, Change, Choice, Event, Sizes, decode},
+    error::chain,
     host,
     http::{Line, Lines},
     report::Notice,
@@ -82,9 +83,7 @@ impl Engine {
     /// # Errors
     /// When the first audit fails.
     pub async fn adopt(&mut self, audit_every: Duration) -> Result<(), TrackerError> {
-        // First, because the audit says that all is counted.
-        let looked = look_for_hidden(&self.tracker).await;
-        let first = blocking(&self.tracker, Tracker::audit).await?;
+        let (first, looked) = blocking(&self.tracker, Tracker::adopt).await?;
         host::give_memory_back();
         tracing::info!(adopted = first.changes, took = ?first.took, "what was open already is counted");
         let every = if self.tracker.is_live() {
@@ -156,7 +155,7 @@ async fn audit_forever(tracker: Arc<Tracker>, doubt: Arc<Notify>, every: Duratio
                     wait = every.min(AFTER_CORRECTION);
                 }
             }
-            Err(error) => tracing::error!(error = %format!("{:#}", anyhow::Error::from(error)), "audit"),
+            Err(error) => tracing::error!(error = %chain(error), "audit"),
         }
     }
 }
@@ -165,19 +164,8 @@ async fn audit_forever(tracker: Arc<Tracker>, doubt: Arc<Notify>, every: Duratio
 async fn look_forever(tracker: Arc<Tracker>, every: Duration, mut last: Duration) {
     loop {
         tokio::time::sleep(every.max(last * LOOK_FACTOR)).await;
-        last = look_for_hidden(&tracker).await;
-    }
-}
-
-/// Returns how long it took.
-async fn look_for_hidden(tracker: &Arc<Tracker>) -> Duration {
-    match blocking(tracker, Tracker::look_for_hidden).await {
-        Ok(took) => took,
-        Err(error) => {
-            let error = format!("{:#}", anyhow::Error::from(error));
-            tracing::error!(error, "look for files that no slot holds");
-            Duration::ZERO
-        }
+        // An error is a panic, which is logged.
+        last = blocking(&tracker, |tracker| Ok(tracker.look_for_hidden())).await.unwrap_or_default();
     }
 }
 

@@ -16,12 +16,13 @@
 //! - [`tracker`]: puts these together: the one owner of the agent's state.
 //! - [`agent`]: its tasks: events, audits.
 //! - [`report`]: what users are shown, as plain data.
-//! - [`metrics`], [`http`], [`cli`]: how they are shown it.
+//! - [`metrics`], [`http`], [`cli`]: how they are shown it; [`error`]: and what went wrong.
 
 pub mod agent;
 pub mod bpf;
 pub mod cli;
 pub mod criu;
+pub mod error;
 pub mod host;
 pub mod http;
 pub mod inventory;

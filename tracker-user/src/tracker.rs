@@ -16,9 +16,10 @@ use tracker_ebpf::Loss;
 
 use crate::{
     bpf::{
-        Audit, BpfError, Change, Choice, Event, Feeder, Impossible, Kernel, Look, Rings, Sight, Sizes,
-        confirmed,
+        Audit, BpfError, Change, Choice, Event, Feeder, Impossible, Iterators, Kernel, Look, Rings, Sizes,
+        confirmed, is_possible,
     },
+    error::chain,
     inventory::{Hidden, Inventory, Ledger},
     report::Listing,
     runtime::{Hierarchy, HierarchyError, Owner, Resolver},
@@ -97,7 +98,7 @@ impl Found {
     /// Whether the last look was taken in this place.
     #[must_use]
     pub fn was_taken(&self, look: Look) -> bool {
-        self.succeeded == Some(true) && self.impossible.iter().all(|(other, _)| *other != look)
+        self.succeeded == Some(true) && is_possible(look, &self.impossible)
     }
 }
 
@@ -168,6 +169,24 @@ impl Tracker {
         self.ready.load(Ordering::Acquire)
     }
 
+    /// Counts what is open already, and looks for what no slot holds, both at once: then the tracker is ready. Blocks for some
+    /// milliseconds. Returns also how long the look took; none if it failed, which is logged.
+    ///
+    /// # Errors
+    /// When the kernel's lists or maps can't be read.
+    pub fn adopt(&self) -> Result<(Audit, Duration), TrackerError> {
+        let _one = lock(&self.looking);
+        // An audit keeps the kernel side for itself.
+        let first = self.open_look();
+        let (audit, looked) = std::thread::scope(|scope| {
+            let look = scope.spawn(|| self.finish_look(first));
+            (self.audit(), look.join())
+        });
+        let audit = audit?;
+        self.ready.store(true, Ordering::Release);
+        Ok((audit, looked.unwrap_or_default()))
+    }
+
     /// Compares all counts with the truth, and puts them right. Blocks for some milliseconds.
     ///
     /// # Errors
@@ -180,7 +199,7 @@ impl Tracker {
                 stats.finished += 1;
                 stats.last = audit.took;
                 // Adoption corrects nothing, and without probes neither does any other audit: all that it finds is news.
-                if self.ready.swap(true, Ordering::AcqRel) && self.live && audit.changes > 0 {
+                if stats.finished > 1 && self.live && audit.changes > 0 {
                     stats.corrections += audit.changes;
                     stats.corrected += 1;
                 }
@@ -201,36 +220,48 @@ impl Tracker {
         Ok(audit)
     }
 
-    /// Looks for files that no slot holds. Blocks for some milliseconds, without holding anything else up.
+    /// Looks for files that no slot holds. Blocks for some milliseconds, without holding anything else up. Returns how long it took.
     ///
-    /// # Errors
-    /// When the kernel's lists can't be read: then nothing is known to be hidden, and no container is called clean.
-    pub fn look_for_hidden(&self) -> Result<Duration, TrackerError> {
+    /// If the kernel's lists can't be read, which is logged, nothing is known to be hidden, and no container is called clean.
+    pub fn look_for_hidden(&self) -> Duration {
         let _one = lock(&self.looking);
+        self.finish_look(self.open_look())
+    }
+
+    fn open_look(&self) -> Result<Iterators, BpfError> {
+        lock(&self.kernel).open_look()
+    }
+
+    fn finish_look(&self, first: Result<Iterators, BpfError>) -> Duration {
         let start = Instant::now();
-        let result = self.look_twice();
+        let result = first.and_then(|iterators| self.look_twice(iterators));
         let mut found = lock(&self.found);
         found.succeeded = Some(result.is_ok());
-        *if result.is_ok() { &mut found.finished } else { &mut found.failed } += 1;
-        let (hidden, waited) = result.inspect_err(|_| found.hidden.clear())?;
-        found.hidden = hidden;
+        let waited = match result {
+            Ok((hidden, waited)) => {
+                found.finished += 1;
+                found.hidden = hidden;
+                waited
+            }
+            Err(error) => {
+                tracing::error!(error = %chain(error), "look for files that no slot holds");
+                found.failed += 1;
+                found.hidden.clear();
+                Duration::ZERO
+            }
+        };
         found.took = start.elapsed().saturating_sub(waited);
-        Ok(found.took)
+        found.took
     }
 
     /// What is hidden, and how long it was only waited.
-    fn look_twice(&self) -> Result<(Vec<Hidden>, Duration), TrackerError> {
-        let first = self.look()?;
+    fn look_twice(&self, first: Iterators) -> Result<(Vec<Hidden>, Duration), BpfError> {
+        let first = first.read()?;
         if first.is_clear() {
             return Ok((Vec::new(), Duration::ZERO));
         }
         std::thread::sleep(SECOND_LOOK);
-        Ok((confirmed(&first, &self.look()?), SECOND_LOOK))
-    }
-
-    fn look(&self) -> Result<Sight, TrackerError> {
-        let iterators = lock(&self.kernel).open_look()?;
-        Ok(iterators.read()?)
+        Ok((confirmed(&first, &self.open_look()?.read()?), SECOND_LOOK))
     }
 
     /// Who holds what, now.
@@ -247,8 +278,8 @@ impl Tracker {
         // Containers before tables: a table's cgroup that isn't known by then is looked up by itself.
         let containers = names.resolver.refresh();
         let (tables, flows, mut uncounted) = (kernel.tables()?, kernel.flows()?, kernel.uncounted()?);
-        let found = lock(&self.found).clone();
-        uncounted.any |= found.succeeded == Some(false);
+        let found = lock(&self.found);
+        uncounted.any |= found.succeeded != Some(true);
         let Names { resolver, ledger } = &mut *names;
         let owner = |cgroup| resolver.owner(cgroup);
         Ok(Inventory::take(&tables, &flows, &found.hidden, ledger, containers, &uncounted, owner))

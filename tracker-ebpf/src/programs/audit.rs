@@ -4,7 +4,8 @@ use aya_ebpf::{
     bindings::seq_file, cty::c_void, helpers::generated::bpf_seq_write, programs::RawTracePointContext,
 };
 use tracker_ebpf::{
-    FileRecord, MET_CGROUP, MET_TGID, Met, Slot, TABLE_STALE, Tag, kind_sum, mode, resync, slot_sum,
+    FileRecord, MAX_SCANNED_FDS, MET_CGROUP, MET_TGID, Met, Slot, TABLE_STALE, Tag, kind_sum, mode, resync,
+    slot_sum, walk,
 };
 
 use crate::{
@@ -36,8 +37,7 @@ pub(super) struct Meta {
     pub(super) seq: *mut seq_file,
 }
 
-/// Meets every slot that holds a file that is counted, in its table's entry; and writes a [`FileRecord`] for it if there is none, or if
-/// the walk is one in detail.
+/// Meets every slot that holds a file that is counted: writes a [`FileRecord`] for it, or adds it to its table's entry ([`walk`]).
 ///
 /// Runs for each fd of each table once, under a reference to the file. aya has no macro for iterators.
 #[unsafe(no_mangle)]
@@ -56,7 +56,7 @@ extern "C" fn audit(ctx: *const TaskFile) -> i32 {
         }
         // A number to the verifier, as a probe read gives.
         let files: u64 = Probe::read(task, &OFF_TASK_FILES);
-        let Some(control) = CONTROL.get_ptr(0) else { return 0 };
+        let Some(control) = CONTROL.get_ptr_mut(0) else { return 0 };
         let table = TABLES.get_ptr_mut(files);
         if let Some(table) = table
             && (*table).visited != (*control).pass
@@ -70,7 +70,7 @@ extern "C" fn audit(ctx: *const TaskFile) -> i32 {
         }
         let (fd, cgroup_id) = ((*ctx).fd, cgroup_id::<Direct>(task));
         if let Some(table) = table
-            && (*control).in_detail == 0
+            && (*control).walk == walk::SUMS
         {
             let met = &raw mut (*table).met;
             if (*met).task == task as u64 {
@@ -88,9 +88,18 @@ extern "C" fn audit(ctx: *const TaskFile) -> i32 {
             }
             return 0;
         }
+        if (*control).walk == walk::TABLES {
+            if (*control).last == files && fd < MAX_SCANNED_FDS {
+                return 0;
+            }
+            (*control).last = 0;
+        }
         let record = FileRecord { files, task: task as u64, file: file as u64, kind, cgroup_id, tgid, fd };
         // Room is made by the kernel, which runs the program again for this file.
-        bpf_seq_write((*(*ctx).meta).seq, (&raw const record).cast(), size_of::<FileRecord>() as u32);
+        let size = size_of::<FileRecord>() as u32;
+        if bpf_seq_write((*(*ctx).meta).seq, (&raw const record).cast(), size) == 0 {
+            (*control).last = files;
+        }
     }
     0
 }

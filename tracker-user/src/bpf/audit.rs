@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun as _};
-use tracker_ebpf::{Control, Loss, MAX_SCANNED_FDS, Table, mode, resync};
+use tracker_ebpf::{Control, Loss, Table, mode, resync, walk};
 
 use super::{
     BpfError, Kernel, attach_error,
@@ -44,7 +44,8 @@ impl Kernel {
         let mut changes = match (self.feeder.counts_edges(), adopt) {
             (true, true) => self.adopt_counts()?,
             (true, false) => self.audit_counts()?,
-            (false, _) => self.audit_slots(adopt)?,
+            (false, true) => self.adopt_slots()?,
+            (false, false) => self.audit_slots()?,
         };
         if adopt && self.feeder.counts_edges() {
             // A change that was under way at the first look.
@@ -54,20 +55,34 @@ impl Kernel {
         Ok(Audit { changes, unsettled: std::mem::take(&mut self.unsettled), took: start.elapsed() })
     }
 
+    /// Records what every table holds. Returns how many slots.
+    fn adopt_slots(&mut self) -> Result<u64, BpfError> {
+        let mut room = Room::note(self);
+        let mut adopted = 0;
+        for (files, truth) in self.look(walk::TABLES)?.seen {
+            let doubt = Doubt::of_all(&truth);
+            let read = |kernel: &mut Self| kernel.read_again(files, &doubt, mode::QUIET | mode::ADOPT);
+            adopted += u64::from(room.watch(self, doubt.cgroup_id, read)?);
+        }
+        room.settle(self);
+        Ok(adopted)
+    }
+
     /// Reads slots again that aren't as recorded. Returns how many.
-    fn audit_slots(&mut self, adopt: bool) -> Result<u64, BpfError> {
+    fn audit_slots(&mut self) -> Result<u64, BpfError> {
         let mut room = Room::note(self);
         let mut plan = self.compare_slots()?;
         // Without probes every change is news.
-        if !adopt && self.feeder.is_live() {
+        if self.feeder.is_live() {
             self.look_again(&mut plan)?;
         }
         let mut changes = 0;
         for (files, doubt) in &plan.scan {
+            let recount = if doubt.needs_recount() { mode::QUIET | mode::ADOPT | mode::RECOUNT } else { 0 };
             let changed =
-                room.watch(self, doubt.cgroup_id, |kernel| kernel.read_again(*files, doubt, adopt))?;
+                room.watch(self, doubt.cgroup_id, |kernel| kernel.read_again(*files, doubt, recount))?;
             tracing::debug!(changed, ?doubt, "re-read the table {files:#x}");
-            changes += u64::from(if adopt { changed } else { doubt.corrections(changed) });
+            changes += u64::from(doubt.corrections(changed));
         }
         changes += self.forget(plan.gone)?;
         for slot in &plan.drop {
@@ -94,26 +109,20 @@ impl Kernel {
     }
 
     /// Has a table, or those of its slots that differ, read again. Returns how many slots weren't as recorded.
-    fn read_again(&mut self, files: u64, doubt: &Doubt, adopt: bool) -> Result<u32, BpfError> {
-        let mode = match (adopt, doubt.needs_recount()) {
-            (true, _) => mode::QUIET | mode::ADOPT,
-            (false, true) => mode::QUIET | mode::ADOPT | mode::RECOUNT,
-            (false, false) => 0,
-        };
+    fn read_again(&mut self, files: u64, doubt: &Doubt, mode: u32) -> Result<u32, BpfError> {
         // Re-reading does no harm to a table that is recorded by now.
-        let generation = if adopt || doubt.generation == 0 { resync::ANY } else { doubt.generation };
+        let generation = if doubt.generation == 0 { resync::ANY } else { doubt.generation };
         let mut read = |operation, mode, generation, fd: u32| {
             let who = (doubt.task, doubt.outdated());
             self.act(operation, (files, generation), mode, who, fd)
         };
         let mut changed = 0;
-        if adopt || doubt.needs_scan() {
+        if doubt.needs_scan() {
             changed += read(resync::SCAN, mode, generation, 0)?;
         }
         // A recount has given the table another generation.
         let generation = if doubt.needs_recount() { resync::ANY } else { generation };
-        // What a scan of a very large table doesn't reach, too.
-        for fd in doubt.slots().filter(|fd| !adopt || *fd >= MAX_SCANNED_FDS) {
+        for fd in doubt.slots() {
             changed += read(resync::SLOT, mode & !mode::RECOUNT, generation, fd)?;
         }
         Ok(changed)
@@ -152,7 +161,7 @@ impl Kernel {
         self.forget(plan.gone)?;
         room.settle(self);
         // From now on a table without an entry has nothing to count.
-        self.control(true, false);
+        self.control(true, walk::SUMS);
         Ok(adopted)
     }
 
@@ -241,7 +250,7 @@ impl Kernel {
         if let Some(gone) = self.glance()? {
             return Ok(slots::Plan { gone, ..slots::Plan::default() });
         }
-        let Pass { before, seen } = self.look(true)?;
+        let Pass { before, seen } = self.look(walk::SLOTS)?;
         // Slots before tables: a table that comes in between is only not compared.
         let records = self.slots()?;
         let tables = self.tables()?.into_iter().collect();
@@ -249,21 +258,21 @@ impl Kernel {
     }
 
     fn compare_counts(&mut self) -> Result<counts::Plan, BpfError> {
-        if let Some(gone) = self.glance()? {
+        // Before adoption nothing is as recorded.
+        if self.pass > 0
+            && let Some(gone) = self.glance()?
+        {
             return Ok(counts::Plan { gone, ..counts::Plan::default() });
         }
-        let Pass { before, seen } = self.look(true)?;
+        let Pass { before, seen } = self.look(walk::SLOTS)?;
         let tables = self.tables()?.into_iter().collect();
         Ok(counts::compare(self.pass, &seen, &before, &tables))
     }
 
     /// A pass that only adds up what it meets, which is all that most audits need: the tables that no task has, if the rest is as
-    /// recorded. Before adoption it isn't.
+    /// recorded.
     fn glance(&mut self) -> Result<Option<Vec<Gone>>, BpfError> {
-        if self.pass == 0 {
-            return Ok(None);
-        }
-        let Pass { before, seen } = self.look(false)?;
+        let Pass { before, seen } = self.look(walk::SUMS)?;
         let tables = self.tables()?.into_iter().collect();
         let recorded = (!self.feeder.counts_edges()).then(|| self.shared.recorded.get());
         let agree = auditor::agree(self.pass, &seen, &tables, recorded);
@@ -271,18 +280,18 @@ impl Kernel {
     }
 
     /// One pass of the iterator.
-    fn look(&mut self, in_detail: bool) -> Result<Pass, BpfError> {
+    fn look(&mut self, walk: u32) -> Result<Pass, BpfError> {
         let adopted = self.pass > 0;
         self.pass = self.pass.wrapping_add(1).max(1);
-        self.control(adopted, in_detail);
+        self.control(adopted, walk);
         let before = auditor::settled(self.tables()?, monotonic());
         Ok(Pass { before, seen: self.iterate()? })
     }
 
     /// Tells the programs where the auditor is.
-    fn control(&self, adopted: bool, in_detail: bool) {
-        let control = Control { pass: self.pass, adopted: adopted.into(), in_detail: in_detail.into() };
-        self.shared.control.set(control);
+    fn control(&self, adopted: bool, walk: u32) {
+        let (pass, adopted) = (self.pass, adopted.into());
+        self.shared.control.set(Control { pass, adopted, walk, ..Control::default() });
     }
 
     fn iterate(&mut self) -> Result<HashMap<u64, Seen>, BpfError> {

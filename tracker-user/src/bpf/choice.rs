@@ -9,7 +9,7 @@ use super::{
     prerequisites::{kprobe, syscall_events},
     self_test,
 };
-use crate::runtime::Hierarchy;
+use crate::{error::chain, runtime::Hierarchy};
 
 /// Which feeder is wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -154,7 +154,7 @@ fn attempt(
 
 /// An error and its causes, without the verifier's pages.
 pub(super) fn why(error: BpfError) -> String {
-    let text = format!("{:#}", anyhow::Error::from(error));
+    let text = chain(error);
     text.split(" Verifier output:").next().unwrap_or_default().to_owned()
 }
 

@@ -138,73 +138,103 @@ const SYSCALLS: &[(&str, &[&str])] = &[
     ("socketpair", &["socketpair"]),
 ];
 
-/// Loads and attaches a feeder.
-pub(super) fn attach(ebpf: &mut Ebpf, feeder: Feeder, kernel: KernelVersion) -> Result<(), BpfError> {
+/// A program, and where it is attached.
+pub(super) struct Probe {
+    pub(super) program: &'static str,
+    points: Vec<Point>,
+}
+
+enum Point {
+    /// A raw tracepoint.
+    Raw(&'static str),
+    /// A perf-style tracepoint: category and event.
+    Event(&'static str, String),
+    /// A function.
+    Function(&'static str),
+}
+
+impl Probe {
+    fn raw(name: &'static str) -> Self {
+        Self { program: name, points: vec![Point::Raw(name)] }
+    }
+
+    fn event(program: &'static str, category: &'static str, event: &str) -> Self {
+        Self { program, points: vec![Point::Event(category, event.to_owned())] }
+    }
+
+    fn function(program: &'static str, function: &'static str) -> Self {
+        Self { program, points: vec![Point::Function(function)] }
+    }
+
+    /// Attaches the program, which is loaded.
+    pub(super) fn attach(&self, ebpf: &mut Ebpf) -> Result<(), BpfError> {
+        let name = self.program;
+        for point in &self.points {
+            let attached = match point {
+                Point::Raw(event) => program::<RawTracePoint>(ebpf, name)?.attach(event).map(drop),
+                Point::Event(category, event) => {
+                    program::<TracePoint>(ebpf, name)?.attach(category, event).map(drop)
+                }
+                Point::Function(function) => program::<KProbe>(ebpf, name)?.attach(function, 0).map(drop),
+            };
+            attached.map_err(|e| attach_error(name, e))?;
+        }
+        Ok(())
+    }
+}
+
+/// What a feeder consists of, in the order in which it is attached: what ends tables before what begins them, so that a table that is
+/// met by an open is followed to its end.
+pub(super) fn probes(feeder: Feeder, kernel: KernelVersion) -> Result<Vec<Probe>, BpfError> {
+    let mut probes = Vec::new();
     match feeder {
-        Feeder::None => Ok(()),
+        Feeder::None => {}
         Feeder::Tracepoint => {
             let events = syscall_events()?;
-            // What ends tables before what begins them: a table that is met by an open is then followed to its end.
-            attach_raw(ebpf, "cgroup_attach_task")?;
+            probes.push(Probe::raw("cgroup_attach_task"));
             // Linux 7.0 made raw tracepoints preemptible (kernel: __DECLARE_TRACE), which this program can't be.
             if !kernel.at_least(7, 0) {
-                attach_raw(ebpf, "sched_process_fork")?;
+                probes.push(Probe::raw("sched_process_fork"));
             }
-            attach_lifecycle(ebpf)?;
-            attach_io_uring(ebpf)?;
-            attach_syscalls(ebpf, &events)
+            probes.extend(LIFECYCLE.map(|name| Probe::event(name, "sched", name)));
+            probes.extend(io_uring()?);
+            probes.extend(syscalls(&events));
         }
         Feeder::Kprobe(close) => {
             tracefs()?;
-            attach_raw(ebpf, "cgroup_attach_task")?;
-            attach_lifecycle(ebpf)?;
-            attach_kprobe(ebpf, "filp_close", close.symbol())?;
+            probes.push(Probe::raw("cgroup_attach_task"));
+            probes.extend(LIFECYCLE.map(|name| Probe::event(name, "sched", name)));
+            probes.push(Probe::function("filp_close", close.symbol()));
             // A table is born before anything is put into it.
-            for name in ["wake_up_new_task", "dup_fd", "do_dup2", "fd_install"] {
-                attach_kprobe(ebpf, name, name)?;
-            }
-            Ok(())
+            let names = ["wake_up_new_task", "dup_fd", "do_dup2", "fd_install"];
+            probes.extend(names.map(|name| Probe::function(name, name)));
         }
     }
-}
-
-fn attach_raw(ebpf: &mut Ebpf, name: &str) -> Result<(), BpfError> {
-    let probe: &mut RawTracePoint = program(ebpf, name)?;
-    probe.load().map_err(|e| attach_error(name, e))?;
-    probe.attach(name).map_err(|e| attach_error(name, e))?;
-    Ok(())
-}
-
-fn attach_kprobe(ebpf: &mut Ebpf, name: &str, function: &str) -> Result<(), BpfError> {
-    let probe: &mut KProbe = program(ebpf, name)?;
-    probe.load().map_err(|e| attach_error(name, e))?;
-    probe.attach(function, 0).map_err(|e| attach_error(name, e))?;
-    Ok(())
+    Ok(probes)
 }
 
 /// What both feeders need: the ends of processes, and their execs.
-fn attach_lifecycle(ebpf: &mut Ebpf) -> Result<(), BpfError> {
-    for name in ["sched_process_exit", "sched_process_exec"] {
-        let probe: &mut TracePoint = program(ebpf, name)?;
-        probe.load().map_err(|e| attach_error(name, e))?;
-        probe.attach("sched", name).map_err(|e| attach_error(name, e))?;
-    }
-    Ok(())
-}
+const LIFECYCLE: [&str; 2] = ["sched_process_exit", "sched_process_exec"];
 
 /// The two events of io_uring that matter, where the kernel has io_uring.
-fn attach_io_uring(ebpf: &mut Ebpf) -> Result<(), BpfError> {
+fn io_uring() -> Result<impl Iterator<Item = Probe>, BpfError> {
     let events = tracefs()?.join("events").join(IO_URING);
-    for (name, event) in
-        [("io_uring_complete", "io_uring_complete"), ("io_uring_submit", io_uring_submit(&events))]
-    {
-        if events.join(event).exists() {
-            let probe: &mut TracePoint = program(ebpf, name)?;
-            probe.load().map_err(|e| attach_error(name, e))?;
-            probe.attach(IO_URING, event).map_err(|e| attach_error(name, e))?;
-        }
-    }
-    Ok(())
+    let pairs = [("io_uring_complete", "io_uring_complete"), ("io_uring_submit", io_uring_submit(&events))];
+    let here = pairs.into_iter().filter(move |(_, event)| events.join(event).exists());
+    Ok(here.map(|(program, event)| Probe::event(program, IO_URING, event)))
+}
+
+fn syscalls(events: &Path) -> impl Iterator<Item = Probe> {
+    SYSCALLS.iter().rev().map(|(program, syscalls)| {
+        let here = syscalls.iter().map(|syscall| format!("sys_exit_{syscall}")).filter(|event| {
+            let here = events.join(event).exists();
+            if !here {
+                tracing::debug!(event, "this kernel has no such syscall");
+            }
+            here
+        });
+        Probe { program, points: here.map(|event| Point::Event("syscalls", event)).collect() }
+    })
 }
 
 const IO_URING: &str = "io_uring";
@@ -240,22 +270,6 @@ pub(super) fn attach_read(ebpf: &mut Ebpf) -> Result<(), BpfError> {
     let probe: &mut TracePoint = program(ebpf, "read")?;
     probe.load().map_err(|e| attach_error("read", e))?;
     probe.attach("syscalls", "sys_exit_read").map_err(|e| attach_error("read", e))?;
-    Ok(())
-}
-
-fn attach_syscalls(ebpf: &mut Ebpf, events: &Path) -> Result<(), BpfError> {
-    for (name, syscalls) in SYSCALLS.iter().rev() {
-        let probe: &mut TracePoint = program(ebpf, name)?;
-        probe.load().map_err(|e| attach_error(name, e))?;
-        for syscall in *syscalls {
-            let event = format!("sys_exit_{syscall}");
-            if !events.join(&event).exists() {
-                tracing::debug!(syscall, "this kernel has no such syscall");
-                continue;
-            }
-            probe.attach("syscalls", &event).map_err(|e| attach_error(name, e))?;
-        }
-    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The kernel side as the rest of the agent sees it: load, attach, read, audit.
 //!
 //! - `btf`, `offsets`: where things are in this kernel;
+//! - `load`: the verifier's work;
 //! - `feeder`: which probes are attached;
 //! - `self_test`, `choice`: which of them count exactly on this kernel;
 //! - `event`: records of the ring;
@@ -18,6 +19,7 @@ mod choice;
 mod event;
 mod feeder;
 mod hidden;
+mod load;
 mod offsets;
 mod prerequisites;
 mod self_test;
@@ -34,13 +36,14 @@ pub use auditor::Audit;
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{HashMap as BpfHashMap, Map, MapData, MapError, RingBuf},
-    programs::{Iter, ProgramError, RawTracePoint},
+    programs::{Iter, ProgramError},
 };
 use aya_log::EbpfLogger;
 pub use btf::BtfError;
 pub use choice::{Choice, Trial, trials};
 pub use event::{Change, Event};
 pub use feeder::{CloseHook, Feeder};
+pub(crate) use hidden::is_possible;
 pub use hidden::{Impossible, Iterators, Look, Sight, confirmed};
 pub use prerequisites::{Finding, Missing, Status, check, findings};
 pub use self_test::{COMMAND as SELF_TEST, SelfTest, run_child as self_test_child};
@@ -50,6 +53,7 @@ use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Control, Flow, Kind, Loss, Slot, 
 
 use self::{
     auditor::Gone,
+    feeder::Probe,
     offsets::Globals,
     prerequisites::kernel_btf,
     sys::{MapReader, Mapped},
@@ -159,8 +163,8 @@ pub fn decode(record: &[u8]) -> Option<Event> {
 pub struct Kernel {
     ebpf: Ebpf,
     shared: Shared,
-    kernel: KernelVersion,
     feeder: Feeder,
+    probes: Vec<Probe>,
     pass: u32,
     /// The audit under way leaves something for the next.
     unsettled: bool,
@@ -188,23 +192,29 @@ impl Kernel {
     pub fn load(hierarchy: &Hierarchy, sizes: Sizes, feeder: Feeder) -> Result<(Self, Rings), BpfError> {
         let kernel = check()?;
         let log = tracing::enabled!(tracing::Level::DEBUG);
-        let (mut ebpf, mut impossible) = load(hierarchy, sizes, kernel, feeder, log)?;
+        let (mut ebpf, mut impossible) = open(hierarchy, sizes, kernel, feeder, log)?;
         let log = log.then(|| EbpfLogger::init_with_logger(&mut ebpf, LogTracer::new())).transpose()?;
         fill_anon_names(&mut ebpf)?;
         let btf = aya::Btf::from_sys_fs()?;
-        let audit: &mut Iter = program(&mut ebpf, "audit")?;
-        audit.load("task_file", &btf).map_err(|e| attach_error("audit", e))?;
-        hidden::load(&mut ebpf, &btf, &mut impossible)?;
-        let resync: &mut RawTracePoint = program(&mut ebpf, "resync")?;
-        resync.load().map_err(|e| attach_error("resync", e))?;
-        let shared = Shared::open(&mut ebpf, &btf)?;
+        let probes = feeder::probes(feeder, kernel)?;
+        let mut names = vec!["audit", "resync", "dump_tables", "dump_flows", "dump_slots"];
+        names.extend(hidden::programs(&impossible));
+        names.extend(probes.iter().map(|probe| probe.program));
+        for (name, source) in load::all(&mut ebpf, &btf, &names)? {
+            let error = attach_error(name, source);
+            match hidden::look_of(name) {
+                Some(look) => impossible.push((look, choice::why(error))),
+                None => return Err(error),
+            }
+        }
+        let shared = Shared::open(&mut ebpf)?;
         let events = ebpf.take_map("EVENTS").ok_or_else(|| BpfError::Object("map EVENTS".into()))?;
         let events = RingBuf::try_from(events).map_err(|source| BpfError::Map { map: "EVENTS", source })?;
         let kernel = Self {
             ebpf,
             shared,
-            kernel,
             feeder,
+            probes,
             pass: 0,
             unsettled: false,
             gone: HashSet::new(),
@@ -219,7 +229,7 @@ impl Kernel {
 
     /// Attaches the feeder: from the next [`Kernel::audit`] on counts are live.
     fn attach(&mut self) -> Result<(), BpfError> {
-        feeder::attach(&mut self.ebpf, self.feeder, self.kernel)
+        self.probes.iter().try_for_each(|probe| probe.attach(&mut self.ebpf))
     }
 
     /// Attaches what is needed only on machines where certain files are open: whether they are is known from the last audit
@@ -346,10 +356,9 @@ struct Shared {
 }
 
 impl Shared {
-    fn open(ebpf: &mut Ebpf, btf: &aya::Btf) -> Result<Self, BpfError> {
+    fn open(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
         let mut reader = |program_name: &'static str, map: &'static str| {
             let dump: &mut Iter = program(ebpf, program_name)?;
-            dump.load("bpf_map_elem", btf).map_err(|e| attach_error(program_name, e))?;
             let program = dump.fd().map_err(|e| attach_error(program_name, e))?.as_fd().try_clone_to_owned();
             let program =
                 program.map_err(|source| call("copy the fd of the BPF program", program_name, source))?;
@@ -389,7 +398,7 @@ fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, BpfError> {
     }
 }
 
-fn load(
+fn open(
     hierarchy: &Hierarchy,
     sizes: Sizes,
     kernel: KernelVersion,

@@ -4,7 +4,7 @@ use aya::EbpfLoader;
 
 use super::{
     btf::{Btf, BtfError},
-    hidden::{Impossible, Look},
+    hidden::{Impossible, Look, is_possible},
 };
 use crate::{host::KernelVersion, runtime::Hierarchy};
 
@@ -171,7 +171,7 @@ impl<'a> Looks<'a> {
     }
 
     fn has(&self, look: Look) -> u8 {
-        u8::from(self.impossible.iter().all(|(other, _)| *other != look))
+        u8::from(is_possible(look, &self.impossible))
     }
 }
 

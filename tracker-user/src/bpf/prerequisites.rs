@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use super::{Feeder, Kernel, Look, Sizes, trials};
 use crate::{
+    error::chain,
     host::{Capability, KernelVersion, missing_capabilities},
     runtime::Hierarchy,
 };
@@ -224,7 +225,7 @@ fn looks(hierarchy: &Hierarchy) -> Finding {
     let sizes = Sizes { tables: 1, slots: 1, ring: 4096 };
     let kernel = match Kernel::load(hierarchy, sizes, Feeder::None) {
         Ok((kernel, _)) => kernel,
-        Err(error) => return Finding::new(NAME, Status::Fail, format!("{:#}", anyhow::Error::from(error))),
+        Err(error) => return Finding::new(NAME, Status::Fail, chain(error)),
     };
     let names = |looks: Vec<Look>| looks.iter().map(Look::to_string).collect::<Vec<_>>().join(", ");
     let impossible = kernel.impossible_looks();

@@ -25,7 +25,6 @@ pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
 fn look(args: &args::Ls) -> anyhow::Result<Listing> {
     let (tracker, _rings) =
         Tracker::start(agent::profile(&args.engine)?, args.engine.sizes(), Choice::Audit)?;
-    tracker.look_for_hidden()?;
-    tracker.audit()?;
+    tracker.adopt()?;
     Ok(tracker.listing(args.processes)?)
 }

@@ -36,7 +36,7 @@ use tokio::{
     },
 };
 
-use crate::{host, metrics, report::Notice, tracker::Tracker};
+use crate::{error::chain, host, metrics, report::Notice, tracker::Tracker};
 
 /// Connections at a time; further ones wait.
 const MAX_CONNECTIONS: usize = 64;
@@ -310,7 +310,7 @@ impl Service {
         let rendered = self
             .tracker
             .snapshot()
-            .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
+            .map_err(chain)
             .and_then(|snapshot| metrics::render(&snapshot).map_err(|e| e.to_string()));
         match rendered {
             Ok(body) => typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body.into()),
@@ -323,7 +323,7 @@ impl Service {
             return self.ready();
         }
         let processes = parameters(query).any(|(name, value)| name == "processes" && value == "true");
-        match self.tracker.listing(processes).map_err(|e| format!("{:#}", anyhow::Error::from(e))) {
+        match self.tracker.listing(processes).map_err(chain) {
             Ok(listing) => match serde_json::to_vec(&listing) {
                 Ok(body) => typed(StatusCode::OK, "application/json", body.into()),
                 Err(error) => failed(&error.to_string()),

@@ -170,7 +170,7 @@ pub(super) fn agree(
     recorded: Option<u64>,
 ) -> bool {
     let mut met = tables.values().filter(|table| table.visited == pass);
-    let counted = tables.values().flat_map(|table| table.n).fold(0_u64, |sum, n| sum.wrapping_add_signed(n));
+    let counted = tables.values().flat_map(|table| table.n).fold(0, u64::wrapping_add_signed);
     // Only tables without an entry are seen.
     seen.is_empty()
         && recorded.is_none_or(|recorded| recorded == counted)

@@ -34,6 +34,14 @@ pub(in crate::bpf) struct Doubt {
 }
 
 impl Doubt {
+    /// About a table of which nothing is known, but that it has these slots among others, and all that no scan reaches.
+    pub(in crate::bpf) fn of_all(truth: &Seen) -> Self {
+        let far = truth.slots.iter().filter(|(fd, _)| **fd >= MAX_SCANNED_FDS);
+        let far = far.map(|(fd, tag)| Difference::Slot { fd: *fd, truth: *tag, recorded: Tag::EMPTY });
+        let differences = far.chain([Difference::Stale]).collect();
+        Self { cgroup_id: truth.cgroup(None), generation: 0, task: truth.task, differences, far: Vec::new() }
+    }
+
     /// Whether re-reading slots isn't enough: the numbers themselves are wrong.
     pub(in crate::bpf) fn needs_recount(&self) -> bool {
         self.differences.iter().any(|difference| matches!(difference, Difference::Count { .. }))

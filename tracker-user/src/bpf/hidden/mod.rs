@@ -11,7 +11,7 @@ use std::{fmt, fs::File};
 pub use compare::{Sight, confirmed};
 use tracker_ebpf::Sighting;
 
-use super::{BpfError, Kernel, attach_error, call, iterator, program, sys};
+use super::{BpfError, Kernel, call, iterator, sys};
 
 /// A place where files are that no slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,38 +51,27 @@ impl fmt::Display for Look {
 /// A look that can't be taken on this kernel, and why.
 pub type Impossible = (Look, String);
 
-/// The iterators' programs, with what each walks.
-const MAPPED: (&str, &str) = ("mapped", "task_vma");
-const REGISTERED: (&str, &str) = ("registered", "task");
-const IN_FLIGHT: (&str, &str) = ("in_flight", "task_file");
-const HELD: (&str, &str) = ("held", "task_file");
+/// The program that all looks need: it tells what slots hold.
+const HELD: &str = "held";
 
-/// The program that a look is taken by, but for [`HELD`], which all need.
-const PROGRAMS: [(Look, (&str, &str)); 3] =
-    [(Look::Mapped, MAPPED), (Look::Registered, REGISTERED), (Look::InFlight, IN_FLIGHT)];
+/// The program that a look is taken by.
+const PROGRAMS: [(Look, &str); 3] =
+    [(Look::Mapped, "mapped"), (Look::Registered, "registered"), (Look::InFlight, "in_flight")];
 
-/// Loads the programs of those looks that are possible so far, and adds those that the kernel refuses.
-pub(super) fn load(
-    ebpf: &mut aya::Ebpf,
-    btf: &aya::Btf,
-    impossible: &mut Vec<Impossible>,
-) -> Result<(), BpfError> {
-    let mut try_load = |(name, walks): (&str, &str)| {
-        let iter: &mut aya::programs::Iter = program(ebpf, name)?;
-        iter.load(walks, btf).map_err(|e| attach_error(name, e))
-    };
-    try_load(HELD)?;
-    for (look, program) in PROGRAMS {
-        if is_possible(look, impossible)
-            && let Err(error) = try_load(program)
-        {
-            impossible.push((look, super::choice::why(error)));
-        }
-    }
-    Ok(())
+/// The programs of those looks that are possible, in the order in which they walk. What is open is looked at last: what isn't open then,
+/// and was mapped before and after, is hidden indeed.
+pub(super) fn programs(impossible: &[Impossible]) -> Vec<&'static str> {
+    let possible = PROGRAMS.into_iter().rev().filter(|(look, _)| is_possible(*look, impossible));
+    possible.map(|(_, name)| name).chain([HELD]).collect()
 }
 
-fn is_possible(look: Look, impossible: &[Impossible]) -> bool {
+/// The look that is taken by a program, and that isn't possible without.
+pub(super) fn look_of(program: &str) -> Option<Look> {
+    PROGRAMS.into_iter().find(|(_, name)| *name == program).map(|(look, _)| look)
+}
+
+/// Whether a look can be taken on this kernel.
+pub(crate) fn is_possible(look: Look, impossible: &[Impossible]) -> bool {
     impossible.iter().all(|(other, _)| *other != look)
 }
 
@@ -103,15 +92,9 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses.
     pub fn open_look(&mut self) -> Result<Iterators, BpfError> {
-        // What is open is looked at last: what isn't open then, and was mapped before and after, is hidden indeed.
-        let mut names = Vec::from([HELD.0]);
-        for (look, (name, _)) in PROGRAMS {
-            if is_possible(look, &self.impossible) {
-                names.insert(0, name);
-            }
-        }
         let open = |name| Ok((name, iterator(&mut self.ebpf, name)?));
-        Ok(Iterators { files: names.into_iter().map(open).collect::<Result<_, BpfError>>()? })
+        let files = programs(&self.impossible).into_iter().map(open).collect::<Result<_, BpfError>>()?;
+        Ok(Iterators { files })
     }
 }
 

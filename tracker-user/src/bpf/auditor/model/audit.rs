@@ -8,7 +8,7 @@ use std::{
 
 use tracker_ebpf::{
     FileRecord, Kind, MAX_SCANNED_FDS, MET_CGROUP, MET_TGID, Met, Slot, TABLE_STALE, Table, Tag, kind_sum,
-    slot_sum,
+    slot_sum, walk,
 };
 
 use super::{
@@ -32,20 +32,25 @@ impl Machine {
         match (self.counts_edges, adopt) {
             (true, true) => self.adopt_counts() + self.audit_counts(),
             (true, false) => self.audit_counts(),
-            (false, _) => self.audit_slots(adopt),
+            (false, true) => self.adopt_slots(),
+            (false, false) => self.audit_slots(),
         }
     }
 
-    fn audit_slots(&mut self, adopt: bool) -> u64 {
+    fn adopt_slots(&mut self) -> u64 {
+        let (_, seen) = self.look(walk::TABLES);
+        let seen: BTreeMap<u64, Seen> = seen.into_iter().collect();
+        seen.iter().map(|(files, truth)| u64::from(self.read_again(*files, &Doubt::of_all(truth)))).sum()
+    }
+
+    fn audit_slots(&mut self) -> u64 {
         let mut plan = self.compare_slots();
-        if !adopt {
-            self.look_again(&mut plan);
-        }
+        self.look_again(&mut plan);
         let mut changes = 0;
         for (files, doubt) in &plan.scan.iter().collect::<BTreeMap<_, _>>() {
             // What a probe said itself is no news.
             let told = self.punctual && self.tables.get(files).is_some_and(|t| t.flags & TABLE_STALE != 0);
-            let changed = self.read_again(**files, doubt, adopt);
+            let changed = self.read_again(**files, doubt);
             changes += u64::from(doubt.corrections(changed)) * u64::from(!told);
         }
         changes += self.forget(plan.gone);
@@ -67,23 +72,23 @@ impl Machine {
         plan.confirm(&later);
     }
 
-    fn read_again(&mut self, files: u64, doubt: &Doubt, adopt: bool) -> u32 {
+    fn read_again(&mut self, files: u64, doubt: &Doubt) -> u32 {
         let mut changed = 0;
-        if adopt || doubt.needs_scan() {
-            changed += self.resync(files, None, doubt, adopt, !adopt && doubt.needs_recount());
+        if doubt.needs_scan() {
+            changed += self.resync(files, None, doubt, doubt.needs_recount());
         }
-        let mut fds: Vec<u32> = doubt.slots().filter(|fd| !adopt || *fd >= MAX_SCANNED_FDS).collect();
+        let mut fds: Vec<u32> = doubt.slots().collect();
         fds.sort_unstable();
         for fd in fds {
-            changed += self.resync(files, Some(fd), doubt, adopt, false);
+            changed += self.resync(files, Some(fd), doubt, false);
         }
         changed
     }
 
     /// `resync::SCAN`, or `resync::SLOT`.
-    fn resync(&mut self, files: u64, fd: Option<u32>, doubt: &Doubt, adopt: bool, recount: bool) -> u32 {
+    fn resync(&mut self, files: u64, fd: Option<u32>, doubt: &Doubt, recount: bool) -> u32 {
         self.tick();
-        let any = adopt || doubt.generation == 0 || fd.is_some() && doubt.needs_recount();
+        let any = doubt.generation == 0 || fd.is_some() && doubt.needs_recount();
         if self.refuses(files, (!any).then_some(doubt.generation), doubt.task) {
             return 0;
         }
@@ -227,34 +232,33 @@ impl Machine {
         if let Some(gone) = self.glance() {
             return slots::Plan { gone, ..slots::Plan::default() };
         }
-        let (before, seen) = self.look(true);
+        let (before, seen) = self.look(walk::SLOTS);
         let records: Vec<(Slot, Tag)> = self.slots.iter().map(|(slot, tag)| (*slot, *tag)).collect();
         self.tick();
         slots::compare(self.pass, &seen, &before, &records, &self.tables)
     }
 
     fn compare_counts(&mut self) -> counts::Plan {
-        if let Some(gone) = self.glance() {
+        if self.pass > 0
+            && let Some(gone) = self.glance()
+        {
             return counts::Plan { gone, ..counts::Plan::default() };
         }
-        let (before, seen) = self.look(true);
+        let (before, seen) = self.look(walk::SLOTS);
         let mut plan = counts::compare(self.pass, &seen, &before, &self.tables);
         plan.suspects.sort_unstable_by_key(|suspect| suspect.files);
         plan
     }
 
     fn glance(&mut self) -> Option<Vec<Gone>> {
-        if self.pass == 0 {
-            return None;
-        }
-        let (before, seen) = self.look(false);
+        let (before, seen) = self.look(walk::SUMS);
         let recorded = (!self.counts_edges).then_some(self.slots.len() as u64);
         let agree = agree(self.pass, &seen, &self.tables, recorded);
         agree.then(|| gone(self.pass, &before, &self.tables))
     }
 
     /// The tables, and then what the iterator sees, one fd of one task after the other.
-    fn look(&mut self, in_detail: bool) -> (HashMap<u64, Table>, HashMap<u64, Seen>) {
+    fn look(&mut self, walk: u32) -> (HashMap<u64, Table>, HashMap<u64, Seen>) {
         self.pass += 1;
         let tables = self.tables.iter().map(|(files, table)| (*files, *table));
         let before = settled(tables.collect(), self.now);
@@ -263,7 +267,7 @@ impl Machine {
         while task < self.tasks.len() {
             for fd in FDS {
                 self.tick();
-                self.visit(task, fd, in_detail, &mut seen);
+                self.visit(task, fd, walk, &mut seen);
             }
             task += 1;
         }
@@ -271,7 +275,7 @@ impl Machine {
         (before, seen)
     }
 
-    fn visit(&mut self, task: usize, fd: u32, in_detail: bool, seen: &mut HashMap<u64, Seen>) {
+    fn visit(&mut self, task: usize, fd: u32, walk: u32, seen: &mut HashMap<u64, Seen>) {
         let address = task as u64 + 1;
         let task = &self.tasks[task];
         let Some(files) = task.files else { return };
@@ -289,7 +293,10 @@ impl Machine {
         if let Some(kind) = file.kind().filter(|_| !task.new && !task.exits) {
             let kind = kind.index() as u64;
             let (cgroup_id, tgid) = (task.cgroup, task.tgid);
-            if let Some(table) = table.filter(|_| !in_detail) {
+            if walk == walk::TABLES && seen.contains_key(&files) && fd < MAX_SCANNED_FDS {
+                return;
+            }
+            if let Some(table) = table.filter(|_| walk == walk::SUMS) {
                 if table.met.task == address {
                     table.met.slots = table.met.slots.wrapping_add(slot_sum(fd, file));
                     table.met.kinds = table.met.kinds.wrapping_add(kind_sum(kind));
