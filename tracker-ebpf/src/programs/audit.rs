@@ -19,7 +19,7 @@ use crate::{
     programs::lifecycle,
     scan::scan,
     slots::{differs, forget_slot, sync_slot},
-    tables::{on_behalf_of, remove_table},
+    tables::{mark_stale, on_behalf_of, remove_table},
 };
 
 /// Context of `iter/task_file` (kernel: `struct bpf_iter__task_file`).
@@ -158,14 +158,16 @@ fn act(ctx: &RawTracePointContext) -> u32 {
         resync::SLOT => sync_slot(ctx.arg(1), ctx.arg(7), mode),
         _ => adjust(ctx.arg(1), mode),
     };
-    if !known && !is_in_use(ctx.arg(4), ctx.arg(1)) {
-        // Its last task began to exit meanwhile, and may have found nothing to forget.
-        if let Some(table) = TABLES.get_ptr(ctx.arg::<u64>(1)) {
-            lifecycle::forget(ctx.arg(1), table, Who::User);
-        }
-        return resync::REFUSED;
+    if is_in_use(ctx.arg(4), ctx.arg(1)) {
+        return result;
     }
-    result
+    // Its last task, perhaps, began to exit meanwhile: it may have found nothing to forget, or told what isn't known any more.
+    if known {
+        mark_stale(ctx.arg(1));
+    } else if let Some(table) = TABLES.get_ptr(ctx.arg::<u64>(1)) {
+        lifecycle::forget(ctx.arg(1), table, Who::User);
+    }
+    resync::REFUSED
 }
 
 /// Puts right whose a table is, where that is `charged` and `listed`, which it isn't; an entry that is made next is the same task's.
@@ -174,18 +176,17 @@ fn act(ctx: &RawTracePointContext) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn assign(files: u64, task: u64, charged: u64, listed: u32) -> u32 {
-    let in_use = is_in_use(task, files);
     let task = task as *const u8;
-    // SAFETY: integers are plain data; an address that is no longer valid reads as anything, and is then not in use.
+    // SAFETY: integers are plain data.
     let mut tgid: u32 = unsafe { Probe::read(task, &OFF_TASK_TGID) };
     let mut cgroup = cgroup_id::<Probe>(task);
     if let Some(table) = TABLES.get_ptr_mut(files) {
         // SAFETY: the pointer comes from the map.
         unsafe {
-            if in_use && (*table).cgroup_id == charged {
+            if (*table).cgroup_id == charged {
                 (*table).cgroup_id = cgroup;
             }
-            if in_use && (*table).tgid == listed {
+            if (*table).tgid == listed {
                 (*table).tgid = tgid;
             }
             (tgid, cgroup) = ((*table).tgid, (*table).cgroup_id);
@@ -202,11 +203,11 @@ fn generation(files: u64) -> u64 {
     TABLES.get_ptr(files).map_or(0, |table| unsafe { (*table).generation })
 }
 
-/// The table that was looked at may have ended since, and what is at its address be another's, or nobody's.
+/// The table that was looked at may have ended since, and what is at its address be another's, or nobody's: memory that was freed,
+/// which still looks like a table.
 #[inline(always)]
 fn may_act(files: u64, wanted: u64, task: u64) -> bool {
-    let now = generation(files);
-    (wanted == resync::ANY || wanted == now) && (now != 0 || is_in_use(task, files))
+    (wanted == resync::ANY || wanted == generation(files)) && is_in_use(task, files)
 }
 
 /// Whether a task has a table, and hasn't begun to exit.

@@ -9,8 +9,8 @@ use tracker_ebpf::{Kind, Loss, Table, event, mode};
 use crate::{
     edges::is_adopted,
     kernel::{
-        OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, another_process_has, cgroup_id, counts_edges,
-        current_files, current_tgid, live_threads, sharers, threads_of,
+        OFF_TASK_FILES, OFF_TASK_LEADER, OFF_TASK_TGID, Probe, Read as _, another_process_has, cgroup_id,
+        counts_edges, current, current_files, current_tgid, live_threads, sharers, threads_of,
     },
     maps::{TABLES, add, lose},
     notify::{self, Who},
@@ -132,15 +132,16 @@ fn sched_process_exit(_ctx: TracePointContext) -> u32 {
     }
     let Some(table) = TABLES.get_ptr_mut(files) else { return 0 };
     if sharers(files) > 1 {
-        // Threads that exit at once may all find the table shared; other processes may share it (CLONE_FILES).
-        // Only the kernel's own list of tables tells; or each slot does, when it is emptied.
-        if live_threads() == 0 {
-            if !counts_edges() {
-                doubt(table);
-            } else if another_process_has(files) {
+        let is_last = live_threads() == 0;
+        if counts_edges() {
+            if is_last && another_process_has(files) {
                 // It is charged and listed, perhaps, as the one that goes.
                 notify::uncertain();
             }
+        } else if is_last || !is_leaders(files) {
+            // Threads that exit at once may all find the table shared; other processes may share it (CLONE_FILES). Only the
+            // kernel's own list of tables tells.
+            doubt(table);
         }
         return 0;
     }
@@ -157,6 +158,14 @@ pub(super) fn forget(files: u64, table: *const Table, who: Who) {
         forget_slots(files, generation, high);
     }
     end(files, table, who);
+}
+
+/// Whether a table is that of the current process's first thread, whose other threads mostly have it, too.
+#[inline(always)]
+fn is_leaders(files: u64) -> bool {
+    // SAFETY: pointers and integers are plain data.
+    let leaders: u64 = unsafe { Probe::read(Probe::pointer(current(), &OFF_TASK_LEADER), &OFF_TASK_FILES) };
+    leaders == files
 }
 
 /// `cgroup_attach_task(dst_cgrp, path, task, threadgroup)`, after the migration: charges the table to the new cgroup.

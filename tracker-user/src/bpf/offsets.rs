@@ -18,6 +18,7 @@ const OFFSETS: &[Offset] = &[
     ("OFF_TASK_FLAGS",    "task_struct",  "flags",          Some(4)),
     ("OFF_TASK_FILES",    "task_struct",  "files",          Some(8)),
     ("OFF_TASK_TGID",     "task_struct",  "tgid",           Some(4)),
+    ("OFF_TASK_LEADER",   "task_struct",  "group_leader",   Some(8)),
     ("OFF_TASK_SIGNAL",   "task_struct",  "signal",         Some(8)),
     ("OFF_TASK_CGROUPS",  "task_struct",  "cgroups",        Some(8)),
     ("OFF_TASK_STACK",    "task_struct",  "stack",          Some(8)),

@@ -39,7 +39,7 @@ pub struct Audit {
 /// One table as the iterator saw it.
 #[derive(Debug)]
 pub(super) struct Seen {
-    /// Address of a task that has it; 0 if none was met that doesn't exit.
+    /// Address of a task that has it.
     task: u64,
     tgids: HashSet<u32>,
     pub(super) cgroup_ids: HashSet<u64>,
@@ -50,7 +50,7 @@ impl Seen {
     /// A table whose users have files open, but none to count.
     fn idle(table: &Table) -> Self {
         Self {
-            task: 0,
+            task: table.met.task,
             tgids: HashSet::from([table.tgid]),
             cgroup_ids: HashSet::from([table.cgroup_id]),
             slots: HashMap::new(),

@@ -110,8 +110,7 @@ impl Machine {
     /// `resync::REFUSED`
     fn refuses(&mut self, files: u64, wanted: Option<u64>, task: u64) -> bool {
         let now = self.tables.get(&files).map_or(0, |table| table.generation);
-        let is_in_use = self.user(files, task).is_some();
-        let refuses = wanted.is_some_and(|wanted| wanted != now) || now == 0 && !is_in_use;
+        let refuses = wanted.is_some_and(|wanted| wanted != now) || self.user(files, task).is_none();
         self.unsettled |= refuses;
         refuses
     }
@@ -127,10 +126,10 @@ impl Machine {
         let now = self.user(files, task).map(|task| (task.tgid, task.cgroup));
         let (mut tgid, mut cgroup) = now.unwrap_or_default();
         if let Some(table) = self.tables.get_mut(&files) {
-            if now.is_some() && table.cgroup_id == outdated.cgroup_id {
+            if table.cgroup_id == outdated.cgroup_id {
                 table.cgroup_id = cgroup;
             }
-            if now.is_some() && table.tgid == outdated.tgid {
+            if table.tgid == outdated.tgid {
                 table.tgid = tgid;
             }
             (tgid, cgroup) = (table.tgid, table.cgroup_id);
