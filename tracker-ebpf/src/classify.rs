@@ -25,7 +25,8 @@ pub(crate) type KindIndex = u64;
 pub(crate) const NOT_COUNTED: KindIndex = u64::MAX;
 
 // include/uapi/linux/stat.h
-const S_IFMT: u16 = 0o170_000;
+pub(crate) const S_IFMT: u16 = 0o170_000;
+pub(crate) const S_IFSOCK: u16 = 0o140_000;
 const S_IFIFO: u16 = 0o010_000;
 const S_IFCHR: u16 = 0o020_000;
 const S_IFDIR: u16 = 0o040_000;
@@ -96,14 +97,9 @@ fn char_device(rdev: u32) -> KindIndex {
 #[inline(always)]
 unsafe fn socket(file: *const u8) -> KindIndex {
     const SOCK_RAW: u16 = 3;
-    // `private_data` is a `void *`: nothing that the verifier would let a plain load follow.
     // SAFETY: pointers and integers are plain data.
     unsafe {
-        let socket = Probe::pointer(file, &OFF_FILE_PRIVATE);
-        if socket.is_null() {
-            return NOT_COUNTED;
-        }
-        let sk = Probe::pointer(socket, &OFF_SOCKET_SK);
+        let (socket, sk) = sock(file);
         if sk.is_null() {
             return NOT_COUNTED;
         }
@@ -133,6 +129,20 @@ unsafe fn socket(file: *const u8) -> KindIndex {
             _ => Kind::SocketOther,
         };
         kind.index() as u64
+    }
+}
+
+/// A socket's `struct socket` and `struct sock`.
+///
+/// # Safety
+/// As [`classify`], of a socket.
+#[inline(always)]
+pub(crate) unsafe fn sock(file: *const u8) -> (*const u8, *const u8) {
+    // `private_data` is a `void *`: nothing that the verifier would let a plain load follow.
+    // SAFETY: pointers are plain data; a null pointer leads to another.
+    unsafe {
+        let socket = Probe::pointer(file, &OFF_FILE_PRIVATE);
+        (socket, Probe::pointer(socket, &OFF_SOCKET_SK))
     }
 }
 

@@ -11,11 +11,11 @@ use aya_ebpf::{
 use tracker_ebpf::{Kind, Sighting, sighting};
 
 use crate::{
-    classify::{NOT_COUNTED, classify},
+    classify::{NOT_COUNTED, S_IFMT, S_IFSOCK, classify, sock},
     kernel::{
         Direct, OFF_CB_FP, OFF_FILE_INODE, OFF_FILE_PRIVATE, OFF_FP_COUNT, OFF_FP_FILES, OFF_INODE_MODE,
         OFF_NODE_FILE, OFF_QUEUE_LEN, OFF_RING_FILES, OFF_RING_FILES_LEN, OFF_SK_FAMILY, OFF_SK_QUEUE,
-        OFF_SK_STATE, OFF_SKB_CB, OFF_SKB_NEXT, OFF_SKB_SK, OFF_SOCKET_SK, OFF_TASK_IO_URING, OFF_TASK_TGID,
+        OFF_SK_STATE, OFF_SKB_CB, OFF_SKB_NEXT, OFF_SKB_SK, OFF_TASK_IO_URING, OFF_TASK_TGID,
         OFF_URING_RINGS, OFF_VMA_FILE, OFF_VMA_MM, Probe, Read as _, cgroup_id, is_own,
     },
     maps::{MET, MET_PLACES},
@@ -130,8 +130,6 @@ extern "C" fn held(ctx: *const TaskFile) -> i32 {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 extern "C" fn in_flight(ctx: *const TaskFile) -> i32 {
-    const S_IFMT: u16 = 0o170_000;
-    const S_IFSOCK: u16 = 0o140_000;
     // SAFETY: as above.
     unsafe {
         let (task, file) = ((*ctx).task, (*ctx).file);
@@ -209,8 +207,7 @@ impl Place {
         const AF_UNIX: u16 = 1;
         // SAFETY: pointers and integers are plain data.
         unsafe {
-            let socket = Probe::pointer(file, &OFF_FILE_PRIVATE);
-            let sk = Probe::pointer(socket, &OFF_SOCKET_SK);
+            let (_, sk) = sock(file);
             if sk.is_null() || Probe::read::<u16>(sk, &OFF_SK_FAMILY) != AF_UNIX {
                 return;
             }

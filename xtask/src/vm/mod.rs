@@ -67,10 +67,6 @@ const LEFT_OUT: &[&str] = &[
     "containers::tail_tells_what_it_missed",
     "restart::without_room",
     "restart::leaves_nothing",
-    "stress::events_are_lost",
-    "stress::too_many_tables",
-    "stress::an_agent_that_is_killed",
-    "stress::two_agents",
 ];
 
 /// How many guests run at a time.
