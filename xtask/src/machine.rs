@@ -112,13 +112,7 @@ pub(crate) fn install(packages: &[Package], may: bool) -> anyhow::Result<()> {
 
 fn extract(package: &str, programs: &[&str]) -> anyhow::Result<()> {
     let dir = tools()?.join("packages").join(package);
-    let _ = fs::remove_dir_all(&dir);
-    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-    must(Command::new("apt-get").args(["download", "-q", package]).current_dir(&dir))?;
-    let files = fs::read_dir(&dir)?.flatten().map(|entry| entry.path());
-    let deb = files.into_iter().find(|file| file.extension().is_some_and(|ext| ext == "deb"));
-    let deb = deb.with_context(|| format!("apt-get download left no package in {}", dir.display()))?;
-    must(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&dir).stdin(Stdio::null()))?;
+    unpack(Command::new("apt-get"), package, &dir)?;
     let bin = tools()?.join("bin");
     fs::create_dir_all(&bin)?;
     for program in programs {
@@ -127,6 +121,18 @@ fn extract(package: &str, programs: &[&str]) -> anyhow::Result<()> {
         copy(file.with_context(|| format!("{package} has no {program}"))?, &bin.join(program))?;
     }
     Ok(())
+}
+
+/// Downloads a package by an `apt-get`, and unpacks it into a directory, of which nothing else is left.
+pub(crate) fn unpack(mut apt_get: Command, package: &str, dir: &Path) -> anyhow::Result<()> {
+    let _ = fs::remove_dir_all(dir);
+    fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    must(apt_get.args(["download", "-q", package]).current_dir(dir))?;
+    let files = fs::read_dir(dir)?.flatten().map(|entry| entry.path());
+    let deb = files.into_iter().find(|file| file.extension().is_some_and(|ext| ext == "deb"));
+    let deb = deb.with_context(|| format!("apt-get download left no package in {}", dir.display()))?;
+    must(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir).stdin(Stdio::null()))?;
+    fs::remove_file(&deb).with_context(|| format!("remove {}", deb.display()))
 }
 
 /// Copies a file.

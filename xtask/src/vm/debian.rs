@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::command::{must, output};
+use crate::{
+    command::{must, output},
+    machine::unpack,
+};
 
 /// apt with sources and lists of its own.
 pub(super) struct Archive {
@@ -103,11 +106,7 @@ impl Archive {
         if !self.may_download {
             bail!("{file} is needed (without --no-install it is downloaded)");
         }
-        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-        must(self.apt("apt-get").args(["download", "-qq", package]).current_dir(dir))?;
-        let file = dir.join(file);
-        must(Command::new("dpkg-deb").arg("-x").arg(&file).arg(dir))?;
-        fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))
+        unpack(self.apt("apt-get"), package, dir)
     }
 }
 

@@ -62,8 +62,6 @@ fn download(archive: &Archive, package: &str, dir: &Path) -> anyhow::Result<Path
     eprintln!("kernel: {file}{}", if vmlinuz.exists() { ", which is here already" } else { "" });
     if !vmlinuz.exists() {
         let unpacked = dir.join("unpacked");
-        // A run that was interrupted may have left another kernel there.
-        let _ = fs::remove_dir_all(&unpacked);
         archive.unpack(package, &unpacked)?;
         let image = find_image(&unpacked).with_context(|| format!("no vmlinuz in {file}"))?;
         fs::rename(&image, &vmlinuz)
