@@ -42,9 +42,14 @@ fn commands_are_understood() {
 }
 
 fn links_lead_somewhere() {
-    for document in
-        ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/metrics.md", "deploy/README.md"]
-    {
+    for document in [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/compatibility.md",
+        "docs/metrics.md",
+        "deploy/README.md",
+    ] {
         let text = read(document);
         let dir = root().join(document);
         let dir = dir.parent().expect("a directory");
