@@ -22,6 +22,7 @@ use tracker_ebpf::{ANON_INODES, Kind};
 
 mod container;
 mod rival;
+pub mod sys;
 mod tables;
 
 pub use container::{Container, make_root};

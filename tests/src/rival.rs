@@ -8,6 +8,8 @@ use std::{
     ptr,
 };
 
+use crate::sys::check;
+
 const TRACEFS: &str = "/sys/kernel/tracing/events";
 const KPROBES: &str = "/sys/bus/event_source/devices/kprobe/type";
 
@@ -150,10 +152,6 @@ fn bpf(command: i64, attr: &[u64]) -> io::Result<i64> {
     padded[..attr.len()].copy_from_slice(attr);
     // SAFETY: what the attributes lead to outlives the call.
     check(unsafe { libc::syscall(libc::SYS_bpf, command, padded.as_ptr(), size_of_val(&padded)) })
-}
-
-fn check(result: i64) -> io::Result<i64> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 fn own(fd: i64) -> io::Result<OwnedFd> {

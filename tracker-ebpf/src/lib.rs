@@ -428,12 +428,12 @@ pub mod resync {
     pub const MEASURE: u64 = 4;
     /// Adds what is in the map `MEASURED` to a table, which is exact then. Arguments as for [`SCAN`]. Returns 1, or [`REFUSED`].
     pub const ADJUST: u64 = 5;
-    /// Whether a slot holds what is recorded of it. Arguments: files, fd. Returns 0 if it does.
-    pub const PEEK: u64 = 8;
     /// Forgets a slot of a table that is no more. Further arguments: files, generation, fd.
     pub const FORGET_SLOT: u64 = 6;
     /// Forgets what a cgroup counted. Further argument: its id.
     pub const FORGET_FLOW: u64 = 7;
+    /// Whether a slot holds what is recorded of it. Arguments: files, fd. Returns 0 if it does.
+    pub const PEEK: u64 = 8;
 
     /// For the generation: whichever.
     pub const ANY: u64 = u64::MAX;

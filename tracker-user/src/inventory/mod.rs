@@ -1,9 +1,8 @@
 //! From tables to processes to containers. Pure: it is given what the kernel side holds, and who owns which cgroup.
 //!
 //! The counts live in the kernel (`TABLES`), where fork, exec, exit, dup, close and cgroup moves keep them current. What no slot
-//! holds is as the last look for such found it. The
-//! inventory adds them up anew whenever somebody asks, so it has no state that could go stale, and no event that it
-//! misses can make it wrong.
+//! holds is as the last look for such found it. The inventory adds them up anew whenever somebody asks, so it has no state that
+//! could go stale, and no event that it misses can make it wrong.
 
 mod counts;
 mod ledger;

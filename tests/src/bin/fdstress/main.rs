@@ -25,9 +25,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fdtracker_tests::sys::{address, call};
 use libc::{c_int, pid_t};
 
-use crate::shared::{CGROUPS, LINK, MAX_WORKERS, Rng, Shared, address, call, move_fd, pid};
+use crate::shared::{CGROUPS, LINK, MAX_WORKERS, Rng, Shared, move_fd, pid};
 
 /// How long nothing may happen: then something hangs, and the answer says what.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -90,7 +91,7 @@ impl Herd {
         shared.threads.store(threads as u32, SeqCst);
         shared.cgroups.store(dirs.len() as u32, SeqCst);
         let pair = [0 as c_int; 2];
-        call(libc::SYS_socketpair, [libc::AF_UNIX.into(), libc::SOCK_DGRAM.into(), 0, address(&pair), 0])?;
+        call(libc::SYS_socketpair, &[libc::AF_UNIX.into(), libc::SOCK_DGRAM.into(), 0, address(&pair), 0])?;
         // SAFETY: the call has filled the array behind the compiler's back.
         let pair = unsafe { ptr::from_ref(&pair).read_volatile() };
         for (from, to) in pair.into_iter().zip(LINK) {
@@ -102,7 +103,7 @@ impl Herd {
         }
         tasks::migrate(0, 0);
         // Orphans come here, so that no zombie is left.
-        call(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), 1, 0, 0, 0])?;
+        call(libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER.into(), 1, 0, 0, 0])?;
         let mut herd = Self { shared, seed, rng: Rng(seed), workers: Vec::new(), dirs };
         herd.resize(workers as usize);
         Ok(herd)

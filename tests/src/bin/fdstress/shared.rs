@@ -7,7 +7,8 @@ use std::{
     sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::SeqCst},
 };
 
-use libc::{c_int, c_long, pid_t};
+use fdtracker_tests::sys::{address, call};
+use libc::{c_int, pid_t};
 
 /// The fds that tasks play with: few, so that they get in each other's way. Those below are taken.
 pub const FIRST: c_int = 20;
@@ -55,8 +56,8 @@ struct Cell {
 impl Shared {
     /// Makes the memory that [`Shared::get`] maps.
     pub fn make() -> io::Result<&'static Self> {
-        let fd = call(libc::SYS_memfd_create, [c"fdstress".as_ptr() as i64, 0, 0, 0, 0])?;
-        call(libc::SYS_ftruncate, [fd, size_of::<Self>() as i64, 0, 0, 0])?;
+        let fd = call(libc::SYS_memfd_create, &[c"fdstress".as_ptr() as i64, 0, 0, 0, 0])?;
+        call(libc::SYS_ftruncate, &[fd, size_of::<Self>() as i64, 0, 0, 0])?;
         move_fd(fd, MEMORY)?;
         Self::get()
     }
@@ -79,7 +80,8 @@ impl Shared {
     pub fn begin(&self, operations: i64) {
         self.budget.store(operations, SeqCst);
         self.epoch.fetch_add(1, SeqCst);
-        let _ = call(libc::SYS_futex, [address(&self.epoch), libc::FUTEX_WAKE.into(), i32::MAX.into(), 0, 0]);
+        let _ =
+            call(libc::SYS_futex, &[address(&self.epoch), libc::FUTEX_WAKE.into(), i32::MAX.into(), 0, 0]);
     }
 
     /// Now.
@@ -114,7 +116,7 @@ impl Shared {
         parked.store(epoch, SeqCst);
         while self.epoch() == epoch {
             let wait = [address(&self.epoch), libc::FUTEX_WAIT.into(), epoch.into(), 0, 0];
-            let _ = call(libc::SYS_futex, wait);
+            let _ = call(libc::SYS_futex, &wait);
         }
         parked.store(0, SeqCst);
     }
@@ -139,33 +141,21 @@ impl Shared {
     }
 }
 
-/// A system call of integers, and of addresses of what outlives it.
-pub fn call(number: c_long, args: [i64; 5]) -> io::Result<i64> {
-    // SAFETY: what addresses lead to lives through the call, in this task's own memory.
-    let result = unsafe { libc::syscall(number, args[0], args[1], args[2], args[3], args[4]) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// For [`call`].
-pub fn address<T>(value: &T) -> i64 {
-    ptr::from_ref(value) as i64
-}
-
 /// Puts a file into another slot.
 pub fn move_fd(from: i64, to: c_int) -> io::Result<()> {
-    call(libc::SYS_dup3, [from, to.into(), 0, 0, 0])?;
-    call(libc::SYS_close, [from, 0, 0, 0, 0])?;
+    call(libc::SYS_dup3, &[from, to.into(), 0, 0, 0])?;
+    call(libc::SYS_close, &[from, 0, 0, 0, 0])?;
     Ok(())
 }
 
 /// The calling task's id. (What libc remembers isn't right in a child that libc knows nothing of.)
 pub fn tid() -> pid_t {
-    call(libc::SYS_gettid, [0; 5]).unwrap_or(0) as pid_t
+    call(libc::SYS_gettid, &[0; 5]).unwrap_or(0) as pid_t
 }
 
 /// The calling process's id.
 pub fn pid() -> pid_t {
-    call(libc::SYS_getpid, [0; 5]).unwrap_or(0) as pid_t
+    call(libc::SYS_getpid, &[0; 5]).unwrap_or(0) as pid_t
 }
 
 /// Random numbers, of which the seed tells all: splitmix64.

@@ -1,11 +1,11 @@
 //! Operations on single slots of the caller's own table. Whether one succeeds doesn't matter: that the kernel says no is
 //! part of the play. Nothing here allocates, because it also runs in children that libc knows nothing of.
 
-use std::{io, mem, ptr, sync::atomic::Ordering::SeqCst};
+use std::{io, sync::atomic::Ordering::SeqCst};
 
-use libc::{c_int, c_long};
+use fdtracker_tests::sys::{call, message};
 
-use crate::shared::{LINK, Rng, Shared, address, call, pid};
+use crate::shared::{LINK, Rng, Shared, pid};
 
 type Result = io::Result<i64>;
 
@@ -13,16 +13,16 @@ type Result = io::Result<i64>;
 pub fn play(shared: &Shared, rng: &mut Rng) {
     let _ = match rng.below(100) {
         0..20 => open(shared, rng),
-        20..25 => call(libc::SYS_dup, [rng.fd(), 0, 0, 0, 0]),
-        25..35 => call(libc::SYS_dup2, [rng.fd(), rng.fd(), 0, 0, 0]),
-        35..45 => call(libc::SYS_dup3, [rng.fd(), rng.fd(), cloexec(rng), 0, 0]),
+        20..25 => call(libc::SYS_dup, &[rng.fd(), 0, 0, 0, 0]),
+        25..35 => call(libc::SYS_dup2, &[rng.fd(), rng.fd(), 0, 0, 0]),
+        35..45 => call(libc::SYS_dup3, &[rng.fd(), rng.fd(), cloexec(rng), 0, 0]),
         45..50 => {
             let command = if rng.percent(50) { libc::F_DUPFD } else { libc::F_DUPFD_CLOEXEC };
-            call(libc::SYS_fcntl, [rng.fd(), command.into(), rng.fd(), 0, 0])
+            call(libc::SYS_fcntl, &[rng.fd(), command.into(), rng.fd(), 0, 0])
         }
-        50..83 => call(libc::SYS_close, [rng.fd(), 0, 0, 0, 0]),
+        50..83 => call(libc::SYS_close, &[rng.fd(), 0, 0, 0, 0]),
         83..87 => close_range(rng, 0),
-        87..89 => call(libc::SYS_fcntl, [rng.fd(), libc::F_SETFD.into(), libc::FD_CLOEXEC.into(), 0, 0]),
+        87..89 => call(libc::SYS_fcntl, &[rng.fd(), libc::F_SETFD.into(), libc::FD_CLOEXEC.into(), 0, 0]),
         89..93 => send(rng),
         93..97 => receive(rng),
         _ => steal(shared, rng),
@@ -32,7 +32,7 @@ pub fn play(shared: &Shared, rng: &mut Rng) {
 /// Closes some slots in a row.
 pub fn close_range(rng: &mut Rng, flags: i64) -> Result {
     let first = rng.fd();
-    call(libc::SYS_close_range, [first, first + rng.below(16) as i64, flags, 0, 0])
+    call(libc::SYS_close_range, &[first, first + rng.below(16) as i64, flags, 0, 0])
 }
 
 fn cloexec(rng: &mut Rng) -> i64 {
@@ -41,24 +41,24 @@ fn cloexec(rng: &mut Rng) -> i64 {
 
 fn open(shared: &Shared, rng: &mut Rng) -> Result {
     match rng.below(64) {
-        0..18 => call(libc::SYS_eventfd2, [0, cloexec(rng), 0, 0, 0]),
-        18..32 => call(libc::SYS_pidfd_open, [somebody(shared, rng), 0, 0, 0, 0]),
-        32..38 => call(libc::SYS_epoll_create1, [cloexec(rng), 0, 0, 0, 0]),
-        38..46 => call(libc::SYS_timerfd_create, [libc::CLOCK_MONOTONIC.into(), cloexec(rng), 0, 0, 0]),
-        46 => call(libc::SYS_inotify_init1, [cloexec(rng), 0, 0, 0, 0]),
+        0..18 => call(libc::SYS_eventfd2, &[0, cloexec(rng), 0, 0, 0]),
+        18..32 => call(libc::SYS_pidfd_open, &[somebody(shared, rng), 0, 0, 0, 0]),
+        32..38 => call(libc::SYS_epoll_create1, &[cloexec(rng), 0, 0, 0, 0]),
+        38..46 => call(libc::SYS_timerfd_create, &[libc::CLOCK_MONOTONIC.into(), cloexec(rng), 0, 0, 0]),
+        46 => call(libc::SYS_inotify_init1, &[cloexec(rng), 0, 0, 0, 0]),
         47 | 48 => {
             // struct io_uring_params, which the kernel fills.
             let mut params = [0_u64; 16];
-            call(libc::SYS_io_uring_setup, [1, params.as_mut_ptr() as i64, 0, 0, 0])
+            call(libc::SYS_io_uring_setup, &[1, params.as_mut_ptr() as i64, 0, 0, 0])
         }
         // Files of no interest, over which others are put and which are put over others.
         49..60 => {
             let null = c"/dev/null".as_ptr() as i64;
-            call(libc::SYS_openat, [libc::AT_FDCWD.into(), null, cloexec(rng), 0, 0])
+            call(libc::SYS_openat, &[libc::AT_FDCWD.into(), null, cloexec(rng), 0, 0])
         }
         _ => {
             let mut fds = [0_u32; 2];
-            call(libc::SYS_pipe2, [fds.as_mut_ptr() as i64, cloexec(rng), 0, 0, 0])
+            call(libc::SYS_pipe2, &[fds.as_mut_ptr() as i64, cloexec(rng), 0, 0, 0])
         }
     }
 }
@@ -74,10 +74,10 @@ fn somebody(shared: &Shared, rng: &mut Rng) -> i64 {
 
 /// Takes a file out of somebody's table: `pidfd_getfd`.
 fn steal(shared: &Shared, rng: &mut Rng) -> Result {
-    let pidfd = call(libc::SYS_pidfd_open, [somebody(shared, rng), 0, 0, 0, 0])?;
-    let got = call(libc::SYS_pidfd_getfd, [pidfd, rng.fd(), 0, 0, 0]);
+    let pidfd = call(libc::SYS_pidfd_open, &[somebody(shared, rng), 0, 0, 0, 0])?;
+    let got = call(libc::SYS_pidfd_getfd, &[pidfd, rng.fd(), 0, 0, 0]);
     if rng.percent(75) {
-        call(libc::SYS_close, [pidfd, 0, 0, 0, 0])?;
+        call(libc::SYS_close, &[pidfd, 0, 0, 0, 0])?;
     }
     got
 }
@@ -94,7 +94,7 @@ fn send(rng: &mut Rng) -> Result {
         *slot = rng.fd() as u32;
     }
     let space = 16 + (4 * count).next_multiple_of(8);
-    message(libc::SYS_sendmsg, LINK[0], &mut control, space as usize, libc::MSG_DONTWAIT)
+    message(libc::SYS_sendmsg, LINK[0].into(), &mut control, space as usize, libc::MSG_DONTWAIT.into())
 }
 
 /// Receives what somebody sent; sometimes without taking it off the queue.
@@ -106,17 +106,5 @@ fn receive(rng: &mut Rng) -> Result {
     if rng.percent(10) {
         flags |= libc::MSG_PEEK;
     }
-    message(libc::SYS_recvmsg, LINK[1], &mut [0; 16], 64, flags)
-}
-
-fn message(number: c_long, socket: c_int, control: &mut [u32; 16], len: usize, flags: c_int) -> Result {
-    let mut byte = [0_u8];
-    let mut data = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
-    // SAFETY: a message header is plain data.
-    let mut header: libc::msghdr = unsafe { mem::zeroed() };
-    header.msg_iov = &raw mut data;
-    header.msg_iovlen = 1;
-    header.msg_control = ptr::from_mut(control).cast();
-    header.msg_controllen = len;
-    call(number, [socket.into(), address(&header), flags.into(), 0, 0])
+    message(libc::SYS_recvmsg, LINK[1].into(), &mut [0_u32; 16], 64, flags.into())
 }

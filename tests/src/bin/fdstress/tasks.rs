@@ -11,10 +11,11 @@ use std::{
     thread,
 };
 
+use fdtracker_tests::sys::{address, call};
 use libc::{c_int, pid_t};
 
 use crate::{
-    shared::{CGROUPS, FIRST, LAST, Rng, Shared, address, call, pid},
+    shared::{CGROUPS, FIRST, LAST, Rng, Shared, pid},
     slots,
 };
 
@@ -75,8 +76,8 @@ pub fn grow_up(shared: &'static Shared, parent: pid_t, seed: u64) -> ! {
 
 /// To be done first in every new process: it goes with its parent, whatever that dies of.
 fn born(shared: &Shared, parent: pid_t, owner: pid_t) {
-    let _ = call(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG.into(), libc::SIGKILL.into(), 0, 0, 0]);
-    if call(libc::SYS_getppid, [0; 5]).ok() != Some(parent.into()) {
+    let _ = call(libc::SYS_prctl, &[libc::PR_SET_PDEATHSIG.into(), libc::SIGKILL.into(), 0, 0, 0]);
+    if call(libc::SYS_getppid, &[0; 5]).ok() != Some(parent.into()) {
         exit();
     }
     shared.enter(owner);
@@ -120,7 +121,7 @@ impl Task {
             339..341 if self.role == Role::Worker => self.exec(),
             341..342 if self.depth == 0 => exit(),
             342..350 if self.role == Role::Child => {
-                let _ = call(libc::SYS_unshare, [libc::CLONE_FILES.into(), 0, 0, 0, 0]);
+                let _ = call(libc::SYS_unshare, &[libc::CLONE_FILES.into(), 0, 0, 0, 0]);
             }
             _ => slots::play(self.shared, &mut self.rng),
         }
@@ -146,7 +147,7 @@ impl Task {
         let Some(room) = self.room() else { return };
         let (parent, seed, way) = (pid(), self.rng.next(), self.rng.below(3));
         let made = match way {
-            0 if flags == 0 => call(libc::SYS_fork, [0; 5]),
+            0 if flags == 0 => call(libc::SYS_fork, &[0; 5]),
             0 | 1 => clone(flags),
             _ => clone3(flags),
         };
@@ -181,10 +182,10 @@ impl Task {
         // SAFETY: the call has no precondition.
         let arguments = Arguments::new("work", self.rng.next(), unsafe { libc::getppid() });
         // The new program's libraries are opened too.
-        let _ = call(libc::SYS_close_range, [(LAST - 5).into(), LAST.into(), 0, 0, 0]);
+        let _ = call(libc::SYS_close_range, &[(LAST - 5).into(), LAST.into(), 0, 0, 0]);
         let pointers = arguments.pointers();
         let args = [arguments.path().as_ptr() as i64, pointers.as_ptr() as i64, 0, 0, 0];
-        let _ = call(libc::SYS_execve, args);
+        let _ = call(libc::SYS_execve, &args);
     }
 
     /// A thread with a table of its own, by one of the two calls.
@@ -202,7 +203,7 @@ impl Task {
         let started = thread::Builder::new().spawn(move || {
             shared.enter(0);
             let unshared = if rng.percent(50) {
-                call(libc::SYS_unshare, [libc::CLONE_FILES.into(), 0, 0, 0, 0])
+                call(libc::SYS_unshare, &[libc::CLONE_FILES.into(), 0, 0, 0, 0])
             } else {
                 slots::close_range(&mut rng, CLOSE_RANGE_UNSHARE)
             };
@@ -238,8 +239,8 @@ impl Task {
     fn end(&mut self, kid: usize) {
         let kid = std::mem::take(&mut self.kids[kid]);
         if kid != 0 {
-            let _ = call(libc::SYS_kill, [kid.into(), libc::SIGKILL.into(), 0, 0, 0]);
-            let _ = call(libc::SYS_wait4, [kid.into(), 0, libc::__WALL.into(), 0, 0]);
+            let _ = call(libc::SYS_kill, &[kid.into(), libc::SIGKILL.into(), 0, 0, 0]);
+            let _ = call(libc::SYS_wait4, &[kid.into(), 0, libc::__WALL.into(), 0, 0]);
             self.shared.left(kid);
         }
     }
@@ -256,19 +257,20 @@ pub fn migrate(cgroup: c_int, whom: pid_t) {
         rest /= 10;
     }
     let text = &text[first..];
-    let _ = call(libc::SYS_write, [(CGROUPS + cgroup).into(), text.as_ptr() as i64, text.len() as i64, 0, 0]);
+    let _ =
+        call(libc::SYS_write, &[(CGROUPS + cgroup).into(), text.as_ptr() as i64, text.len() as i64, 0, 0]);
 }
 
 fn clone(flags: i64) -> io::Result<i64> {
     let mut pidfd: c_int = -1;
-    call(libc::SYS_clone, [flags | i64::from(libc::SIGCHLD), 0, (&raw mut pidfd) as i64, 0, 0])
+    call(libc::SYS_clone, &[flags | i64::from(libc::SIGCHLD), 0, (&raw mut pidfd) as i64, 0, 0])
 }
 
 fn clone3(flags: i64) -> io::Result<i64> {
     let mut pidfd: c_int = -1;
     // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls.
     let args: [i64; 8] = [flags, (&raw mut pidfd) as i64, 0, 0, libc::SIGCHLD.into(), 0, 0, 0];
-    call(libc::SYS_clone3, [address(&args), 64, 0, 0, 0])
+    call(libc::SYS_clone3, &[address(&args), 64, 0, 0, 0])
 }
 
 /// A command line for [`work`] or [`grow_up`].
@@ -326,12 +328,12 @@ unsafe fn vfork_exec(path: &CStr, argv: &[*const libc::c_char; 5]) -> i64 {
 /// Slots below [`FIRST`] are taken, and the kernel gives none above [`LAST`]. Whoever looks on must get a CPU among so many
 /// tasks that never rest.
 pub fn fence() -> io::Result<()> {
-    let null = call(libc::SYS_openat, [libc::AT_FDCWD.into(), c"/dev/null".as_ptr() as i64, 2, 0, 0])?;
+    let null = call(libc::SYS_openat, &[libc::AT_FDCWD.into(), c"/dev/null".as_ptr() as i64, 2, 0, 0])?;
     for fd in (0..FIRST).filter(|fd| *fd != libc::STDERR_FILENO && i64::from(*fd) != null) {
-        call(libc::SYS_dup3, [null, fd.into(), 0, 0, 0])?;
+        call(libc::SYS_dup3, &[null, fd.into(), 0, 0, 0])?;
     }
     let most = libc::rlimit { rlim_cur: LAST as u64 + 1, rlim_max: 1024 };
-    call(libc::SYS_setrlimit, [libc::RLIMIT_NOFILE.into(), address(&most), 0, 0, 0])?;
-    call(libc::SYS_setpriority, [libc::PRIO_PROCESS.into(), 0, 10, 0, 0])?;
+    call(libc::SYS_setrlimit, &[libc::RLIMIT_NOFILE.into(), address(&most), 0, 0, 0])?;
+    call(libc::SYS_setpriority, &[libc::PRIO_PROCESS.into(), 0, 10, 0, 0])?;
     Ok(())
 }

@@ -4,7 +4,9 @@ use std::{io, ptr};
 
 use libc::c_int;
 
-use super::{Answer, address, call, close, none, one, pair, receive, send, unusual};
+use fdtracker_tests::sys::{address, call};
+
+use super::{Answer, close, none, one, pair, receive, send, unusual};
 
 /// Maps a page of a file, and answers the address.
 pub(super) fn mmap(fd: c_int) -> Answer {

@@ -12,7 +12,8 @@ use std::{
     mem, ptr,
 };
 
-use libc::{c_int, c_long, pid_t};
+use fdtracker_tests::sys::{address, call, check, message};
+use libc::{c_int, pid_t};
 
 type Answer = Result<Vec<i64>, io::Error>;
 
@@ -95,27 +96,12 @@ fn run(words: &[&str]) -> Answer {
     }
 }
 
-fn check(result: c_long) -> Result<i64, io::Error> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
 fn one(result: Result<i64, io::Error>) -> Answer {
     result.map(|n| vec![n])
 }
 
 fn none(result: Result<i64, io::Error>) -> Answer {
     result.map(|_| vec![])
-}
-
-/// A syscall of integers and of pointers that outlive it.
-fn call(number: c_long, args: &[i64]) -> Result<i64, io::Error> {
-    let arg = |i: usize| args.get(i).copied().unwrap_or(0);
-    // SAFETY: callers pass integers, or addresses of values that live through the call.
-    check(unsafe { libc::syscall(number, arg(0), arg(1), arg(2), arg(3), arg(4), arg(5)) })
-}
-
-fn address<T>(value: &T) -> i64 {
-    ptr::from_ref(value) as i64
 }
 
 /// Opens a file of this kind; the names are [`tracker_ebpf::Kind`]'s.
@@ -332,13 +318,13 @@ fn send(socket: i64, fd: c_int) -> Result<i64, io::Error> {
     control[0] = 20;
     control[1] = 1 | 1 << 32;
     control[2] = u64::from(fd as u32);
-    message(libc::SYS_sendmsg, socket, &mut control, 24)
+    message(libc::SYS_sendmsg, socket, &mut control, 24, 0)
 }
 
 /// Receives an fd.
 fn receive(socket: i64) -> Result<i64, io::Error> {
     let mut control = [0_u64; 8];
-    message(libc::SYS_recvmsg, socket, &mut control, 64)?;
+    message(libc::SYS_recvmsg, socket, &mut control, 64, 0)?;
     Ok((control[2] as u32).into())
 }
 
@@ -347,9 +333,9 @@ fn scm_pidfd() -> Answer {
     let (a, b) = pair()?;
     call(libc::SYS_setsockopt, &[b, 1, PASSCRED_PIDFD.into(), address(&1_u32), 4])?;
     let mut control = [0_u64; 8];
-    message(libc::SYS_sendmsg, a, &mut control, 0)?;
+    message(libc::SYS_sendmsg, a, &mut control, 0, 0)?;
     let mut control = [0_u64; 8];
-    message(libc::SYS_recvmsg, b, &mut control, 64)?;
+    message(libc::SYS_recvmsg, b, &mut control, 64, 0)?;
     close(a);
     close(b);
     Ok(vec![(control[2] as u32).into()])
@@ -361,18 +347,6 @@ fn pair() -> Result<(i64, i64), io::Error> {
     // SAFETY: the call has filled the array behind the compiler's back.
     let fds = unsafe { ptr::from_ref(&fds).read_volatile() };
     Ok((fds[0].into(), fds[1].into()))
-}
-
-fn message(number: c_long, socket: i64, control: &mut [u64; 8], len: usize) -> Result<i64, io::Error> {
-    let mut byte = [0_u8];
-    let mut data = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
-    // SAFETY: a message header is plain data.
-    let mut header: libc::msghdr = unsafe { mem::zeroed() };
-    header.msg_iov = &raw mut data;
-    header.msg_iovlen = 1;
-    header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = len;
-    call(number, &[socket, address(&header), 0])
 }
 
 /// The peer's pidfd of a socket pair: `SO_PEERPIDFD`.

@@ -9,7 +9,9 @@ use std::{
 
 use libc::c_int;
 
-use super::{Answer, address, call, close, one, open};
+use fdtracker_tests::sys::{address, call};
+
+use super::{Answer, close, one, open};
 
 /// Opens a character device by `IORING_OP_OPENAT`.
 pub(super) fn uring_open() -> Answer {
