@@ -196,8 +196,12 @@ impl Stress {
         let start = Instant::now();
         eventually(&format!("seed {}: the agent agrees with /proc", self.seed), || {
             let differences = self.differences(agent, &truth);
+            if differences.is_empty() {
+                return Ok(());
+            }
             let lines = differences.iter().map(|(name, state, what)| format!("\n  {name} ({state}): {what}"));
-            if differences.is_empty() { Ok(()) } else { Err(lines.collect::<String>()) }
+            let quiet = if self.truth() == truth { "" } else { "\n  the fixture isn't quiet" };
+            Err(lines.collect::<String>() + quiet + &health(agent))
         });
         self.slowest = self.slowest.max(start.elapsed());
         assert_eq!(self.truth(), truth, "seed {}: the fixture isn't quiet", self.seed);
@@ -246,6 +250,14 @@ impl Stress {
         let what = compare(&left, &open);
         assert!(what.is_empty(), "seed {}: opened less closed: {what}", self.seed);
     }
+}
+
+/// What the agent says of itself, where it isn't 0.
+fn health(agent: &Agent) -> String {
+    let metrics = agent.metrics();
+    let own = ["audit", "events_lost", "probe_misses"].map(|part| format!("fdtracker_{part}"));
+    let lines = metrics.0.lines().filter(|line| own.iter().any(|part| line.starts_with(part)));
+    lines.filter(|line| !line.ends_with(" 0")).map(|line| format!("\n  {line}")).collect()
 }
 
 fn compare(found: &Counts, expected: &Counts) -> String {

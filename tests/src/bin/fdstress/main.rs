@@ -16,6 +16,7 @@ mod slots;
 mod tasks;
 
 use std::{
+    collections::HashMap,
     fs,
     io::{self, BufRead as _},
     path::{Path, PathBuf},
@@ -72,7 +73,8 @@ struct Worker {
 /// A thread of a worker, or of what comes from one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Thread {
-    cgroup: usize,
+    /// `None` where the kernel has begun to hide it: it exits.
+    cgroup: Option<usize>,
     pid: pid_t,
     tid: pid_t,
 }
@@ -214,27 +216,44 @@ impl Herd {
         let mut moved = false;
         for sharer in all.iter().filter(|thread| thread.pid == thread.tid) {
             let owner = self.shared.owner(sharer.pid);
-            let owner = all.iter().find(|thread| Some(thread.pid) == owner);
-            if let Some(owner) = owner.filter(|owner| owner.cgroup != sharer.cgroup) {
-                tasks::migrate(owner.cgroup as c_int, sharer.pid);
+            let owner = all.iter().find(|thread| Some(thread.pid) == owner).and_then(|owner| owner.cgroup);
+            if let Some(cgroup) = owner.filter(|cgroup| sharer.cgroup.is_some_and(|other| other != *cgroup)) {
+                tasks::migrate(cgroup as c_int, sharer.pid);
                 moved = true;
             }
         }
         moved
     }
 
-    /// All threads in the cgroups, but for this process.
+    /// All threads that come from this process. Not as the cgroups list them: those don't show a process from some point of its
+    /// exit on, after which the kernel has its children killed (kernel: `forget_original_parent`).
     fn everybody(&self) -> Vec<Thread> {
+        let cgroups = self.cgroups();
         let mut all = Vec::new();
-        for (cgroup, dir) in self.dirs.iter().enumerate() {
-            let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-            for pid in pids.lines().filter_map(|line| line.parse().ok()).filter(|other| *other != pid()) {
-                let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-                let tids = threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok());
-                all.extend(tids.map(|tid| Thread { cgroup, pid, tid }));
+        let mut parents = vec![pid()];
+        while let Some(parent) = parents.pop() {
+            let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+            for tid in threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok()) {
+                if parent != pid() {
+                    all.push(Thread { cgroup: cgroups.get(&parent).copied(), pid: parent, tid });
+                }
+                let children = format!("/proc/{parent}/task/{tid}/children");
+                let children = fs::read_to_string(children).unwrap_or_default();
+                parents.extend(children.split_whitespace().filter_map(|child| child.parse::<pid_t>().ok()));
             }
         }
         all
+    }
+
+    /// Which cgroup each process is in.
+    fn cgroups(&self) -> HashMap<pid_t, usize> {
+        let lists =
+            self.dirs.iter().map(|dir| fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default());
+        let pids = |list: String| list.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>();
+        lists
+            .enumerate()
+            .flat_map(|(cgroup, list)| pids(list).into_iter().map(move |pid| (pid, cgroup)))
+            .collect()
     }
 
     /// Whether a thread waits for more to do, and nothing else awaits it; or has ended.
