@@ -130,6 +130,10 @@ pub fn trials(hierarchy: &Hierarchy) -> Vec<Trial> {
     trials
 }
 
+/// A probe that doesn't see a step never does. One that the kernel skipped because its CPU was busy is a loss like any other, which
+/// audits heal.
+const TRIES: usize = 3;
+
 /// Attaches a feeder, and has it tested.
 fn attempt(
     hierarchy: &Hierarchy,
@@ -143,7 +147,14 @@ fn attempt(
     }
     let (mut kernel, mut rings) = Kernel::load(hierarchy, sizes, feeder)?;
     kernel.attach()?;
-    let test = self_test::run(|| kernel.tables())?;
+    let mut test = self_test::run(|| kernel.tables())?;
+    for _ in 1..TRIES {
+        if test.is_exact() {
+            break;
+        }
+        tracing::info!("feeder {feeder}: self-test {test}; once more");
+        test = self_test::run(|| kernel.tables())?;
+    }
     // What the test did is nobody's business.
     while rings.events.next().is_some() {}
     for (cgroup, _) in kernel.flows()? {
