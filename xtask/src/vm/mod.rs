@@ -38,12 +38,16 @@ pub(crate) struct Args {
     #[arg(long = "kernel", value_parser = PossibleValuesParser::new(MATRIX.map(|row| row.name)))]
     kernels: Vec<String>,
 
+    /// Run with this feeder only
+    #[arg(long, value_parser = PossibleValuesParser::new(FEEDERS))]
+    feeder: Option<String>,
+
     /// Refuse to install or download anything; say what is needed instead
     #[arg(long)]
     no_install: bool,
 
     /// Write docs/compatibility.md, which shows what came out
-    #[arg(long, conflicts_with_all = ["kernels", "tests"])]
+    #[arg(long, conflicts_with_all = ["kernels", "feeder", "tests"])]
     write_docs: bool,
 
     /// Arguments for the tests, such as the part of a name, instead of what is chosen for guests
@@ -54,12 +58,12 @@ pub(crate) struct Args {
 impl Args {
     /// All tests that are chosen for guests, on all kernels.
     pub(crate) fn everything(no_install: bool) -> Self {
-        Self { kernels: Vec::new(), no_install, write_docs: false, tests: Vec::new() }
+        Self { kernels: Vec::new(), feeder: None, no_install, write_docs: false, tests: Vec::new() }
     }
 }
 
 /// In which ways the agent hears of changes; every guest tests one.
-const FEEDERS: &[&str] = &["kprobe", "tracepoint"];
+const FEEDERS: [&str; 2] = ["kprobe", "tracepoint"];
 
 /// What is left out: tests that compare with the sources, and tests of what is the same on every kernel but takes long.
 const LEFT_OUT: &[&str] = &[
@@ -82,7 +86,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let initramfs = dir.join("initramfs");
     initramfs::write(&initramfs, &arguments(&args.tests))?;
 
-    let runs = run_all(&kernels, &initramfs, &logs)?;
+    let mut feeders = FEEDERS.to_vec();
+    feeders.retain(|feeder| args.feeder.as_ref().is_none_or(|wanted| wanted == feeder));
+    let runs = run_all(&kernels, &feeders, &initramfs, &logs)?;
     if args.write_docs {
         write_document(&runs)?;
     }
@@ -136,10 +142,15 @@ fn arguments(chosen: &[String]) -> Vec<String> {
 }
 
 /// Runs a guest for each kernel and feeder, and shows how each went as soon as it is known.
-fn run_all(kernels: &[Kernel], initramfs: &Path, dir: &Path) -> anyhow::Result<Vec<Run>> {
+fn run_all(
+    kernels: &[Kernel],
+    feeders: &[&'static str],
+    initramfs: &Path,
+    dir: &Path,
+) -> anyhow::Result<Vec<Run>> {
     let guests = kernels
         .iter()
-        .flat_map(|kernel| FEEDERS.iter().map(move |feeder| Guest { kernel, feeder, initramfs, dir }));
+        .flat_map(|kernel| feeders.iter().map(move |feeder| Guest { kernel, feeder, initramfs, dir }));
     let guests = Mutex::new(guests.enumerate());
     let runs = Mutex::new(Vec::new());
     let work = || -> anyhow::Result<()> {
