@@ -375,7 +375,9 @@ impl Cgroup {
     /// Processes that are here.
     pub fn pids(&self) -> Vec<u32> {
         let text = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).collect()
+        // A process that has been waited for is listed as 0 until the kernel has done with it (Linux 7): to kill that would be to kill
+        // everybody.
+        text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect()
     }
 
     /// What `/proc` says is open here, by kind.
