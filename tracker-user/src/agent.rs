@@ -23,7 +23,7 @@ use crate::{
     http::{Line, Lines},
     report::Notice,
     tracker::{Tracker, TrackerError},
-    verdict::Profile,
+    verdict::Judge,
 };
 
 /// Events on their way to readers; a reader that falls further behind is told how many it missed.
@@ -64,8 +64,8 @@ impl Engine {
     ///
     /// # Errors
     /// When the machine lacks something.
-    pub fn start(profile: Profile, sizes: Sizes, choice: Choice) -> Result<Self, TrackerError> {
-        let (tracker, rings) = Tracker::start(profile, sizes, choice)?;
+    pub fn start(judge: Judge, sizes: Sizes, choice: Choice) -> Result<Self, TrackerError> {
+        let (tracker, rings) = Tracker::start(judge, sizes, choice)?;
         let tracker = Arc::new(tracker);
         let (lines, _) = broadcast::channel(BACKLOG);
         let doubt = Arc::new(Notify::new());
@@ -241,7 +241,7 @@ impl Reader {
         if self.lines.receiver_count() == 0 {
             return;
         }
-        if let Some(notice) = Notice::new(event, &owner, self.tracker.profile()) {
+        if let Some(notice) = Notice::new(event, &owner, self.tracker.judge()) {
             // An error means that the last reader has just gone.
             let _ = self.lines.send(Line::new(notice));
         }

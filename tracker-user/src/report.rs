@@ -12,7 +12,7 @@ use crate::{
     host,
     inventory::{Counts, Entry, Inventory},
     runtime::{Container, Owner},
-    verdict::{Profile, judge},
+    verdict::Judge,
 };
 
 /// The document that `ls -o json` prints.
@@ -88,26 +88,27 @@ pub const UNKNOWN: &str = "unknown";
 impl Listing {
     /// Lists an inventory.
     #[must_use]
-    pub fn new(inventory: &Inventory, profile: &Profile, processes: bool) -> Self {
-        let mut containers = vec![ContainerRow::new(&Owner::Host, &inventory.host, profile, processes)];
+    pub fn new(inventory: &Inventory, judge: &Judge, processes: bool) -> Self {
+        let mut containers = vec![ContainerRow::new(&Owner::Host, &inventory.host, judge, processes)];
         if inventory.unknown.counts.total() > 0 {
-            containers.push(ContainerRow::new(&Owner::Unknown, &inventory.unknown, profile, processes));
+            containers.push(ContainerRow::new(&Owner::Unknown, &inventory.unknown, judge, processes));
         }
         containers.extend(inventory.containers.iter().map(|(container, entry)| {
-            ContainerRow::new(&Owner::Container(container.clone()), entry, profile, processes)
+            ContainerRow::new(&Owner::Container(container.clone()), entry, judge, processes)
         }));
+        let profile = judge.profile();
         let criu = Criu { version: profile.version.to_string(), source: profile.source.to_string() };
         Self { criu, containers }
     }
 }
 
 impl ContainerRow {
-    fn new(owner: &Owner, entry: &Entry, profile: &Profile, processes: bool) -> Self {
+    fn new(owner: &Owner, entry: &Entry, judge: &Judge, processes: bool) -> Self {
         let Who { id, name, runtime, cgroup, .. } = Who::of(owner);
         let process = |(pid, counts): (&u32, &Counts)| ProcessRow {
             pid: *pid,
             comm: host::comm(*pid).unwrap_or_default(),
-            counts: rows(counts, profile),
+            counts: rows(counts, judge),
         };
         Self {
             id,
@@ -116,16 +117,16 @@ impl ContainerRow {
             namespace: None,
             pod: None,
             cgroup,
-            state: entry.state(profile).to_owned(),
-            counts: rows(&entry.counts, profile),
+            state: entry.state(judge).to_owned(),
+            counts: rows(&entry.counts, judge),
             processes: processes.then(|| entry.processes.iter().map(process).collect()),
         }
     }
 }
 
-fn rows(counts: &Counts, profile: &Profile) -> Vec<Count> {
+fn rows(counts: &Counts, judge: &Judge) -> Vec<Count> {
     counts
-        .judged(profile)
+        .judged(judge)
         .map(|(kind, verdict, count)| Count {
             kind: kind.name().into(),
             verdict: verdict.name().into(),
@@ -212,7 +213,7 @@ pub struct Notice {
 impl Notice {
     /// Describes an event; `None` for one that is only for the agent itself.
     #[must_use]
-    pub fn new(event: &Event, owner: &Owner, profile: &Profile) -> Option<Self> {
+    pub fn new(event: &Event, owner: &Owner, judge: &Judge) -> Option<Self> {
         let Who { id, name, runtime, .. } = Who::of(owner);
         let mut notice = Self {
             time: timestamp(host::wall_clock(event.time_ns)),
@@ -234,17 +235,17 @@ impl Notice {
         };
         match &event.change {
             Change::Opened { fd, tag } => {
-                notice.slot("opened", Some(*fd), tag.kind()?, profile);
+                notice.slot("opened", Some(*fd), tag.kind()?, judge);
                 if tag.kind() == Some(Kind::AnonOther) {
                     notice.link = host::fd_link(event.pid, *fd);
                 }
             }
-            Change::Closed { fd, tag } => notice.slot("closed", *fd, tag.kind()?, profile),
-            Change::Forked(counts) => notice.table("forked", counts, profile),
-            Change::Execed(counts) => notice.table("execed", counts, profile),
-            Change::Exited(counts) => notice.table("exited", counts, profile),
-            Change::Unshared(counts) => notice.table("unshared", counts, profile),
-            Change::Moved(counts) => notice.table("moved", counts, profile),
+            Change::Closed { fd, tag } => notice.slot("closed", *fd, tag.kind()?, judge),
+            Change::Forked(counts) => notice.table("forked", counts, judge),
+            Change::Execed(counts) => notice.table("execed", counts, judge),
+            Change::Exited(counts) => notice.table("exited", counts, judge),
+            Change::Unshared(counts) => notice.table("unshared", counts, judge),
+            Change::Moved(counts) => notice.table("moved", counts, judge),
             Change::Uncertain => return None,
         }
         Some(notice)
@@ -274,16 +275,16 @@ impl Notice {
         }
     }
 
-    fn slot(&mut self, event: &str, fd: Option<u32>, kind: Kind, profile: &Profile) {
+    fn slot(&mut self, event: &str, fd: Option<u32>, kind: Kind, judge: &Judge) {
         self.event = event.into();
         self.fd = fd;
         self.kind = Some(kind.name().into());
-        self.verdict = Some(judge(kind, profile).name().into());
+        self.verdict = Some(judge.kind(kind).name().into());
     }
 
-    fn table(&mut self, event: &str, counts: &Counts, profile: &Profile) {
+    fn table(&mut self, event: &str, counts: &Counts, judge: &Judge) {
         self.event = event.into();
-        self.counts = rows(counts, profile);
+        self.counts = rows(counts, judge);
     }
 
     /// Whether this is about a kind. What was lost is about every kind.
@@ -305,10 +306,14 @@ mod tests {
     use tracker_ebpf::Tag;
 
     use super::*;
-    use crate::host::KernelVersion;
+    use crate::{
+        host::KernelVersion,
+        verdict::{Profile, Rules},
+    };
 
-    fn profile() -> Profile {
-        Profile::new("4.0".parse().ok(), None, KernelVersion { major: 6, minor: 1 })
+    fn judge() -> Judge {
+        let kernel = KernelVersion { major: 6, minor: 1 };
+        Judge::new(Rules::embedded().unwrap(), Profile::new("4.0".parse().ok(), None, kernel))
     }
 
     fn event(change: Change) -> Event {
@@ -319,7 +324,7 @@ mod tests {
     fn the_fields_of_an_opened_fd() {
         let tag = Tag::new(Kind::Pidfd.index() as u64, 0);
         let opened = event(Change::Opened { fd: 9, tag });
-        let mut notice = Notice::new(&opened, &Owner::Host, &profile()).unwrap();
+        let mut notice = Notice::new(&opened, &Owner::Host, &judge()).unwrap();
         notice.time = "2026-01-01T00:00:00.000000Z".into();
         assert_eq!(
             serde_json::to_string(&notice).unwrap(),
@@ -332,7 +337,7 @@ mod tests {
         let mut n = [0_u32; Kind::COUNT];
         n[Kind::Eventfd.index()] = 2;
         let exited = event(Change::Exited(Counts::from(&n)));
-        let notice = Notice::new(&exited, &Owner::Host, &profile()).unwrap();
+        let notice = Notice::new(&exited, &Owner::Host, &judge()).unwrap();
         let json = serde_json::to_value(&notice).unwrap();
         assert_eq!(json["counts"], serde_json::json!([{"kind": "eventfd", "verdict": "ok", "count": 2}]));
         assert!(json.get("fd").is_none());
@@ -352,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_listing_has_the_host_first() {
-        let listing = Listing::new(&Inventory::default(), &profile(), true);
+        let listing = Listing::new(&Inventory::default(), &judge(), true);
         let json = serde_json::to_value(&listing).unwrap();
         assert_eq!(json["containers"][0]["name"], "host");
         assert_eq!(json["containers"][0]["processes"], serde_json::json!([]));

@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -23,7 +23,7 @@ use crate::{
     inventory::{Hidden, Inventory, Ledger},
     report::Listing,
     runtime::{Hierarchy, HierarchyError, Owner, Resolver},
-    verdict::Profile,
+    verdict::Judge,
 };
 
 /// Why the tracker can't start or answer.
@@ -41,7 +41,7 @@ pub enum TrackerError {
 pub struct Tracker {
     kernel: Mutex<Kernel>,
     names: Mutex<Names>,
-    profile: Profile,
+    judge: Arc<Judge>,
     live: bool,
     ready: AtomicBool,
     audits: Mutex<AuditStats>,
@@ -109,8 +109,8 @@ const SECOND_LOOK: Duration = Duration::from_millis(50);
 pub struct Snapshot {
     /// Who holds what; `None` until adoption is done.
     pub inventory: Option<Inventory>,
-    /// The CRIU that verdicts are about.
-    pub profile: Profile,
+    /// Says what CRIU would make of it.
+    pub judge: Arc<Judge>,
     /// The feeder.
     pub feeder: Feeder,
     /// Events lost, by stage.
@@ -131,7 +131,7 @@ impl Tracker {
     ///
     /// # Errors
     /// When the machine lacks something.
-    pub fn start(profile: Profile, sizes: Sizes, choice: Choice) -> Result<(Self, Rings), TrackerError> {
+    pub fn start(judge: Judge, sizes: Sizes, choice: Choice) -> Result<(Self, Rings), TrackerError> {
         let hierarchy = Hierarchy::find()?;
         let (kernel, rings) = Kernel::start(&hierarchy, sizes, choice)?;
         let live = kernel.feeder().is_live();
@@ -140,7 +140,7 @@ impl Tracker {
         let tracker = Self {
             kernel: Mutex::new(kernel),
             names: Mutex::new(names),
-            profile,
+            judge: Arc::new(judge),
             live,
             ready: AtomicBool::new(false),
             audits: Mutex::default(),
@@ -157,10 +157,10 @@ impl Tracker {
         self.live
     }
 
-    /// The CRIU that verdicts are about.
+    /// Says what CRIU would make of files.
     #[must_use]
-    pub fn profile(&self) -> &Profile {
-        &self.profile
+    pub fn judge(&self) -> &Judge {
+        &self.judge
     }
 
     /// Whether what was open before the start has been adopted.
@@ -290,7 +290,7 @@ impl Tracker {
     /// # Errors
     /// When the maps can't be read.
     pub fn listing(&self, processes: bool) -> Result<Listing, TrackerError> {
-        Ok(Listing::new(&self.inventory()?, &self.profile, processes))
+        Ok(Listing::new(&self.inventory()?, &self.judge, processes))
     }
 
     /// Everything that is exported.
@@ -308,7 +308,7 @@ impl Tracker {
         Ok(Snapshot {
             // Until adoption is done, counts would be too small.
             inventory: ready.then(|| self.inventory_of(&kernel)).transpose()?,
-            profile: self.profile,
+            judge: Arc::clone(&self.judge),
             feeder: kernel.feeder(),
             lost,
             misses: kernel.misses()?,

@@ -2,26 +2,22 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
-
 use super::{EndSignals, args, output};
 use crate::{
     agent::Engine,
-    criu, host,
     http::{Line, Listeners, Service},
-    verdict::Profile,
 };
 
 pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
     let end = EndSignals::catch()?;
-    let profile = profile(&args.engine)?;
+    let judge = args.engine.judge()?;
     // First, because a taken port or another agent is told at once.
     let listeners = Listeners::bind(&args.listen, &args.socket.socket).await?;
     for address in listeners.addresses() {
         tracing::info!("listening on http://{address}/metrics");
     }
-    tracing::info!("verdicts are about {profile}");
-    let mut engine = Engine::start(profile, args.engine.sizes(), args.engine.choice())?;
+    tracing::info!("verdicts are about {}", judge.profile());
+    let mut engine = Engine::start(judge, args.engine.sizes(), args.engine.choice())?;
     let service = Service { tracker: engine.tracker.clone(), lines: engine.lines.clone() };
     let socket = listeners.serve(&service);
     let work = async {
@@ -39,11 +35,6 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
     drop(socket);
     tracing::info!("ending: detaching all probes, for which the kernel needs some seconds");
     ended.map(|()| ExitCode::SUCCESS)
-}
-
-pub(super) fn profile(args: &args::Engine) -> anyhow::Result<Profile> {
-    let kernel = host::KernelVersion::running().context("tell the kernel's version")?;
-    Ok(criu::profile(args.criu, kernel))
 }
 
 /// Prints every event until standard output is closed.

@@ -11,8 +11,11 @@ use tracker_ebpf::Kind;
 
 use crate::{
     bpf::{Choice, SELF_TEST, Sizes},
-    verdict::CriuVersion,
+    criu,
+    verdict::Judge,
 };
+
+use super::judging::Judging;
 
 /// Live, exact counts of the file descriptors that stop a CRIU checkpoint, for every container.
 #[derive(Debug, Parser)]
@@ -119,9 +122,8 @@ pub(super) struct Doctor {
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub(super) output: LsFormat,
 
-    /// The CRIU to judge for, as for the other commands
-    #[arg(long, value_name = "VERSION")]
-    pub(super) criu: Option<CriuVersion>,
+    #[command(flatten)]
+    pub(super) judging: Judging,
 }
 
 #[derive(Debug, Args)]
@@ -133,9 +135,8 @@ pub(super) struct Socket {
 
 #[derive(Debug, Args)]
 pub(super) struct Engine {
-    /// The CRIU to judge for [default: the one in PATH, else the newest known]
-    #[arg(long, value_name = "VERSION")]
-    pub(super) criu: Option<CriuVersion>,
+    #[command(flatten)]
+    judging: Judging,
 
     /// The probes to count by [default: the best that passes its self-test on this kernel]
     #[arg(long, value_name = "FEEDER")]
@@ -162,6 +163,10 @@ pub(super) struct Engine {
 impl Engine {
     pub(super) fn sizes(&self) -> Sizes {
         Sizes { tables: self.max_tables, slots: self.max_fds, ring: self.ring_size }
+    }
+
+    pub(super) fn judge(&self) -> anyhow::Result<Judge> {
+        self.judging.judge(criu::Engine::Runc)
     }
 
     pub(super) fn choice(&self) -> Choice {

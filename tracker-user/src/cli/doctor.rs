@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     bpf::{Finding, Status, findings},
-    criu, host,
+    verdict::Source,
 };
 
 /// The document that `doctor -o json` prints.
@@ -29,15 +29,14 @@ struct Row {
 
 pub(super) fn run(args: &args::Doctor) -> anyhow::Result<ExitCode> {
     let mut found = findings();
-    if let Ok(kernel) = host::KernelVersion::running() {
-        let profile = criu::profile(args.criu, kernel);
-        let status = if args.criu.is_none() && profile.source == crate::verdict::Source::Assumed {
-            Status::Warn
-        } else {
-            Status::Ok
-        };
-        found.push(Finding { name: "CRIU", status, detail: profile.to_string() });
-    }
+    found.push(match args.judging.profile() {
+        Ok(profile) => {
+            let assumed = profile.source == Source::Assumed;
+            let status = if assumed { Status::Warn } else { Status::Ok };
+            Finding { name: "CRIU", status, detail: profile.to_string() }
+        }
+        Err(error) => Finding { name: "CRIU", status: Status::Fail, detail: format!("{error:#}") },
+    });
     let ok = found.iter().all(|finding| finding.status != Status::Fail);
     let row = |f: Finding| Row {
         name: f.name,

@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use super::{
-    agent,
     args::{self, LsFormat},
     output,
 };
@@ -23,8 +22,7 @@ pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
 
 /// No agent runs: one look is enough.
 fn look(args: &args::Ls) -> anyhow::Result<Listing> {
-    let (tracker, _rings) =
-        Tracker::start(agent::profile(&args.engine)?, args.engine.sizes(), Choice::Audit)?;
+    let (tracker, _rings) = Tracker::start(args.engine.judge()?, args.engine.sizes(), Choice::Audit)?;
     tracker.adopt()?;
     Ok(tracker.listing(args.processes)?)
 }

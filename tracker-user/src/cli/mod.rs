@@ -5,6 +5,7 @@
 mod agent;
 mod args;
 mod doctor;
+mod judging;
 mod ls;
 mod output;
 mod tail;

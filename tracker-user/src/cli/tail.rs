@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    EndSignals, agent,
+    EndSignals,
     args::{self, TailFormat},
     output,
 };
@@ -54,8 +54,7 @@ impl Source {
             "fdtracker: no agent answers at {}: attaching probes for this command alone",
             args.socket.socket.display()
         );
-        let mut engine =
-            Engine::start(agent::profile(&args.engine)?, args.engine.sizes(), args.engine.choice())?;
+        let mut engine = Engine::start(args.engine.judge()?, args.engine.sizes(), args.engine.choice())?;
         let lines = engine.lines.subscribe();
         engine.adopt(args.engine.audit_interval).await?;
         let filter = filter(args, &engine.tracker.listing(false)?)?;

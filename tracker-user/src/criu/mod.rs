@@ -1,38 +1,169 @@
-//! Finding the CRIU that would be used.
+//! The CRIU that would be used, and how: what it is, how it was built, what it is told. Reads files and runs `criu --version`.
 
-use std::process::{Command, Stdio};
+mod config;
+mod program;
+
+use std::{fs, io, path::PathBuf};
+
+use thiserror::Error;
 
 use crate::{
     host::KernelVersion,
-    verdict::{CriuVersion, Profile},
+    verdict::{CriuVersion, DumpOption, Judge, Profile, RuleError, Rules, Source},
 };
 
-/// The profile for this machine: `given`, else the version of the `criu` in `PATH`, else the newest known.
-#[must_use]
-pub fn profile(given: Option<CriuVersion>, kernel: KernelVersion) -> Profile {
-    let found = if given.is_some() { None } else { installed() };
-    Profile::new(given, found, kernel)
+/// Who runs CRIU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// Somebody at a terminal.
+    #[default]
+    Criu,
+    /// runc, and what uses it: docker, containerd, Kubernetes.
+    Runc,
+    /// crun.
+    Crun,
+    /// podman, with either.
+    Podman,
 }
 
-/// The version that `criu --version` tells.
-fn installed() -> Option<CriuVersion> {
-    let output =
-        Command::new("criu").arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    parse(&String::from_utf8_lossy(&output.stdout))
-}
+impl Engine {
+    /// All that there are.
+    pub const ALL: [Self; 4] = [Self::Criu, Self::Runc, Self::Crun, Self::Podman];
 
-fn parse(output: &str) -> Option<CriuVersion> {
-    output.lines().find_map(|line| line.strip_prefix("Version:"))?.trim().parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_what_criu_prints() {
-        assert_eq!(parse("Version: 4.1.1\nGitID: v4.1.1\n"), Some(CriuVersion::new(4, 1, 1)));
-        assert_eq!(parse("Version: 3.17.1\n"), Some(CriuVersion::new(3, 17, 1)));
-        assert_eq!(parse(""), None);
+    /// The stable name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Criu => "criu",
+            Self::Runc => "runc",
+            Self::Crun => "crun",
+            Self::Podman => "podman",
+        }
     }
+
+    /// Configuration files of which CRIU reads the first that there is, besides its own.
+    const fn config_files(self) -> &'static [&'static str] {
+        match self {
+            Self::Criu => &[],
+            Self::Runc => &["/etc/criu/runc.conf"],
+            Self::Crun | Self::Podman => &["/etc/criu/crun.conf", "/etc/criu/runc.conf"],
+        }
+    }
+
+    /// What it always asks for (runc: `criu_linux.go`, crun: `criu.c`).
+    const fn options(self) -> &'static [DumpOption] {
+        match self {
+            Self::Criu => &[],
+            Self::Runc | Self::Crun | Self::Podman => &[DumpOption::OrphanPtsMaster],
+        }
+    }
+}
+
+/// Why it isn't known which CRIU to judge for.
+#[derive(Debug, Error)]
+pub enum CriuError {
+    /// A file can't be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What was refused.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of rules is malformed.
+    #[error(transparent)]
+    Rules(#[from] RuleError),
+    /// What was given isn't a CRIU.
+    #[error("{}: {why} (is it a CRIU?)", path.display())]
+    Program {
+        /// The program.
+        path: PathBuf,
+        /// What it did.
+        why: String,
+    },
+}
+
+/// What the user says of it.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// The release; else that of the program.
+    pub version: Option<CriuVersion>,
+    /// The program; else the `criu` in `PATH`.
+    pub program: Option<PathBuf>,
+    /// Who runs it.
+    pub engine: Engine,
+    /// A configuration file instead of the engine's.
+    pub config: Option<PathBuf>,
+    /// Options, as they are given to CRIU.
+    pub options: Vec<String>,
+    /// Files of rules.
+    pub rules: Vec<PathBuf>,
+}
+
+/// The judge for the CRIU that is wanted, or found.
+///
+/// # Errors
+/// When a file that was named can't be read, or is malformed; or when what was named isn't a CRIU.
+pub fn judge(wanted: &Wanted, kernel: KernelVersion) -> Result<Judge, CriuError> {
+    let mut rules = Rules::embedded()?;
+    for path in &wanted.rules {
+        rules = rules.overridden_by(Rules::parse(&read(path)?, &path.display().to_string())?);
+    }
+    Ok(Judge::new(rules, profile(wanted, kernel)?))
+}
+
+/// The profile of the CRIU that is wanted, or found.
+///
+/// # Errors
+/// As [`judge`].
+pub fn profile(wanted: &Wanted, kernel: KernelVersion) -> Result<Profile, CriuError> {
+    let program = wanted.program.clone().or_else(program::find);
+    let found = match (&program, wanted.version) {
+        (Some(program), None) => match program::version(program) {
+            Ok(version) => Some(version),
+            // One that the user has named must work.
+            Err(why) if wanted.program.is_some() => {
+                return Err(CriuError::Program { path: program.clone(), why });
+            }
+            Err(_) => None,
+        },
+        _ => None,
+    };
+    let mut profile = Profile::new(wanted.version, found, kernel);
+    // A release that was only named may be built in any way.
+    if let Some(program) = program
+        && (profile.source == Source::Path || wanted.program.is_some())
+    {
+        program::learn(&program, &mut profile.build);
+    }
+    for option in options(wanted)? {
+        profile.options.add(&option);
+    }
+    profile.options.on.extend(wanted.engine.options());
+    Ok(profile)
+}
+
+/// All options: what stands in CRIU's configuration files, then the engine's, then what was given.
+fn options(wanted: &Wanted) -> Result<Vec<String>, CriuError> {
+    let mut options = Vec::new();
+    // config.c:init_configuration
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".criu/default.conf"));
+    for path in [Some(PathBuf::from("/etc/criu/default.conf")), home].into_iter().flatten() {
+        options.extend(config::parse(&fs::read_to_string(path).unwrap_or_default()));
+    }
+    match &wanted.config {
+        Some(path) => options.extend(config::parse(&read(path)?)),
+        None => {
+            let files = wanted.engine.config_files().iter();
+            let first = files.filter_map(|path| fs::read_to_string(path).ok()).next();
+            options.extend(first.map(|text| config::parse(&text)).unwrap_or_default());
+        }
+    }
+    options.extend(wanted.options.iter().cloned());
+    Ok(options)
+}
+
+fn read(path: &PathBuf) -> Result<String, CriuError> {
+    fs::read_to_string(path).map_err(|source| CriuError::Read { path: path.clone(), source })
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tracker_ebpf::{Flow, Kind};
 
-use crate::verdict::{Profile, Verdict, judge};
+use crate::verdict::{Judge, Verdict};
 
 /// How many of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +33,13 @@ impl Counts {
     }
 
     /// The kinds that there are any of, with how many CRIU would make this of.
-    pub fn judged(&self, profile: &Profile) -> impl Iterator<Item = (Kind, Verdict, i64)> {
+    pub fn judged(&self, judge: &Judge) -> impl Iterator<Item = (Kind, Verdict, i64)> {
         let mut judged = BTreeMap::new();
         let itself =
             self.iter().filter(|(kind, _)| *kind != Kind::FdInFlight).map(|(kind, n)| (kind, kind, n));
         let in_flight = Kind::ALL.iter().zip(self.in_flight).map(|(of, n)| (Kind::FdInFlight, *of, n));
         for (kind, of, n) in itself.chain(in_flight).filter(|(.., n)| *n > 0) {
-            *judged.entry((kind, judge(of, profile))).or_insert(0) += n;
+            *judged.entry((kind, judge.kind(of))).or_insert(0) += n;
         }
         judged.into_iter().map(|((kind, verdict), n)| (kind, verdict, n))
     }

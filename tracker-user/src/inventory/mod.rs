@@ -18,7 +18,7 @@ use tracker_ebpf::{Flow, TABLE_STALE, Table};
 
 use crate::{
     runtime::{Container, Owner},
-    verdict::{Profile, Verdict},
+    verdict::{Judge, Verdict},
 };
 
 /// Cgroups with fd tables that there was no room to count.
@@ -77,14 +77,14 @@ impl Entry {
 
     /// The worst verdict of all that is counted.
     #[must_use]
-    pub fn verdict(&self, profile: &Profile) -> Verdict {
-        self.counts.judged(profile).map(|(_, verdict, _)| verdict).max().unwrap_or(Verdict::Ok)
+    pub fn verdict(&self, judge: &Judge) -> Verdict {
+        self.counts.judged(judge).map(|(_, verdict, _)| verdict).max().unwrap_or(Verdict::Ok)
     }
 
     /// The verdict, or `stale`.
     #[must_use]
-    pub fn state(&self, profile: &Profile) -> &'static str {
-        if self.stale { "stale" } else { self.verdict(profile).name() }
+    pub fn state(&self, judge: &Judge) -> &'static str {
+        if self.stale { "stale" } else { self.verdict(judge).name() }
     }
 }
 
@@ -168,7 +168,7 @@ mod tests {
     use crate::{
         host::KernelVersion,
         runtime::Runtime,
-        verdict::{NEWEST_KNOWN, Profile},
+        verdict::{Judge, NEWEST_KNOWN, Profile, Rules},
     };
 
     fn container(name: &str) -> Arc<Container> {
@@ -216,8 +216,9 @@ mod tests {
         inventory.containers.iter().find(|(c, _)| c.name == name).map(|(_, entry)| entry).unwrap()
     }
 
-    fn profile(criu: &str) -> Profile {
-        Profile::new(Some(criu.parse().unwrap()), None, KernelVersion { major: 6, minor: 12 })
+    fn judge(criu: &str) -> Judge {
+        let kernel = KernelVersion { major: 6, minor: 12 };
+        Judge::new(Rules::embedded().unwrap(), Profile::new(Some(criu.parse().unwrap()), None, kernel))
     }
 
     #[test]
@@ -316,7 +317,7 @@ mod tests {
     fn a_container_is_as_bad_as_its_worst_slot() {
         let state = |slots: &[(Kind, i64)], criu: &str| {
             let inventory = take(&[table(4, 10, slots)], &[]);
-            entry(&inventory, "db").state(&profile(criu))
+            entry(&inventory, "db").state(&judge(criu))
         };
         let pidfd = [(Kind::Eventfd, 1), (Kind::Pidfd, 1)];
         assert_eq!(state(&[], "4.0"), "ok");
@@ -350,7 +351,7 @@ mod tests {
         let db = entry(&inventory, "db");
         assert_eq!(db.counts.get(Kind::IoUringMapped), 2);
         assert_eq!(db.processes[&10].get(Kind::IoUringMapped), 2);
-        assert_eq!(db.state(&profile("4.0")), "blocked");
+        assert_eq!(db.state(&judge("4.0")), "blocked");
         // A container that has gone isn't listed for its sake.
         assert!(
             with_hidden(2, Kind::IoUringMapped, Kind::IoUring).containers.iter().all(|(c, _)| c.name == "db")
@@ -362,7 +363,7 @@ mod tests {
         let state = |of, criu: &str| {
             let inventory = with_hidden(4, Kind::FdInFlight, of);
             assert_eq!(entry(&inventory, "db").counts.total(), 2);
-            entry(&inventory, "db").state(&profile(criu))
+            entry(&inventory, "db").state(&judge(criu))
         };
         assert_eq!(state(Kind::Eventfd, "4.0"), "ok");
         assert_eq!(state(Kind::Pidfd, "4.0"), "blocked");
@@ -374,7 +375,7 @@ mod tests {
         let mut broken = table(4, 10, &[(Kind::Eventfd, 1)]);
         broken.1.flags = TABLE_STALE;
         let inventory = take(&[broken], &[]);
-        assert_eq!(entry(&inventory, "db").state(&profile("4.0")), "stale");
-        assert_eq!(entry(&inventory, "web").state(&profile("4.0")), "ok");
+        assert_eq!(entry(&inventory, "db").state(&judge("4.0")), "stale");
+        assert_eq!(entry(&inventory, "web").state(&judge("4.0")), "ok");
     }
 }

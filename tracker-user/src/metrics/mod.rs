@@ -13,7 +13,7 @@ use crate::{
     inventory::{Entry, Inventory},
     report::{HOST, UNKNOWN},
     tracker::Snapshot,
-    verdict::{Profile, Verdict},
+    verdict::{Judge, Verdict},
 };
 
 /// The labels that tell containers apart, as kubelet's and cadvisor's metrics do.
@@ -27,12 +27,12 @@ pub fn render(snapshot: &Snapshot) -> Result<Vec<u8>, prometheus::Error> {
     let registry = Registry::new();
     if let Some(inventory) = &snapshot.inventory {
         let containers = Containers::register(&registry)?;
-        containers.entry(HOST, &inventory.host, &snapshot.profile);
+        containers.entry(HOST, &inventory.host, &snapshot.judge);
         if inventory.unknown != Entry::default() {
-            containers.entry(UNKNOWN, &inventory.unknown, &snapshot.profile);
+            containers.entry(UNKNOWN, &inventory.unknown, &snapshot.judge);
         }
         for (name, entry) in by_name(inventory) {
-            containers.entry(name, &entry, &snapshot.profile);
+            containers.entry(name, &entry, &snapshot.judge);
         }
     }
     own(&registry, snapshot)?;
@@ -88,9 +88,9 @@ impl Containers {
         })
     }
 
-    fn entry(&self, name: &str, entry: &Entry, profile: &Profile) {
+    fn entry(&self, name: &str, entry: &Entry, judge: &Judge) {
         let labels = ["", "", name];
-        for (kind, verdict, n) in entry.counts.judged(profile) {
+        for (kind, verdict, n) in entry.counts.judged(judge) {
             self.open.with_label_values(&["", "", name, kind.name(), verdict.name()]).add(n);
         }
         for (counter, counts) in [(&self.opened, &entry.totals.opened), (&self.closed, &entry.totals.closed)]
@@ -103,7 +103,7 @@ impl Containers {
             self.stale.with_label_values(&labels).set(1);
             return;
         }
-        let checkpointable = match entry.verdict(profile) {
+        let checkpointable = match entry.verdict(judge) {
             Verdict::Ok => 1,
             Verdict::NeedsOption | Verdict::Blocked => 0,
             Verdict::Unknown => return,
@@ -123,6 +123,7 @@ fn by_name(inventory: &Inventory) -> BTreeMap<&str, Entry> {
 
 /// Metrics of the agent itself.
 fn own(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Error> {
+    let profile = snapshot.judge.profile();
     gauges(registry, "fdtracker_build_info", "The agent's version.", &["version"])?
         .with_label_values(&[env!("CARGO_PKG_VERSION")])
         .set(1);
@@ -132,7 +133,7 @@ fn own(registry: &Registry, snapshot: &Snapshot) -> Result<(), prometheus::Error
         "The CRIU that verdicts are about, and where its version comes from: given, path or assumed.",
         &["version", "source"],
     )?
-    .with_label_values(&[snapshot.profile.version.to_string(), snapshot.profile.source.to_string()])
+    .with_label_values(&[profile.version.to_string(), profile.source.to_string()])
     .set(1);
     gauges(
         registry,
@@ -255,6 +256,7 @@ mod tests {
         inventory::Counts,
         runtime::{Container, Runtime},
         tracker::{AuditStats, Found},
+        verdict::{Profile, Rules},
     };
 
     fn entry(kind: Kind, n: i64) -> Entry {
@@ -263,6 +265,11 @@ mod tests {
         let mut entry = Entry { counts: Counts::from(&counts), ..Entry::default() };
         entry.totals.opened.add(&counts);
         entry
+    }
+
+    fn judge() -> Judge {
+        let kernel = KernelVersion { major: 6, minor: 1 };
+        Judge::new(Rules::embedded().unwrap(), Profile::new("4.0".parse().ok(), None, kernel))
     }
 
     fn text(containers: &[(&str, Entry)]) -> String {
@@ -275,7 +282,7 @@ mod tests {
                 containers: containers.iter().map(|(name, entry)| (container(name), entry.clone())).collect(),
                 ..Inventory::default()
             }),
-            profile: Profile::new("4.0".parse().ok(), None, KernelVersion { major: 6, minor: 1 }),
+            judge: Arc::new(judge()),
             feeder: Feeder::Tracepoint,
             misses: vec![("fd_install".into(), 2)],
             lost: vec![("ring", 3)],

@@ -1,14 +1,31 @@
 //! What CRIU would make of an fd. Pure: a verdict depends on its arguments alone.
 //!
-//! So far a slot is judged by its kind and the CRIU profile only; what needs more than that is `unknown`, never `ok`.
+//! - `rules`: what CRIU does when, as data;
+//! - `facts`: what is known of a file;
+//! - `profile`, `options`: the CRIU that is used, and how;
+//! - `judge`: rules applied to facts. What isn't known makes a verdict `unknown`, never `ok`;
+//! - `tree`, `context`: a process tree, and what is inside of it;
+//! - `check`: a whole tree.
 
+mod check;
+mod context;
+mod facts;
+mod judge;
+mod options;
 mod profile;
 mod rules;
+pub mod tree;
 
 use std::fmt;
 
-pub use profile::{CriuVersion, NEWEST_KNOWN, OLDEST_KNOWN, ParseVersionError, Profile, Source};
-pub use rules::judge;
+pub use check::{Blocker, Report, Step, Subtree, check};
+pub use facts::{Fact, Facts, FileKind, Type, Value};
+pub use judge::{Judge, Judgement, NOT_KNOWN};
+pub use options::{DEFAULT_GHOST_LIMIT, DumpOption, Options, size};
+pub use profile::{
+    CriuVersion, KNOWN_VERSIONS, NEWEST_KNOWN, OLDEST_KNOWN, ParseVersionError, Profile, Source,
+};
+pub use rules::{Condition, Message, Pass, Rule, RuleError, Rules, Truth};
 
 /// What CRIU would make of a slot; of a container, the worst of its slots. Ordered from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,6 +4,10 @@ use std::{fmt, str::FromStr};
 
 use thiserror::Error;
 
+use super::{
+    facts::{Fact, Facts},
+    options::Options,
+};
 use crate::host::KernelVersion;
 
 /// A CRIU release.
@@ -30,6 +34,18 @@ pub const OLDEST_KNOWN: CriuVersion = CriuVersion::new(3, 17, 1);
 
 /// The newest release that the rules were checked against; a newer one is judged like it.
 pub const NEWEST_KNOWN: CriuVersion = CriuVersion::new(4, 2, 1);
+
+/// The releases that a plan may lead to.
+pub const KNOWN_VERSIONS: [CriuVersion; 8] = [
+    OLDEST_KNOWN,
+    CriuVersion::new(3, 18, 0),
+    CriuVersion::new(3, 19, 0),
+    CriuVersion::new(4, 0, 0),
+    CriuVersion::new(4, 1, 0),
+    CriuVersion::new(4, 1, 1),
+    CriuVersion::new(4, 2, 0),
+    NEWEST_KNOWN,
+];
 
 impl fmt::Display for CriuVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -83,7 +99,7 @@ impl fmt::Display for Source {
 }
 
 /// What a verdict depends on besides the fd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
     /// The release.
     pub version: CriuVersion,
@@ -91,6 +107,10 @@ pub struct Profile {
     pub source: Source,
     /// The kernel that CRIU would run on.
     pub kernel: KernelVersion,
+    /// How it was built, and its plugins, as far as that is known: facts of the environment.
+    pub build: Facts,
+    /// The options of the dump.
+    pub options: Options,
 }
 
 impl Profile {
@@ -102,7 +122,28 @@ impl Profile {
             (None, Some(version)) => (version, Source::Path),
             (None, None) => (NEWEST_KNOWN, Source::Assumed),
         };
-        Self { version, source, kernel }
+        Self { version, source, kernel, build: Facts::default(), options: Options::default() }
+    }
+}
+
+impl Profile {
+    /// The same, with another release of CRIU.
+    #[must_use]
+    pub fn with_version(&self, version: CriuVersion) -> Self {
+        Self { version, ..self.clone() }
+    }
+
+    /// Whether it is newer than all releases that the rules were checked against.
+    #[must_use]
+    pub fn is_newer_than_known(&self) -> bool {
+        self.version > NEWEST_KNOWN
+    }
+
+    /// The same, with something known of how CRIU was built.
+    #[must_use]
+    pub fn with(mut self, fact: Fact, is_so: bool) -> Self {
+        self.build.set(fact, is_so);
+        self
     }
 }
 

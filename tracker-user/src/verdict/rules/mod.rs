@@ -1,127 +1,188 @@
-//! What the kind of a file alone decides.
+//! The rules: data, of which this is the form. What they say is in `rules.toml`, one rule per row of what CRIU does, and can be
+//! extended or overridden by a file of the same form.
 
-use tracker_ebpf::Kind;
+mod condition;
+mod file;
+mod message;
 
+use std::{collections::BTreeSet, fmt};
+
+pub use condition::{Condition, Truth};
+pub use file::RuleError;
+pub use message::Message;
+use serde::Deserialize;
+
+use self::condition::Versions;
 use super::{
     Verdict,
-    profile::{CriuVersion, Profile},
+    facts::{Fact, FileKind},
+    options::DumpOption,
 };
 
-/// The verdict of one slot, or of one file that no slot holds, from its kind. An fd in flight is to be judged by what it is.
-#[must_use]
-pub fn judge(kind: Kind, profile: &Profile) -> Verdict {
-    let since = |version| profile.version >= version;
-    match kind {
-        // files.c:dump_one_file, the table of anonymous inodes.
-        Kind::Eventfd | Kind::Signalfd => Verdict::Ok,
-        // Targets of an epoll, watches, clocks, map types, and tun's net namespace aren't looked at.
-        Kind::Epoll | Kind::Inotify | Kind::Fanotify | Kind::Timerfd | Kind::BpfMap | Kind::Tun => {
-            Verdict::Unknown
-        }
-        // pidfd.c:dump_one_pidfd came with 4.1; whether the target is in the tree isn't looked at.
-        Kind::Pidfd if since(CriuVersion::new(4, 1, 0)) => Verdict::Unknown,
-        // sk-inet.c:can_dump_ipproto takes ICMP since 4.2.
-        Kind::Ping if since(CriuVersion::new(4, 2, 0)) => Verdict::Ok,
-        // sockets.c:do_dump_opt: SO_PASSCRED is refused for these families from Linux 6.16, until CRIU 4.2. Their
-        // multicast memberships aren't looked at.
-        Kind::Packet if since(CriuVersion::new(4, 2, 0)) || !profile.kernel.at_least(6, 16) => {
-            Verdict::Unknown
-        }
-        // Plugins (CUDA, amdgpu) may dump these; proc_parse.c:handle_vma asks them about mappings too.
-        Kind::Nvidia if since(CriuVersion::new(4, 0, 0)) => Verdict::Unknown,
-        Kind::Dri | Kind::GpuMapped => Verdict::Unknown,
-        // sk-queue.c:dump_sk_queue takes the files of messages one by one, through files.c:dump_one_file.
-        Kind::FdInFlight => Verdict::Unknown,
-        Kind::Pidfd
-        | Kind::Ping
-        | Kind::Packet
-        | Kind::Nvidia
-        | Kind::IoUring
-        | Kind::PerfEvent
-        | Kind::BpfProg
-        | Kind::BpfLink
-        | Kind::Btf
-        | Kind::BpfIter
-        | Kind::Userfaultfd
-        | Kind::Fscontext
-        | Kind::SeccompNotify
-        | Kind::Landlock
-        | Kind::Kvm
-        | Kind::Vfio
-        | Kind::SyncFile
-        | Kind::AnonOther
-        | Kind::MemfdSecret
-        | Kind::Mqueue
-        | Kind::DmaBuf
-        | Kind::Vsock
-        | Kind::Alg
-        | Kind::Xdp
-        | Kind::Bluetooth
-        | Kind::Can
-        | Kind::Mptcp
-        | Kind::Sctp
-        | Kind::SocketOther
-        | Kind::CharDevice
-        | Kind::BlockDevice
-        // proc_parse.c:vma_get_mapfile ("Unknown shit"), handle_vma ("Can't handle non-regular mapping").
-        | Kind::IoUringMapped
-        | Kind::PerfEventMapped
-        | Kind::MemfdSecretMapped
-        | Kind::OtherMapped
-        // Nothing in CRIU looks at rings without an fd: what a restored process has registered isn't there.
-        | Kind::IoUringRegistered
-        | Kind::IoUringDirect => Verdict::Blocked,
+/// What CRIU does when, in the order of its passes over a process tree (`cr-dump.c:cr_dump_tasks`, `dump_one_task`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pass {
+    /// Mappings of a process (`collect_mappings`).
+    Mappings,
+    /// Its files are sent to CRIU (`drain_fds`).
+    Drain,
+    /// Each file is dumped (`dump_one_file`).
+    #[default]
+    File,
+    /// Its epolls are dumped (`flush_eventpoll_dinfo_queue`).
+    Epoll,
+    /// After all processes: dead processes whose pid is another's thread by now (`dead_pid_conflict`).
+    DeadPids,
+    /// File locks (`dump_file_locks`).
+    Locks,
+    /// Terminals without their other end (`tty_verify_active_pairs`).
+    Terminals,
+    /// Sockets whose peer is outside (`fix_external_unix_sockets`).
+    ExternalSockets,
+    /// Terminals of a session that isn't in the tree (`dump_verify_tty_sids`).
+    Sessions,
+}
+
+impl Pass {
+    /// Whether the pass is over one process, before the next one's begins; else over all of them.
+    #[must_use]
+    pub const fn is_of_process(self) -> bool {
+        matches!(self, Self::Mappings | Self::Drain | Self::File | Self::Epoll)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::host::KernelVersion;
+/// What CRIU makes of files of some kinds, under some conditions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The stable code for why.
+    pub reason: String,
+    /// The kinds of file that it is about.
+    pub kinds: BTreeSet<FileKind>,
+    /// When CRIU finds it out.
+    pub pass: Pass,
+    /// The releases of CRIU for which it holds.
+    criu: Versions,
+    /// The kernels on which it holds.
+    kernel: Versions,
+    /// It doesn't hold with any of these options.
+    pub unless: Vec<DumpOption>,
+    /// What must be so of the file.
+    when: Vec<(Fact, Condition)>,
+    /// What CRIU makes of it.
+    pub verdict: Verdict,
+    /// What CRIU says.
+    pub message: Message,
+    /// What to do.
+    pub remedy: Message,
+    /// Options, one of which would help; as they are given to CRIU.
+    pub options: Vec<Message>,
+    /// Where CRIU says so: file and function.
+    pub source: String,
+}
 
-    fn verdict(kind: Kind, version: &str, kernel: (u32, u32)) -> Verdict {
-        let kernel = KernelVersion { major: kernel.0, minor: kernel.1 };
-        judge(kind, &Profile::new(Some(version.parse().unwrap()), None, kernel))
+impl Rule {
+    /// Whether the rule is about this release and kernel, in general.
+    #[must_use]
+    pub fn is_about(&self, profile: &super::Profile) -> bool {
+        let criu = [profile.version.major, profile.version.minor, profile.version.patch];
+        self.criu.include(criu) && self.kernel.include([profile.kernel.major, profile.kernel.minor, 0])
     }
 
-    #[test]
-    fn pidfds_are_blocked_until_4_1_and_unknown_since() {
-        for old in ["3.17.1", "3.19", "4.0"] {
-            assert_eq!(verdict(Kind::Pidfd, old, (6, 12)), Verdict::Blocked);
+    /// Whether it holds for a file, and on what it depends if that can't be told.
+    pub(super) fn holds(
+        &self,
+        look: impl Fn(Fact) -> Option<super::Value>,
+        profile: &super::Profile,
+    ) -> Holds {
+        if !self.is_about(profile) || self.unless.iter().any(|option| profile.options.has(*option)) {
+            return Holds::No;
         }
-        for new in ["4.1", "4.1.1", "4.2.1", "5.0"] {
-            assert_eq!(verdict(Kind::Pidfd, new, (6, 12)), Verdict::Unknown);
+        let mut unknown = Vec::new();
+        for (fact, condition) in &self.when {
+            match condition.of(look(*fact).as_ref(), profile) {
+                Truth::Yes => {}
+                Truth::No => return Holds::No,
+                Truth::Unknown => unknown.push(*fact),
+            }
         }
+        if unknown.is_empty() { Holds::Yes } else { Holds::Unknown(unknown) }
     }
 
-    #[test]
-    fn packet_sockets_depend_on_kernel_and_version() {
-        assert_eq!(verdict(Kind::Packet, "4.1.1", (6, 12)), Verdict::Unknown);
-        assert_eq!(verdict(Kind::Packet, "4.1.1", (6, 16)), Verdict::Blocked);
-        assert_eq!(verdict(Kind::Packet, "4.2", (6, 18)), Verdict::Unknown);
+    /// Its conditions, for people.
+    #[must_use]
+    pub fn conditions(&self) -> String {
+        let mut parts: Vec<String> = self.when.iter().map(|(fact, what)| what.describe(*fact)).collect();
+        parts.extend(self.criu.describe("CRIU"));
+        parts.extend(self.kernel.describe("Linux"));
+        parts.extend(self.unless.iter().map(|option| format!("without {option}")));
+        parts.join(", ")
+    }
+}
+
+/// Whether a rule holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Holds {
+    Yes,
+    No,
+    /// It depends on these facts, which aren't known.
+    Unknown(Vec<Fact>),
+}
+
+/// All rules, in the order in which CRIU looks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    all: Vec<Rule>,
+}
+
+impl Rules {
+    /// The rules for the releases that are known.
+    ///
+    /// # Errors
+    /// Never, unless this build is broken: a test reads them.
+    pub fn embedded() -> Result<Self, RuleError> {
+        Self::parse(include_str!("rules.toml"), "the rules of this build")
     }
 
-    #[test]
-    fn what_no_version_dumps() {
-        for kind in [Kind::IoUring, Kind::MemfdSecret, Kind::Mptcp, Kind::BlockDevice, Kind::AnonOther] {
-            assert_eq!(verdict(kind, "4.2.1", (7, 3)), Verdict::Blocked);
-        }
-        assert_eq!(verdict(Kind::Eventfd, "3.17.1", (5, 10)), Verdict::Ok);
+    /// Reads a file of rules. `name` is what errors call it.
+    ///
+    /// # Errors
+    /// When it is malformed: which line, and why.
+    pub fn parse(text: &str, name: &str) -> Result<Self, RuleError> {
+        Ok(Self { all: file::parse(text, name)? })
     }
 
-    #[test]
-    fn what_no_slot_holds() {
-        for kind in Kind::ALL.iter().filter(|kind| kind.is_hidden()) {
-            let unknown = matches!(kind, Kind::GpuMapped | Kind::FdInFlight);
-            let expected = if unknown { Verdict::Unknown } else { Verdict::Blocked };
-            assert_eq!(verdict(*kind, "4.2.1", (6, 12)), expected, "{}", kind.name());
-        }
+    /// These rules, and before them those of another file; of which those with a reason that is known here take its place.
+    #[must_use]
+    pub fn overridden_by(self, other: Self) -> Self {
+        let reasons: BTreeSet<String> = other.all.iter().map(|rule| rule.reason.clone()).collect();
+        let rest = self.all.into_iter().filter(|rule| !reasons.contains(&rule.reason));
+        Self { all: other.all.into_iter().chain(rest).collect() }
     }
 
-    #[test]
-    fn worse_is_greater() {
-        assert!(Verdict::Ok < Verdict::NeedsOption);
-        assert!(Verdict::NeedsOption < Verdict::Unknown);
-        assert!(Verdict::Unknown < Verdict::Blocked);
+    /// Every rule.
+    pub fn iter(&self) -> impl Iterator<Item = &Rule> {
+        self.all.iter()
+    }
+
+    /// The rules for a kind, in order.
+    pub fn of_kind(&self, kind: FileKind) -> impl Iterator<Item = &Rule> {
+        self.all.iter().filter(move |rule| rule.kinds.contains(&kind))
+    }
+}
+
+impl fmt::Display for Pass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mappings => "mappings",
+            Self::Drain => "drain",
+            Self::File => "file",
+            Self::Epoll => "epoll",
+            Self::DeadPids => "dead_pids",
+            Self::Locks => "locks",
+            Self::Terminals => "terminals",
+            Self::ExternalSockets => "external_sockets",
+            Self::Sessions => "sessions",
+        })
     }
 }

@@ -1,0 +1,26 @@
+//! CRIU's configuration files.
+
+/// The options in a configuration file, each with its value behind a space (`config.c:parse_config`): a name, and perhaps a value,
+/// on each line; what follows a `#` is a comment.
+pub(super) fn parse(text: &str) -> Vec<String> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    let option = |line: &str| {
+        let (name, value) = line.split_once(|c: char| c.is_whitespace() || c == '=').unwrap_or((line, ""));
+        let value = value.trim().trim_matches('"');
+        if value.is_empty() { name.to_owned() } else { format!("{name} {value}") }
+    };
+    lines.filter(|line| !line.is_empty()).map(option).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read() {
+        let text =
+            "# for runc\ntcp-established\n\nghost-limit 4M # more\nexternal=unix[7]\nlog-file \"/a b\"\n";
+        assert_eq!(parse(text), ["tcp-established", "ghost-limit 4M", "external unix[7]", "log-file /a b"]);
+        assert!(parse("").is_empty());
+    }
+}

@@ -1,0 +1,332 @@
+//! What CRIU would say of a whole tree: every reason at once, in its order; which parts could be dumped by themselves; and the
+//! shortest way to a dump of the whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Judge, Judgement, KNOWN_VERSIONS, NOT_KNOWN, Pass, Verdict,
+    context::Context,
+    facts::{Fact, Facts, FileKind},
+    tree::{File, Process, Tree},
+};
+
+/// A file that isn't dumped, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocker {
+    /// The process.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+    /// The fd; `None` for what no slot holds.
+    pub fd: Option<u32>,
+    /// What the file is.
+    pub kind: FileKind,
+    /// What its link says.
+    pub link: String,
+    /// What CRIU says.
+    pub judgement: Judgement,
+}
+
+/// A process with all that descends from it, as if it were dumped by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subtree {
+    /// Its root.
+    pub pid: u32,
+    /// The root's parent.
+    pub parent: u32,
+    /// The root's name.
+    pub comm: String,
+    /// How far below the tree's root it is.
+    pub depth: usize,
+    /// How many processes it has.
+    pub processes: usize,
+    /// What CRIU would make of it.
+    pub verdict: Verdict,
+    /// How many reasons there are against it.
+    pub blockers: usize,
+}
+
+/// One change on the way to a dump.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Give CRIU this option.
+    AddOption(String),
+    /// Use this release of CRIU, or a newer one.
+    MoveTo(super::CriuVersion),
+    /// Do something about these processes: why, and what.
+    Change {
+        /// The reason.
+        reason: String,
+        /// The remedy.
+        remedy: String,
+        /// The processes that must change; each with its name.
+        processes: BTreeMap<u32, String>,
+    },
+}
+
+/// What CRIU would say of a tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The worst of all.
+    pub verdict: Verdict,
+    /// Everything that isn't dumped, in the order in which CRIU would meet it.
+    pub blockers: Vec<Blocker>,
+    /// The tree, each process before its children.
+    pub tree: Vec<Subtree>,
+    /// The shortest way to a dump of the whole.
+    pub plan: Vec<Step>,
+}
+
+/// Judges a tree.
+#[must_use]
+pub fn check(judge: &Judge, tree: &Tree) -> Report {
+    let all: Vec<&Process> = tree.processes.iter().collect();
+    let blockers = blockers(judge, tree, &all);
+    Report { verdict: worst(&blockers), plan: plan(judge, tree, &all), tree: subtrees(judge, tree), blockers }
+}
+
+fn worst(blockers: &[Blocker]) -> Verdict {
+    blockers.iter().map(|blocker| blocker.judgement.verdict).max().unwrap_or(Verdict::Ok)
+}
+
+/// What isn't dumped of these processes, in CRIU's order.
+fn blockers(judge: &Judge, tree: &Tree, processes: &[&Process]) -> Vec<Blocker> {
+    let context = Context::new(tree, processes);
+    let mut found = Vec::new();
+    for (place, process) in processes.iter().enumerate() {
+        if let Some(why) = &process.unreadable {
+            let mut facts = Facts::default();
+            facts.set(Fact::Why, why.clone());
+            let kind = FileKind::UNREADABLE;
+            let judgements = judge.file(kind, &facts);
+            found.extend(
+                judgements.into_iter().map(|judgement| (place, blocker(process, None, kind, judgement))),
+            );
+        }
+        for file in &process.files {
+            let judgements = judge.file(file.kind, &context.facts(process, file));
+            let of = |judgement| (place, blocker(process, Some(file), file.kind, judgement));
+            found.extend(judgements.into_iter().map(of));
+        }
+    }
+    found.extend(tree.unreadable.iter().filter_map(|why| Some((0, unreadable(processes.first()?, why)))));
+    // Processes one by one, each with its passes; then the passes over all.
+    found.sort_by_key(|(place, blocker)| {
+        let pass = blocker.judgement.pass;
+        let place = *place;
+        if pass.is_of_process() { (false, place, pass, 0) } else { (true, 0, pass, place) }
+    });
+    found.into_iter().map(|(_, blocker)| blocker).collect()
+}
+
+fn blocker(process: &Process, file: Option<&File>, kind: FileKind, judgement: Judgement) -> Blocker {
+    Blocker {
+        pid: process.pid,
+        comm: process.comm.clone(),
+        fd: file.and_then(|file| file.fd),
+        kind,
+        link: file.map(|file| file.link.clone()).unwrap_or_default(),
+        judgement,
+    }
+}
+
+/// A part of the tree's surroundings that couldn't be read.
+fn unreadable(root: &Process, why: &str) -> Blocker {
+    let judgement = Judgement {
+        verdict: Verdict::Unknown,
+        reason: NOT_KNOWN.to_owned(),
+        pass: Pass::Sessions,
+        message: String::new(),
+        remedy: why.to_owned(),
+        options: Vec::new(),
+    };
+    blocker(root, None, FileKind::UNREADABLE, judgement)
+}
+
+fn subtrees(judge: &Judge, tree: &Tree) -> Vec<Subtree> {
+    let mut depths: BTreeMap<u32, usize> = BTreeMap::new();
+    let subtree = |process: &Process| {
+        let depth = depths.get(&process.parent).map_or(0, |depth| depth + 1);
+        depths.insert(process.pid, depth);
+        let below = tree.below(process.pid);
+        let blockers = blockers(judge, tree, &below);
+        Subtree {
+            pid: process.pid,
+            parent: process.parent,
+            comm: process.comm.clone(),
+            depth,
+            processes: below.len(),
+            verdict: worst(&blockers),
+            blockers: blockers.len(),
+        }
+    };
+    tree.processes.iter().map(subtree).collect()
+}
+
+/// Options first, because they cost least; then another CRIU, if it helps; then changes of what runs.
+fn plan(judge: &Judge, tree: &Tree, processes: &[&Process]) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let (judge, left) = with_newer_criu(judge, tree, processes, &mut steps);
+    let (_, left) = with_options(&judge, tree, processes, left, &mut steps);
+    let mut changes: BTreeMap<(String, String), BTreeMap<u32, String>> = BTreeMap::new();
+    for blocker in left.into_iter().filter(|blocker| blocker.judgement.verdict != Verdict::Ok) {
+        let Judgement { reason, remedy, .. } = blocker.judgement;
+        changes.entry((reason, remedy)).or_default().insert(blocker.pid, blocker.comm);
+    }
+    let change = |((reason, remedy), processes)| Step::Change { reason, remedy, processes };
+    steps.extend(changes.into_iter().map(change));
+    steps
+}
+
+/// The oldest release from the profile's on with which the least is left.
+fn with_newer_criu(
+    judge: &Judge,
+    tree: &Tree,
+    processes: &[&Process],
+    steps: &mut Vec<Step>,
+) -> (Judge, Vec<Blocker>) {
+    let mut best = (judge.clone(), blockers(judge, tree, processes));
+    let current = judge.profile().version;
+    for version in KNOWN_VERSIONS.iter().copied().filter(|version| *version > current) {
+        if severe(&best.1) == 0 {
+            break;
+        }
+        let newer = judge.with_profile(judge.profile().with_version(version));
+        let left = blockers(&newer, tree, processes);
+        if severe(&left) < severe(&best.1) {
+            best = (newer, left);
+        }
+    }
+    let chosen = best.0.profile().version;
+    if chosen != current {
+        steps.push(Step::MoveTo(chosen));
+    }
+    best
+}
+
+/// How many reasons no option does away with.
+fn severe(blockers: &[Blocker]) -> usize {
+    blockers.iter().filter(|blocker| blocker.judgement.verdict == Verdict::Blocked).count()
+}
+
+/// Adds options for as long as they help: what one option lets through may need another.
+fn with_options(
+    judge: &Judge,
+    tree: &Tree,
+    processes: &[&Process],
+    mut left: Vec<Blocker>,
+    steps: &mut Vec<Step>,
+) -> (Judge, Vec<Blocker>) {
+    let mut judge = judge.clone();
+    let mut added = BTreeSet::new();
+    loop {
+        let options = left.iter().filter(|blocker| blocker.judgement.verdict == Verdict::NeedsOption);
+        let first: BTreeSet<String> =
+            options.filter_map(|blocker| blocker.judgement.options.first().cloned()).collect();
+        let new: Vec<String> = first.into_iter().filter(|option| added.insert(option.clone())).collect();
+        if new.is_empty() {
+            return (judge, left);
+        }
+        let mut profile = judge.profile().clone();
+        for option in &new {
+            profile.options.add(option);
+        }
+        judge = judge.with_profile(profile);
+        let without = left.len();
+        left = blockers(&judge, tree, processes);
+        left.retain(|blocker| !blocker.judgement.options.iter().any(|option| added.contains(option)));
+        tracing::trace!(?new, without, left = left.len(), "options");
+        steps.extend(new.into_iter().map(Step::AddOption));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        host::KernelVersion,
+        verdict::{Profile, Rules, tree::Relation},
+    };
+
+    fn judge(criu: &str) -> Judge {
+        let kernel = KernelVersion { major: 6, minor: 12 };
+        Judge::new(Rules::embedded().unwrap(), Profile::new(Some(criu.parse().unwrap()), None, kernel))
+    }
+
+    fn pidfd(fd: u32, target: i64) -> File {
+        let mut facts = Facts::default();
+        facts.set(Fact::Mode, 0o600);
+        facts.set(Fact::OfThread, false);
+        File {
+            fd: Some(fd),
+            kind: FileKind::from_name("pidfd").unwrap(),
+            link: "anon_inode:[pidfd]".into(),
+            facts,
+            relations: vec![Relation::Target(target)],
+        }
+    }
+
+    fn process(pid: u32, parent: u32, files: Vec<File>) -> Process {
+        Process { pid, parent, comm: format!("p{pid}"), session: 10, files, ..Process::default() }
+    }
+
+    /// 10 has a child 11, which has one, 12; each has a pidfd of the next.
+    fn tree() -> Tree {
+        let processes = vec![
+            process(10, 1, vec![pidfd(3, 11)]),
+            process(11, 10, vec![pidfd(4, 12)]),
+            process(12, 11, vec![]),
+        ];
+        Tree { processes, ..Tree::default() }
+    }
+
+    #[test]
+    fn every_blocker_is_listed_in_crius_order() {
+        let report = check(&judge("4.0"), &tree());
+        assert_eq!(report.verdict, Verdict::Blocked);
+        let found: Vec<_> =
+            report.blockers.iter().map(|b| (b.pid, b.fd, b.judgement.reason.as_str())).collect();
+        assert_eq!(found, [(10, Some(3), "pidfd_unsupported"), (11, Some(4), "pidfd_unsupported")]);
+        assert!(report.blockers[0].judgement.message.starts_with("Can't dump file 3 of that type [600]"));
+    }
+
+    #[test]
+    fn the_way_out_is_a_newer_criu() {
+        let report = check(&judge("4.0"), &tree());
+        assert_eq!(report.plan, [Step::MoveTo("4.1".parse().unwrap())]);
+        assert_eq!(check(&judge("4.1"), &tree()).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn what_is_inside_depends_on_the_subtree() {
+        let mut tree = tree();
+        // 12 has a pidfd of its grandparent.
+        tree.processes[2].files.push(pidfd(5, 10));
+        let report = check(&judge("4.1"), &tree);
+        assert_eq!(report.verdict, Verdict::Ok);
+        let of = |subtree: &Subtree| (subtree.pid, subtree.depth, subtree.processes, subtree.verdict);
+        let found: Vec<_> = report.tree.iter().map(of).collect();
+        let blocked = Verdict::Blocked;
+        assert_eq!(found, [(10, 0, 3, Verdict::Ok), (11, 1, 2, blocked), (12, 2, 1, blocked)]);
+    }
+
+    #[test]
+    fn a_pidfd_of_another_process_is_to_be_closed() {
+        let tree = Tree { processes: vec![process(10, 1, vec![pidfd(3, 1)])], ..Tree::default() };
+        let report = check(&judge("4.2.1"), &tree);
+        assert_eq!(report.blockers[0].judgement.message, "pidfd pid 1 is not a part of process tree..");
+        let Step::Change { reason, processes, .. } = &report.plan[0] else { panic!("{:?}", report.plan) };
+        assert_eq!(reason, "pidfd_target_outside_tree");
+        assert_eq!(processes.keys().collect::<Vec<_>>(), [&10]);
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_unknown() {
+        let mut tree = Tree { processes: vec![process(10, 1, vec![])], ..Tree::default() };
+        assert_eq!(check(&judge("4.2.1"), &tree).verdict, Verdict::Ok);
+        tree.processes[0].unreadable = Some("/proc/10/fd: Permission denied".into());
+        let report = check(&judge("4.2.1"), &tree);
+        assert_eq!(report.verdict, Verdict::Unknown);
+        assert!(report.blockers[0].judgement.remedy.contains("Permission denied"));
+    }
+}

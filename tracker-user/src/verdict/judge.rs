@@ -1,0 +1,154 @@
+//! Rules, applied to what is known of a file.
+
+use std::{array, collections::BTreeSet};
+
+use tracker_ebpf::Kind;
+
+use super::{
+    Profile, Verdict,
+    facts::{Fact, Facts, FileKind, Value},
+    rules::{Holds, Message, Pass, Rule, Rules},
+};
+
+/// The reason of what can't be told, because something isn't known of the file.
+pub const NOT_KNOWN: &str = "not_known";
+
+/// Says what CRIU would make of files.
+#[derive(Clone, Debug)]
+pub struct Judge {
+    rules: Rules,
+    profile: Profile,
+    /// What follows from a kind alone.
+    by_kind: [Verdict; Kind::COUNT],
+}
+
+/// Why a file isn't dumped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// `needs_option`, `unknown` or `blocked`.
+    pub verdict: Verdict,
+    /// The rule's reason, or [`NOT_KNOWN`].
+    pub reason: String,
+    /// When CRIU finds it out.
+    pub pass: Pass,
+    /// What CRIU says; nothing if it can't be told.
+    pub message: String,
+    /// What to do.
+    pub remedy: String,
+    /// Options, one of which would help.
+    pub options: Vec<String>,
+}
+
+impl Judge {
+    /// A judge for this CRIU.
+    #[must_use]
+    pub fn new(rules: Rules, profile: Profile) -> Self {
+        let mut judge = Self { rules, profile, by_kind: [Verdict::Unknown; Kind::COUNT] };
+        let nothing = Facts::default();
+        judge.by_kind = array::from_fn(|index| {
+            Kind::from_index(index).map_or(Verdict::Unknown, |kind| judge.worst(kind.into(), &nothing))
+        });
+        judge
+    }
+
+    /// The CRIU that it judges for.
+    #[must_use]
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Its rules.
+    #[must_use]
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// The same rules, for another CRIU.
+    #[must_use]
+    pub fn with_profile(&self, profile: Profile) -> Self {
+        Self::new(self.rules.clone(), profile)
+    }
+
+    /// What CRIU would make of a file of which only the kind is known. An fd in flight is to be judged by what it is.
+    #[must_use]
+    pub fn kind(&self, kind: Kind) -> Verdict {
+        self.by_kind.get(kind.index()).copied().unwrap_or(Verdict::Unknown)
+    }
+
+    /// The worst that CRIU would make of a file.
+    #[must_use]
+    pub fn worst(&self, kind: FileKind, facts: &Facts) -> Verdict {
+        self.file(kind, facts).iter().map(|judgement| judgement.verdict).max().unwrap_or(Verdict::Ok)
+    }
+
+    /// Why CRIU wouldn't dump a file, in the order in which it would find out: at most one reason of each pass. None: it would.
+    #[must_use]
+    pub fn file(&self, kind: FileKind, facts: &Facts) -> Vec<Judgement> {
+        let mut passes: BTreeSet<Pass> = self.rules.of_kind(kind).map(|rule| rule.pass).collect();
+        passes.insert(Pass::File);
+        passes.into_iter().filter_map(|pass| self.pass(kind, facts, pass)).collect()
+    }
+
+    fn pass(&self, kind: FileKind, facts: &Facts, pass: Pass) -> Option<Judgement> {
+        let look = |fact| self.look(facts, fact);
+        let mut possible: Vec<&Rule> = Vec::new();
+        let mut missing: BTreeSet<Fact> = BTreeSet::new();
+        let mut decided = false;
+        for rule in self.rules.of_kind(kind).filter(|rule| rule.pass == pass) {
+            match rule.holds(look, &self.profile) {
+                Holds::No => continue,
+                Holds::Yes => decided = true,
+                Holds::Unknown(facts) => missing.extend(facts),
+            }
+            possible.push(rule);
+            if decided {
+                break;
+            }
+        }
+        // What no rule is about is dumped, but for what each file must go through.
+        let otherwise = (!decided).then_some(if pass == Pass::File { Verdict::Unknown } else { Verdict::Ok });
+        let verdicts: BTreeSet<Verdict> = possible.iter().map(|rule| rule.verdict).chain(otherwise).collect();
+        match (verdicts.len(), verdicts.first(), possible.last()) {
+            (1, Some(Verdict::Ok), _) => None,
+            (1, _, Some(rule)) => Some(self.by_rule(rule, &look)),
+            _ => Some(not_known(pass, &missing, facts)),
+        }
+    }
+
+    fn look(&self, facts: &Facts, fact: Fact) -> Option<Value> {
+        let known = facts.get(fact).or_else(|| self.profile.build.get(fact)).cloned();
+        // Where nothing is external this file isn't.
+        let nothing = fact == Fact::External && self.profile.options.external.is_empty();
+        known.or(nothing.then_some(Value::Bool(false)))
+    }
+
+    fn by_rule(&self, rule: &Rule, look: impl Fn(Fact) -> Option<Value>) -> Judgement {
+        let fill = |message: &Message| message.fill(&look);
+        Judgement {
+            verdict: rule.verdict,
+            reason: rule.reason.clone(),
+            pass: rule.pass,
+            message: fill(&rule.message),
+            remedy: fill(&rule.remedy),
+            options: rule.options.iter().map(fill).collect(),
+        }
+    }
+}
+
+fn not_known(pass: Pass, missing: &BTreeSet<Fact>, facts: &Facts) -> Judgement {
+    let why = facts.text(Fact::Why).map(|why| format!(": {why}")).unwrap_or_default();
+    let remedy = if missing.is_empty() {
+        format!("no rule is about such a file{why}")
+    } else {
+        let meanings: Vec<&str> = missing.iter().map(|fact| fact.meaning().trim_end_matches('.')).collect();
+        format!("it depends on what isn't known{why} ({})", meanings.join("; "))
+    };
+    Judgement {
+        verdict: Verdict::Unknown,
+        reason: NOT_KNOWN.to_owned(),
+        pass,
+        message: String::new(),
+        remedy,
+        options: Vec::new(),
+    }
+}

@@ -1,0 +1,161 @@
+//! Texts with facts in them: `Can't dump file {fd} of that type [{mode:o}]`.
+
+use std::fmt::Write as _;
+
+use super::super::facts::{Fact, Type, Value};
+
+/// A text with places for facts. `{fact}` is a fact as it is, `{fact:x}`, `{fact:#x}` and `{fact:o}` a number in another base.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Message(Vec<Part>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Fact(Fact, Form),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Plain,
+    Hex,
+    PrefixedHex,
+    Octal,
+}
+
+impl Form {
+    const ALL: [(&str, Self); 4] =
+        [("", Self::Plain), ("x", Self::Hex), ("#x", Self::PrefixedHex), ("o", Self::Octal)];
+}
+
+impl Message {
+    /// Reads a text.
+    ///
+    /// # Errors
+    /// When a place names no fact, or isn't closed: what is wrong.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('{') {
+            let (place, after) =
+                after.split_once('}').ok_or_else(|| format!("a {{ without a }} in {text:?}"))?;
+            let (name, form) = place.split_once(':').unwrap_or((place, ""));
+            let fact = Fact::from_name(name).ok_or_else(|| format!("no fact is called {name:?}"))?;
+            let form = Form::ALL.into_iter().find(|(known, _)| *known == form).map(|(_, form)| form);
+            let form = form.ok_or_else(|| format!("{place:?} has no form of x, #x or o"))?;
+            if form != Form::Plain && fact.value_type() != Type::Int {
+                return Err(format!("{name} is no number"));
+            }
+            parts.push(Part::Text(before.to_owned()));
+            parts.push(Part::Fact(fact, form));
+            rest = after;
+        }
+        parts.push(Part::Text(rest.to_owned()));
+        parts.retain(|part| !matches!(part, Part::Text(text) if text.is_empty()));
+        Ok(Self(parts))
+    }
+
+    /// Whether there is nothing to say.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The text, with `?` for what isn't known.
+    pub(in super::super) fn fill(&self, look: impl Fn(Fact) -> Option<Value>) -> String {
+        let mut text = String::new();
+        for part in &self.0 {
+            // Writing to a string can't fail.
+            let _ = match part {
+                Part::Text(part) => write!(text, "{part}"),
+                Part::Fact(fact, form) => match (look(*fact), form) {
+                    // As printf has them: %x and %o take the low 32 bits.
+                    (Some(Value::Int(n)), Form::Hex) => write!(text, "{n:x}"),
+                    (Some(Value::Int(n)), Form::PrefixedHex) => write!(text, "{n:#x}"),
+                    (Some(Value::Int(n)), Form::Octal) => write!(text, "{n:o}"),
+                    (Some(Value::Int(n)), Form::Plain) => write!(text, "{n}"),
+                    (Some(Value::Text(value)), _) => write!(text, "{value}"),
+                    (Some(Value::Bool(value)), _) => write!(text, "{value}"),
+                    (None, _) => write!(text, "?"),
+                },
+            };
+        }
+        text
+    }
+
+    /// The text as it stands in the file, for people: places are shown by their names.
+    #[must_use]
+    pub fn pattern(&self) -> String {
+        let part = |part: &Part| match part {
+            Part::Text(text) => text.clone(),
+            Part::Fact(fact, _) => format!("{{{}}}", fact.name()),
+        };
+        self.0.iter().map(part).collect()
+    }
+
+    /// Whether a text is this one, with whatever facts in it; and the facts, as texts.
+    #[must_use]
+    pub fn matches(&self, text: &str) -> Option<Vec<(Fact, String)>> {
+        let mut rest = text;
+        let mut facts = Vec::new();
+        let mut parts = self.0.iter().peekable();
+        while let Some(part) = parts.next() {
+            match part {
+                Part::Text(part) => rest = rest.strip_prefix(part.as_str())?,
+                Part::Fact(fact, _) => {
+                    let end = match parts.peek() {
+                        Some(Part::Text(next)) => rest.find(next.as_str())?,
+                        // Two facts in a row can't be told apart.
+                        Some(Part::Fact(..)) => return None,
+                        None => rest.len(),
+                    };
+                    let (value, after) = rest.split_at_checked(end)?;
+                    facts.push((*fact, value.to_owned()));
+                    rest = after;
+                }
+            }
+        }
+        rest.is_empty().then_some(facts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(fact: Fact) -> Option<Value> {
+        match fact {
+            Fact::Fd => Some(Value::Int(7)),
+            Fact::Mode => Some(Value::Int(0o600)),
+            Fact::Inode => Some(Value::Int(0xab)),
+            Fact::Link => Some("anon_inode:[pidfd]".into()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn facts_are_filled_in() {
+        let message = Message::parse("Can't dump file {fd} of that type [{mode:o}] (anon {link})").unwrap();
+        let text = "Can't dump file 7 of that type [600] (anon anon_inode:[pidfd])";
+        assert_eq!(message.fill(look), text);
+        assert_eq!(Message::parse("{inode:x} {inode:#x} {size}").unwrap().fill(look), "ab 0xab ?");
+    }
+
+    #[test]
+    fn a_text_is_recognised() {
+        let message = Message::parse("Can't dump file {fd} of that type [{mode:o}] (anon {link})").unwrap();
+        let found =
+            message.matches("Can't dump file 24 of that type [600] (anon anon_inode:[pidfd])").unwrap();
+        assert_eq!(found[0], (Fact::Fd, "24".to_owned()));
+        assert_eq!(found[2], (Fact::Link, "anon_inode:[pidfd]".to_owned()));
+        assert!(message.matches("Can't dump file 24").is_none());
+        assert!(message.matches("").is_none());
+    }
+
+    #[test]
+    fn bad_places_are_refused() {
+        for bad in ["{", "{nothing}", "{fd:y}", "{link:x}", "{fd"] {
+            assert!(Message::parse(bad).is_err(), "{bad}");
+        }
+        assert!(Message::parse("").unwrap().is_empty());
+    }
+}
