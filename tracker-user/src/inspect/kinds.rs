@@ -1,0 +1,221 @@
+//! What a file is, by what user space sees of it, in CRIU's order (files.c:dump_one_file). Pure.
+
+use tracker_ebpf::{ANON_INODES, Kind};
+
+use super::{parse, sys::Status};
+use crate::verdict::FileKind;
+
+// include/uapi/linux/magic.h; others in ipc/mqueue.c, virt/kvm/guest_memfd.c, drivers/dma-buf/dma-buf.c, mm/secretmem.c.
+pub(super) const ANON_INODE_FS: u64 = 0x0904_1934;
+pub(super) const SOCKFS: u64 = 0x534f_434b;
+pub(super) const OVERLAY: u64 = 0x794c_7630;
+const PID_FS: u64 = 0x5049_4446;
+const PIPE_FS: u64 = 0x5049_5045;
+const NS_FS: u64 = 0x6e73_6673;
+pub(super) const HUGETLB_FS: u64 = 0x9584_58f6;
+const SECRET_MEMORY: u64 = 0x5345_434d;
+const DMA_BUF: u64 = 0x444d_4142;
+const MQUEUE: u64 = 0x1980_0202;
+const GUEST_MEMORY: u64 = 0x474d_454d;
+const PROC: u64 = 0x9fa0;
+const NFS: u64 = 0x6969;
+const DEVPTS: u64 = 0x1cd1;
+
+/// The kind with this name. All names here are in the list: a test says so.
+fn named(name: &str) -> FileKind {
+    FileKind::from_name(name).unwrap_or(FileKind::UNREADABLE)
+}
+
+/// What a file is that isn't a socket of the kernel's socket filesystem. `memory` is the device of memory files.
+/// `None`: nothing that CRIU or this list has a name for.
+pub(super) fn of_file(
+    status: &Status,
+    magic: u64,
+    link: &str,
+    memory: Option<(u32, u32)>,
+) -> Option<FileKind> {
+    match status.mode & libc::S_IFMT {
+        // A socket's name, opened with O_PATH.
+        libc::S_IFSOCK => return Some(named("unix")),
+        libc::S_IFCHR => return Some(char_device(status.is_device)),
+        _ => {}
+    }
+    match magic {
+        ANON_INODE_FS => return Some(anonymous(link)),
+        PID_FS => return Some(Kind::Pidfd.into()),
+        SECRET_MEMORY => return Some(Kind::MemfdSecret.into()),
+        DMA_BUF => return Some(Kind::DmaBuf.into()),
+        MQUEUE if status.mode & libc::S_IFMT == libc::S_IFREG => return Some(Kind::Mqueue.into()),
+        GUEST_MEMORY => return Some(Kind::Kvm.into()),
+        NS_FS if parse::namespace(link).is_some() => return Some(named("namespace")),
+        PIPE_FS => return Some(named("pipe")),
+        HUGETLB_FS if link.starts_with("/memfd:") => return Some(named("memfd")),
+        _ => {}
+    }
+    let name = match status.mode & libc::S_IFMT {
+        libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK if memory == Some(status.device) => "memfd",
+        libc::S_IFREG if link.starts_with('/') => "file",
+        libc::S_IFDIR if link.starts_with('/') => "directory",
+        libc::S_IFLNK if link.starts_with('/') => "symlink",
+        libc::S_IFIFO => "fifo",
+        libc::S_IFBLK => return Some(Kind::BlockDevice.into()),
+        _ => return None,
+    };
+    Some(named(name))
+}
+
+/// `files.c:dump_chrdev`, `tty.c:get_tty_driver`
+fn char_device(device: (u32, u32)) -> FileKind {
+    match device {
+        (1, _) => named("mem_device"),
+        (10, 200) => Kind::Tun.into(),
+        (10, 235) => named("autofs"),
+        (195, _) => Kind::Nvidia.into(),
+        (226, _) => Kind::Dri.into(),
+        _ if tty_driver(device).is_some() => named("tty"),
+        _ => Kind::CharDevice.into(),
+    }
+}
+
+/// CRIU's name for a terminal's driver (tty.c:get_tty_driver).
+pub(super) const fn tty_driver(device: (u32, u32)) -> Option<&'static str> {
+    Some(match device {
+        (5, 2) | (128..=135, _) => "ptmx",
+        (5, 1) => "console",
+        (5, 0) => "ctty",
+        (4, 1..=63) => "vt",
+        (188 | 204, _) => "serial",
+        (136, _) => "pts",
+        _ => return None,
+    })
+}
+
+/// By the inode's name, which CRIU compares as a whole (util.c:is_anon_link_type).
+pub(super) fn anonymous(link: &str) -> FileKind {
+    let name = link.strip_prefix("anon_inode:").unwrap_or(link);
+    let known = ANON_INODES.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
+    match known {
+        Some(kind) => kind.into(),
+        None if name.starts_with("kvm-") => Kind::Kvm.into(),
+        None => Kind::AnonOther.into(),
+    }
+}
+
+/// By family, type and protocol (sockets.c:dump_socket, sk-inet.c:can_dump_ipproto).
+pub(super) fn of_socket(family: i32, kind: i32, protocol: i32) -> FileKind {
+    match (family, kind, protocol) {
+        (libc::AF_UNIX, ..) => named("unix"),
+        (libc::AF_NETLINK, ..) => named("netlink"),
+        (libc::AF_PACKET, ..) => Kind::Packet.into(),
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, _) => named("raw"),
+        (libc::AF_INET | libc::AF_INET6, _, 132) => Kind::Sctp.into(),
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, 262) => Kind::Mptcp.into(),
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, 0 | 6) => named("tcp"),
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, 1 | 58) => Kind::Ping.into(),
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, 0 | 17 | 136) => named("udp"),
+        (libc::AF_CAN, ..) => Kind::Can.into(),
+        (libc::AF_BLUETOOTH, ..) => Kind::Bluetooth.into(),
+        (libc::AF_ALG, ..) => Kind::Alg.into(),
+        (libc::AF_VSOCK, ..) => Kind::Vsock.into(),
+        (libc::AF_XDP, ..) => Kind::Xdp.into(),
+        _ => Kind::SocketOther.into(),
+    }
+}
+
+/// The magic number of a filesystem by the name that mountinfo has for it, where it matters; else 0. To ask the filesystem itself
+/// could take as long as its server likes.
+pub(super) fn magic(filesystem: &str) -> u64 {
+    match filesystem {
+        "overlay" => OVERLAY,
+        "nfs" | "nfs4" => NFS,
+        "proc" => PROC,
+        "devpts" => DEVPTS,
+        "mqueue" => MQUEUE,
+        "nsfs" => NS_FS,
+        "hugetlbfs" => HUGETLB_FS,
+        _ => 0,
+    }
+}
+
+/// A filesystem's name, where it matters.
+pub(super) const fn filesystem(magic: u64) -> &'static str {
+    match magic {
+        OVERLAY => "overlay",
+        NFS => "nfs",
+        PROC => "proc",
+        DEVPTS => "devpts",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(mode: u32, magic: u64, link: &str) -> Option<&'static str> {
+        let status = Status { mode, device: (0, 9), ..Status::default() };
+        of_file(&status, magic, link, Some((0, 1))).map(FileKind::name)
+    }
+
+    #[test]
+    fn filesystems_of_the_kernels_own() {
+        // Before Linux 6.9, since 6.9.
+        assert_eq!(kind(0o600, ANON_INODE_FS, "anon_inode:[pidfd]"), Some("pidfd"));
+        assert_eq!(kind(0o700, PID_FS, "anon_inode:[pidfd]"), Some("pidfd"));
+        assert_eq!(kind(0o100_700, PID_FS, "anon_inode:[pidfd]"), Some("pidfd"));
+        assert_eq!(kind(0o600, ANON_INODE_FS, "anon_inode:inotify"), Some("inotify"));
+        // Not the name of an inotify.
+        assert_eq!(kind(0o600, ANON_INODE_FS, "anon_inode:[inotify]"), Some("anon_other"));
+        assert_eq!(kind(0o600, ANON_INODE_FS, "anon_inode:kvm-vcpu:0"), Some("kvm"));
+        assert_eq!(kind(0o10_600, PIPE_FS, "pipe:[7]"), Some("pipe"));
+        assert_eq!(kind(0o10_644, 0xef53, "/run/fifo"), Some("fifo"));
+        assert_eq!(kind(0o100_444, NS_FS, "net:[4026531840]"), Some("namespace"));
+        assert_eq!(kind(0o100_600, SECRET_MEMORY, "/secretmem (deleted)"), Some("memfd_secret"));
+        assert_eq!(kind(0o600, DMA_BUF, "/dmabuf:x"), Some("dma_buf"));
+        assert_eq!(kind(0o100_600, MQUEUE, "/queue"), Some("mqueue"));
+        assert_eq!(kind(0o41_777, MQUEUE, "/dev/mqueue"), Some("directory"));
+    }
+
+    #[test]
+    fn files_by_type() {
+        assert_eq!(kind(0o100_644, 0xef53, "/etc/passwd"), Some("file"));
+        assert_eq!(kind(0o40_755, 0xef53, "/"), Some("directory"));
+        assert_eq!(kind(0o120_777, 0xef53, "/bin"), Some("symlink"));
+        assert_eq!(kind(0o60_660, 0x0102_1994, "/dev/sda"), Some("block_device"));
+        assert_eq!(kind(0o140_755, 0x0102_1994, "/run/x.sock"), Some("unix"));
+        let memory = Status { mode: 0o100_777, device: (0, 1), ..Status::default() };
+        let kind_of = |memory_device| of_file(&memory, 0x0102_1994, "/memfd:x (deleted)", memory_device);
+        assert_eq!(kind_of(Some((0, 1))).map(FileKind::name), Some("memfd"));
+        assert_eq!(kind_of(None).map(FileKind::name), Some("file"));
+        assert_eq!(kind(0o100_644, 0x1234, "strange:[1]"), None);
+        assert_eq!(kind(0o644, 0x1234, "strange:[1]"), None);
+    }
+
+    #[test]
+    fn filesystems_by_name() {
+        assert_eq!((filesystem(magic("nfs4")), filesystem(magic("ext4"))), ("nfs", "other"));
+        assert_eq!((filesystem(magic("overlay")), filesystem(magic("devpts"))), ("overlay", "devpts"));
+    }
+
+    #[test]
+    fn devices() {
+        let name = |major, minor| char_device((major, minor)).name();
+        assert_eq!((name(1, 3), name(10, 200), name(10, 235)), ("mem_device", "tun", "autofs"));
+        assert_eq!((name(10, 229), name(195, 255), name(226, 128)), ("char_device", "nvidia", "dri"));
+        assert_eq!((name(5, 2), name(5, 3), name(136, 4)), ("tty", "char_device", "tty"));
+        assert_eq!(
+            (name(4, 0), name(4, 1), name(4, 64), name(204, 64)),
+            ("char_device", "tty", "char_device", "tty")
+        );
+    }
+
+    #[test]
+    fn sockets() {
+        let name = |family, kind, protocol| of_socket(family, kind, protocol).name();
+        assert_eq!((name(1, 1, 0), name(16, 3, 15), name(17, 3, 0)), ("unix", "netlink", "packet"));
+        assert_eq!((name(2, 1, 6), name(10, 1, 262), name(2, 5, 132)), ("tcp", "mptcp", "sctp"));
+        assert_eq!((name(2, 2, 17), name(2, 2, 136), name(2, 2, 1)), ("udp", "udp", "ping"));
+        assert_eq!((name(2, 3, 1), name(2, 6, 33), name(15, 3, 2)), ("raw", "socket_other", "socket_other"));
+        assert_eq!((name(40, 1, 0), name(38, 5, 0)), ("vsock", "alg"));
+    }
+}

@@ -1,0 +1,116 @@
+//! What a process has mapped that a dump stops at (proc_parse.c:handle_vma), before it looks at any fd.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+};
+
+use tracker_ebpf::Kind;
+
+use super::{
+    files::{basics, is_gone},
+    kinds,
+    parse::Mapping,
+    paths,
+    processes::Seen,
+    surroundings::Surroundings,
+    sys::{self, Status, c_path},
+};
+use crate::verdict::{
+    Fact, Facts, FileKind,
+    tree::{File, Relation},
+};
+
+/// The fd that CRIU's messages have for a mapped file (files.h:FD_DESC_INVALID).
+const NO_FD: i64 = -3;
+
+/// Adds the mappings of a process that can't be dumped, or may not be, each file once. An error: the process has ended, or can't be read.
+pub(super) fn look(seen: &Seen, around: &mut Surroundings, files: &mut Vec<File>) -> io::Result<()> {
+    let named = |error: io::Error| {
+        if is_gone(&error) { error } else { io::Error::other(format!("read its maps: {error}")) }
+    };
+    let text = seen.read("maps").map_err(named)?;
+    let directory =
+        sys::open(seen.dir.as_fd(), c"map_files", libc::O_RDONLY | libc::O_DIRECTORY).map_err(named)?;
+    let mut known = BTreeSet::new();
+    for mapping in Mapping::parse(&text) {
+        if known.insert((mapping.major, mapping.minor, mapping.inode, mapping.name.clone())) {
+            files.extend(file(seen, around, directory.as_fd(), &mapping));
+        }
+    }
+    Ok(())
+}
+
+fn file(
+    seen: &Seen,
+    around: &mut Surroundings,
+    directory: BorrowedFd<'_>,
+    mapping: &Mapping,
+) -> Option<File> {
+    let name = mapping.name.as_str();
+    match name {
+        "[uprobes]" => return Some(mapped("uprobes_mapped", mapping, Facts::default())),
+        _ if mapping.inode == 0 && name.starts_with('[') => return None,
+        // The ring of asynchronous I/O, and packet sockets' rings, are dumped.
+        _ if name.starts_with("/[aio]") || name.starts_with("socket:[") => return None,
+        // Huge pages are (mem.c:vma_entry_can_be_lazy, memfd.c:is_memfd), by a mount of the kernel's own.
+        _ if name.starts_with("/anon_hugepage") || name.starts_with("/SYSV") => return None,
+        _ => {}
+    }
+    let path = mapping.file_name();
+    let status = match sys::status(directory, &c_path(path.as_str()).ok()?, 0) {
+        Ok(status) => status,
+        // It was unmapped, or has no file.
+        Err(error) if is_gone(&error) => return None,
+        // Not permitted (CAP_CHECKPOINT_RESTORE): only the name says something.
+        Err(error) => return by_name(mapping, &format!("look at what is mapped: {error}")),
+    };
+    let pid = seen.process.pid;
+    let magic = around.magic(status.mount, || format!("/proc/{pid}/map_files/{path}")).ok()?;
+    match kinds::of_file(&status, magic, name, around.memory)?.name() {
+        "file" => regular(around, mapping, &status, magic),
+        "memfd" => None,
+        "mem_device" if status.is_device == (1, 5) => None,
+        kind => {
+            let kind = Kind::from_name(kind).map_or(Kind::OtherMapped, Kind::mapped);
+            let mut file = mapped(kind.name(), mapping, basics(&status));
+            file.facts.set_some(Fact::MountId, status.mount.and_then(|mount| i64::try_from(mount).ok()));
+            Some(file)
+        }
+    }
+}
+
+/// A mapped file is dumped as one that is open. Of the many that nothing is wrong with, nothing is said.
+fn regular(around: &mut Surroundings, mapping: &Mapping, status: &Status, magic: u64) -> Option<File> {
+    let mount = status.mount.and_then(|mount| i64::try_from(mount).ok());
+    let mut file = mapped("file", mapping, basics(status));
+    file.facts.set_some(Fact::MountId, mount);
+    file.facts.set(Fact::Lock, "none");
+    file.relations.extend(mount.map(Relation::Mount));
+    paths::look(around, status, magic, &mapping.name, &mut file);
+    let is_plain = mount.is_some_and(|mount| around.is_plain(mount));
+    let is_there = status.links > 0 && file.facts.text(Fact::Leads).is_none_or(|leads| leads == "same");
+    (!is_plain || !is_there).then_some(file)
+}
+
+fn by_name(mapping: &Mapping, why: &str) -> Option<File> {
+    let kind = match mapping.name.as_str() {
+        "/secretmem (deleted)" => Kind::MemfdSecretMapped.name(),
+        name if name.starts_with("anon_inode:") => {
+            Kind::from_name(kinds::anonymous(name).name()).map_or(Kind::OtherMapped, Kind::mapped).name()
+        }
+        name if name.starts_with("/dev/") && !name.starts_with("/dev/zero") => FileKind::UNREADABLE.name(),
+        _ => return None,
+    };
+    let mut facts = Facts::default();
+    facts.set(Fact::Why, why.to_owned());
+    Some(mapped(kind, mapping, facts))
+}
+
+fn mapped(kind: &str, mapping: &Mapping, mut facts: Facts) -> File {
+    facts.set(Fact::Fd, NO_FD);
+    facts.set_some(Fact::Address, i64::try_from(mapping.start).ok());
+    let kind = FileKind::from_name(kind).unwrap_or(FileKind::UNREADABLE);
+    File { fd: None, kind, link: mapping.name.clone(), facts, relations: Vec::new() }
+}

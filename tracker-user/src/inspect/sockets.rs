@@ -1,0 +1,234 @@
+//! Sockets, by duplicates that live for microseconds.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use tracker_ebpf::Kind;
+
+use super::{
+    files::{Looker, Open, basics, unreadable},
+    kinds, parse, sys,
+};
+use crate::verdict::{
+    Fact, FileKind,
+    tree::{File, Relation},
+};
+
+/// A socket, of which only the link was read: the duplicate tells the rest.
+pub(super) fn look(looker: &mut Looker<'_>, fd: u32, link: &str) -> File {
+    let unknown = |why: &str| unreadable(fd, link.to_owned(), why);
+    let socket = match looker.process().map(|process| sys::duplicate_socket(process.as_fd(), fd)) {
+        Ok(Ok(socket)) => socket,
+        Ok(Err(error)) => return unknown(&format!("pidfd_getfd: {error}")),
+        Err(why) => return unknown(why),
+    };
+    // It may be another file by now, of which a duplicate isn't to live longer than this.
+    let status = match sys::status_of(socket.as_fd()) {
+        Ok(status) if parse::namespace(link) == Some(("socket", status.inode)) => status,
+        _ => return unknown("it was replaced while it was looked at"),
+    };
+    let open = Open { fd, link: link.to_owned(), status, magic: kinds::SOCKFS };
+    look_at(looker, &open, socket.as_fd())
+}
+
+fn look_at(looker: &mut Looker<'_>, open: &Open, socket: BorrowedFd<'_>) -> File {
+    let number = |name| sys::socket_option::<i32>(socket, libc::SOL_SOCKET, name).map(|(value, _)| value);
+    let what = number(libc::SO_DOMAIN)
+        .and_then(|family| Ok((family, number(libc::SO_TYPE)?, number(libc::SO_PROTOCOL)?)));
+    let (family, kind, protocol) = match what {
+        Ok(what) => what,
+        // Opened anew by its link in /proc, with O_PATH: nothing can be asked of it, by CRIU neither.
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => return o_path(open),
+        Err(error) => return unreadable(open.fd, open.link.clone(), &format!("getsockopt: {error}")),
+    };
+    let mut file = socket_file(open, kinds::of_socket(family, kind, protocol));
+    file.facts.set(Fact::OPath, false);
+    file.facts.set(Fact::Family, i64::from(family));
+    file.facts.set(Fact::SocketType, i64::from(kind));
+    file.facts.set(Fact::Protocol, i64::from(protocol));
+    file.facts.set_some(Fact::Filter, filter(socket));
+    let listed = looker.around.listed.get(&open.status.inode).copied();
+    // Not permitted in a user namespace that this process isn't above (net/socket.c:SIOCGSKNS).
+    let namespace = listed.or_else(|| sys::socket_namespace(socket).ok());
+    file.relations.extend(namespace.map(Relation::SocketNamespace));
+    details(looker, open, socket, namespace, &mut file);
+    file
+}
+
+fn socket_file(open: &Open, kind: FileKind) -> File {
+    let (link, facts) = (open.link.clone(), basics(&open.status));
+    File { fd: Some(open.fd), kind, link, facts, relations: Vec::new() }
+}
+
+fn o_path(open: &Open) -> File {
+    let mut file = socket_file(open, kinds::of_socket(libc::AF_UNIX, 0, 0));
+    file.facts.set(Fact::OPath, true);
+    file
+}
+
+fn filter(socket: BorrowedFd<'_>) -> Option<&'static str> {
+    match sys::socket_filter(socket) {
+        Ok(0) => Some("none"),
+        Ok(_) => Some("classic"),
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => Some("ebpf"),
+        Err(_) => None,
+    }
+}
+
+fn details(
+    looker: &mut Looker<'_>,
+    open: &Open,
+    socket: BorrowedFd<'_>,
+    namespace: Option<u64>,
+    file: &mut File,
+) {
+    match file.kind.name() {
+        "tcp" => tcp(socket, file),
+        "udp" => {
+            const UDP_CORK: i32 = 1;
+            let protocol = if file.facts.int(Fact::Protocol) == Some(136) { 136 } else { libc::IPPROTO_UDP };
+            let corked = sys::socket_option::<i32>(socket, protocol, UDP_CORK);
+            file.facts.set_some(Fact::Corked, corked.ok().map(|(corked, _)| corked != 0));
+        }
+        "netlink" => netlink_socket(socket, file),
+        "packet" => {
+            let memberships = looker.around.memberships(looker.seen, namespace, open.status.inode);
+            file.facts.set_some(Fact::Memberships, memberships);
+        }
+        "unix" => {
+            file.relations.push(Relation::Unix(open.status.inode));
+            unix_queue(looker, open, socket, file);
+        }
+        _ => {}
+    }
+}
+
+/// The first bytes of `struct tcp_info`, and the words that follow them: up to `tcpi_unacked`.
+fn tcp(socket: BorrowedFd<'_>, file: &mut File) {
+    let Ok((info, length)) = sys::socket_option::<[u32; 8]>(socket, libc::IPPROTO_TCP, libc::TCP_INFO) else {
+        return;
+    };
+    if length < size_of_val(&info) {
+        return;
+    }
+    let [first, .., unacknowledged, _] = info;
+    let [state, ..] = first.to_ne_bytes();
+    let name = match state {
+        1 | 4 | 5 | 8 | 9 | 11 => "connected",
+        2 => "connecting",
+        3 | 12 => "syn_recv",
+        6 => "time_wait",
+        7 => "close",
+        10 => "listen",
+        _ => return,
+    };
+    file.facts.set(Fact::State, name);
+    file.facts.set(Fact::StateNumber, i64::from(state));
+    if name == "listen" {
+        // Of a listening socket it is the number of connections to accept (net/ipv4/tcp.c:tcp_get_info).
+        file.facts.set(Fact::Backlog, i64::from(unacknowledged));
+    }
+}
+
+/// `sk-netlink.c:dump_one_netlink_fd`
+fn netlink_socket(socket: BorrowedFd<'_>, file: &mut File) {
+    // CRIU asks `poll` too (fd_has_data).
+    let readable = sys::poll(socket, libc::POLLIN).map(|events| i64::from(events != 0));
+    file.facts.set_some(Fact::Queued, readable.ok());
+    file.facts.set_some(Fact::PortId, sys::netlink_port(socket).ok().map(i64::from));
+    // include/uapi/linux/netlink.h
+    const SOL_NETLINK: i32 = 270;
+    const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
+    if let Ok((words, length)) =
+        sys::socket_option::<[u32; 32]>(socket, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS)
+    {
+        file.facts.set(Fact::Group, highest_group(&words, length));
+    }
+}
+
+/// The highest group, as CRIU counts: it takes the kernel's whole list, which comes in words of a `long`, less the last half if that
+/// is empty. More than one word is too many for it, whatever is in them.
+fn highest_group(words: &[u32], length: usize) -> i64 {
+    let count = length.next_multiple_of(8) / 4;
+    let last = count.checked_sub(1).and_then(|last| words.get(last));
+    let counted = if last.is_none_or(|word| *word == 0) { count.saturating_sub(1) } else { count };
+    let groups = words.iter().zip((0_u32..).step_by(32));
+    let highest =
+        groups.filter(|(word, _)| **word != 0).map(|(word, at)| at + 32 - word.leading_zeros()).max();
+    let highest = i64::from(highest.unwrap_or(0));
+    if counted > 1 { highest.max(33) } else { highest }
+}
+
+/// What CRIU would find in the queue (sk-queue.c:dump_sk_queue). Nothing is read, so what isn't plain remains unknown.
+fn unix_queue(looker: &mut Looker<'_>, open: &Open, socket: BorrowedFd<'_>, file: &mut File) {
+    let Ok(events) = sys::poll(socket, libc::POLLIN | libc::POLLRDHUP) else { return };
+    if events & libc::POLLIN == 0 {
+        file.facts.set(Fact::Credentials, false);
+        return;
+    }
+    let has =
+        |name| sys::socket_option::<i32>(socket, libc::SOL_SOCKET, name).is_ok_and(|(value, _)| value != 0);
+    // A socket that listens has connections in its queue, which CRIU doesn't read. One that was shut down is readable too; a
+    // datagram may be empty.
+    let is_stream = file.facts.int(Fact::SocketType) == Some(libc::SOCK_STREAM.into());
+    let is_empty = match sys::unread(socket) {
+        _ if has(libc::SO_ACCEPTCONN) => Some(true),
+        Ok(0) if is_stream => Some(true),
+        Ok(0) if events & libc::POLLRDHUP != 0 => None,
+        Ok(_) => Some(false),
+        Err(_) => None,
+    };
+    let is_asking = CREDENTIALS.iter().any(|name| has(*name));
+    match is_empty {
+        Some(is_empty) => file.facts.set(Fact::Credentials, !is_empty && is_asking),
+        None if !is_asking => file.facts.set(Fact::Credentials, false),
+        None => {}
+    }
+    in_flight(looker, open, file);
+}
+
+/// Options by which messages come with control data other than files (include/uapi/asm-generic/socket.h). Not SO_PASSSEC: a label
+/// comes only with some security modules.
+const CREDENTIALS: [i32; 6] = [
+    libc::SO_PASSCRED,
+    SO_PASSPIDFD,
+    libc::SO_TIMESTAMP,
+    libc::SO_TIMESTAMPNS,
+    SO_TIMESTAMP_NEW,
+    SO_TIMESTAMPNS_NEW,
+];
+const SO_TIMESTAMP_NEW: i32 = 63;
+const SO_TIMESTAMPNS_NEW: i32 = 64;
+const SO_PASSPIDFD: i32 = 76;
+
+/// Files on their way through the socket (Linux 5.5), which can't be looked at before they are received: nothing is known of them.
+fn in_flight(looker: &mut Looker<'_>, open: &Open, file: &mut File) {
+    let count = looker.fdinfo_or_why(open.fd, file).and_then(|info| info.files_in_flight).unwrap_or(0);
+    if count > 0 {
+        let mut sent = unreadable(open.fd, open.link.clone(), "");
+        sent.fd = None;
+        sent.kind = Kind::FdInFlight.into();
+        let why = format!(
+            "{count} files wait to be received from fd {}, and can't be looked at from outside",
+            open.fd
+        );
+        sent.facts.set(Fact::Why, why);
+        looker.sent.push(sent);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_netlink_are_counted_as_criu_does() {
+        assert_eq!(highest_group(&[0; 32], 0), 0);
+        // rtnetlink: 36 groups
+        assert_eq!(highest_group(&[1, 0], 8), 1);
+        assert_eq!(highest_group(&[0x8000_0000, 0], 4), 32);
+        assert_eq!(highest_group(&[0, 2], 8), 34);
+        // Generic netlink has room for more.
+        assert_eq!(highest_group(&[1, 0, 0, 0], 16), 33);
+        assert_eq!(highest_group(&[0; 32], 4096), 33);
+    }
+}

@@ -1,0 +1,205 @@
+//! Whether CRIU would find again what an inotify or a fanotify watches (fsnotify.c:check_open_handle, irmap.c).
+
+use std::{
+    collections::BTreeSet,
+    fs::File as StdFile,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+};
+
+use super::{
+    files::{Looker, Open},
+    parse::{Mark, Mount, Watch},
+    surroundings::{MountSpace, Surroundings},
+    sys,
+};
+use crate::verdict::{Fact, tree::File};
+
+/// Where CRIU looks for what it has no handle of, in the root process's mount namespace, with all that is below
+/// (irmap.c:hints; the root itself without).
+const HINTS: [&str; 8] = [
+    "/etc",
+    "/var/spool",
+    "/var/log",
+    "/usr/share/dbus-1/services",
+    "/usr/share/dbus-1/system-services",
+    "/var/lib/polkit-1/localauthority",
+    "/usr/share/polkit-1/actions",
+    "/lib/udev",
+];
+
+/// So many files are looked at under the hints, and no more: it is for a verdict that a person waits for.
+const MAX_HINTED: usize = 100_000;
+
+/// So deep, and no deeper: each level costs an fd.
+const MAX_DEPTH: usize = 40;
+
+/// The files under the hints: device and inode.
+#[derive(Default)]
+pub(super) struct Hints {
+    found: BTreeSet<((u32, u32), u64)>,
+    /// Something couldn't be listed.
+    incomplete: bool,
+}
+
+/// What becomes of a watch. The names are those of the fact.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Found,
+    NoHandle,
+    NoPath,
+    NoMount,
+}
+
+pub(super) fn look(looker: &mut Looker<'_>, open: &Open, file: &mut File) {
+    let Some(info) = looker.fdinfo_or_why(open.fd, file) else { return };
+    if info.incomplete {
+        return file.facts.set(Fact::Why, "its fdinfo isn't understood");
+    }
+    for mark in &info.marks {
+        match outcome(looker.around, mark) {
+            Ok(Outcome::Found) => {}
+            // CRIU stops at the first.
+            Ok(outcome) => return failed(file, mark, outcome),
+            Err(why) => return file.facts.set(Fact::Why, why),
+        }
+    }
+    file.facts.set(Fact::Watches, "found");
+}
+
+fn failed(file: &mut File, mark: &Mark, outcome: Outcome) {
+    let name = match outcome {
+        Outcome::Found => "found",
+        Outcome::NoHandle => "no_handle",
+        Outcome::NoPath => "no_path",
+        Outcome::NoMount => "no_mount",
+    };
+    file.facts.set(Fact::Watches, name);
+    match mark {
+        Mark::Inode(watch) => {
+            file.facts.set(Fact::WatchDevice, i64::from(watch.device));
+            file.facts.set_some(Fact::WatchInode, i64::try_from(watch.inode).ok());
+        }
+        Mark::Mount(id) => file.facts.set(Fact::MountId, *id),
+        Mark::Filesystem => {}
+    }
+}
+
+fn outcome(around: &mut Surroundings, mark: &Mark) -> Result<Outcome, String> {
+    match mark {
+        Mark::Filesystem => Ok(Outcome::Found),
+        Mark::Mount(id) => Ok(if around.space_of(*id).is_some() { Outcome::Found } else { Outcome::NoMount }),
+        Mark::Inode(watch) => {
+            let by_handle = by_handle(around, watch)?;
+            if !matches!(by_handle, Outcome::NoHandle | Outcome::NoMount) {
+                return Ok(by_handle);
+            }
+            is_hinted(around, watch).map(|hinted| if hinted { Outcome::Found } else { by_handle })
+        }
+    }
+}
+
+/// Opens a watch's handle on each mount of its filesystem, as CRIU does; opened by `O_PATH`, so that nothing happens.
+fn by_handle(around: &Surroundings, watch: &Watch) -> Result<Outcome, String> {
+    let (mut is_mounted, mut is_open, mut in_memory) = (false, false, false);
+    for (space, mount) in around.mounts_of(watch.device_numbers()) {
+        is_mounted = true;
+        in_memory |= matches!(mount.filesystem.as_str(), "tmpfs" | "devtmpfs");
+        let Some((kind, bytes)) = &watch.handle else { continue };
+        let Some(directory) = directory(space, mount)? else { continue };
+        let opened = match sys::open_by_handle(directory.as_fd(), *kind, bytes) {
+            Ok(opened) => opened,
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                return Err(
+                    "open what is watched by its handle: not permitted (CAP_DAC_READ_SEARCH)".to_owned()
+                );
+            }
+            Err(_) => continue,
+        };
+        is_open = true;
+        if has_path(space, opened.as_fd(), watch.inode) {
+            return Ok(Outcome::Found);
+        }
+    }
+    Ok(match (is_mounted, is_open) {
+        (false, _) => Outcome::NoMount,
+        (true, false) => Outcome::NoHandle,
+        // Inodes of a filesystem in memory don't outlive it.
+        (true, true) if in_memory => Outcome::NoPath,
+        (true, true) => Outcome::Found,
+    })
+}
+
+/// Opens the directory where something is mounted; `None` if it is none, or can't be reached. Where that could wait for somebody
+/// else, or mount something, it isn't tried.
+fn directory(space: &MountSpace, mount: &Mount) -> Result<Option<StdFile>, String> {
+    if space.is_served((mount.major, mount.minor)) {
+        return Err(format!("what is watched is on {}, of which no file is opened", mount.filesystem));
+    }
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let opened = space.open(&mount.mountpoint, flags);
+    Ok(opened.ok().map(StdFile::from))
+}
+
+/// Whether the path of an open file leads to this inode (fsnotify.c:alloc_openable).
+fn has_path(space: &MountSpace, file: BorrowedFd<'_>, inode: u64) -> bool {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let Some(path) = path.ok().and_then(|path| path.to_str().map(str::to_owned)) else { return false };
+    let found = space.open(&path, libc::O_PATH);
+    found.and_then(|file| sys::status_of(file.as_fd())).is_ok_and(|status| status.inode == inode)
+}
+
+fn is_hinted(around: &mut Surroundings, watch: &Watch) -> Result<bool, String> {
+    if around.hints.is_none() {
+        around.hints = Some(around.first_space.and_then(|number| around.space(number)).map_or_else(
+            || Hints { incomplete: true, ..Hints::default() },
+            |space| Hints::list(space, &around.scan),
+        ));
+    }
+    let hints = around.hints.as_ref();
+    match hints {
+        Some(hints) if hints.found.contains(&(watch.device_numbers(), watch.inode)) => Ok(true),
+        Some(hints) if !hints.incomplete => Ok(false),
+        _ => Err("not all places could be listed where CRIU looks for watched files".to_owned()),
+    }
+}
+
+impl Hints {
+    fn list(space: &MountSpace, scan: &BTreeSet<String>) -> Self {
+        let mut hints = Self::default();
+        hints.found.extend(sys::status_of(space.root.as_fd()).map(|status| (status.device, status.inode)));
+        for hint in scan.iter().map(String::as_str).chain(HINTS) {
+            match space.open(hint, libc::O_PATH | libc::O_NOFOLLOW) {
+                Ok(file) => hints.add(space, file.as_fd(), MAX_DEPTH),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {}
+                Err(_) => hints.incomplete = true,
+            }
+        }
+        hints
+    }
+
+    /// A file, and if it is a directory all that is in it. A symbolic link is itself.
+    fn add(&mut self, space: &MountSpace, file: BorrowedFd<'_>, depth: usize) {
+        let Ok(status) = sys::status_of(file) else { return };
+        self.found.insert((status.device, status.inode));
+        if status.mode & libc::S_IFMT != libc::S_IFDIR {
+            return;
+        }
+        let is_too_much = depth == 0 || self.found.len() > MAX_HINTED || space.is_served(status.device);
+        if is_too_much || self.directory(space, file, depth - 1).is_err() {
+            self.incomplete = true;
+        }
+    }
+
+    fn directory(&mut self, space: &MountSpace, directory: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
+        for entry in std::fs::read_dir(format!("/proc/self/fd/{}", directory.as_raw_fd()))? {
+            let name = sys::c_path(entry?.file_name().into_encoded_bytes())?;
+            match sys::open(directory, &name, libc::O_PATH | libc::O_NOFOLLOW) {
+                Ok(file) => self.add(space, file.as_fd(), depth),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
