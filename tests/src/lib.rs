@@ -21,6 +21,7 @@ use tempfile::TempDir;
 use tracker_ebpf::{ANON_INODES, Kind};
 
 mod container;
+pub mod kinds;
 mod rival;
 pub mod sys;
 mod tables;
@@ -274,7 +275,15 @@ pub struct Zoo {
 
 impl Zoo {
     /// Starts the fixture by this command; what runs in the end must be the fixture.
+    ///
+    /// It leads a session, as the first process of a container does: else CRIU would want `--shell-job`.
     pub fn start(mut command: Command) -> Self {
+        // SAFETY: the call is safe after a fork.
+        unsafe {
+            std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+                sys::check(libc::setsid().into()).map(drop)
+            })
+        };
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start the fixture");
         let commands = child.stdin.take().expect("its standard input");

@@ -41,3 +41,22 @@ pub fn message<T>(number: c_long, socket: i64, control: &mut [T], len: usize, fl
     header.msg_controllen = len;
     call(number, &[socket, address(&header), flags])
 }
+
+/// Maps this part of a file, for good, to read and write, and shared with who else maps it.
+///
+/// # Errors
+/// What the kernel says.
+pub fn map(fd: i64, offset: i64, len: usize) -> Result<*mut u8, io::Error> {
+    // SAFETY: a new mapping, which stays.
+    let at = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            fd as libc::c_int,
+            offset,
+        )
+    };
+    if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast()) }
+}

@@ -30,6 +30,8 @@ enum Task {
     Test(test::Args),
     /// Run the integration tests on other kernels, in emulated machines
     Vm(vm::Args),
+    /// Have CRIU itself say what it makes of every fixture, in emulated machines
+    Criu(vm::criu::Args),
     /// Measure how long the agent takes for what must be quick
     Bench(bench::Args),
     /// Build the BPF object from source into tracker-ebpf/prebuilt
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Task::Run(args) => run::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
+        Task::Criu(args) => vm::criu::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
     };

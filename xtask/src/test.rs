@@ -15,7 +15,7 @@ pub(crate) struct Args {
     #[arg(long)]
     no_install: bool,
 
-    /// Leave out the kernels in emulated machines, which take some 20 minutes
+    /// Leave out CRIU and the kernels in emulated machines, which take some half an hour
     #[arg(long)]
     no_vm: bool,
 
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut needed: Vec<Package> = missing.into_iter().chain(build_ebpf::missing_packages()).collect();
     let with_vm = args.filter.is_none() && !args.no_vm;
     if with_vm {
-        needed.extend(vm::missing_packages()?);
+        needed.extend(vm::criu::needed_packages()?);
     }
     install(&needed, !args.no_install)?;
     build_ebpf::run(&build_ebpf::Args { check: true, no_install: args.no_install })?;
@@ -50,6 +50,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     )?;
     must(integration()?.args(["test", "--locked", "--package", "fdtracker-tests", "--"]).args(filter))?;
     if with_vm {
+        vm::criu::run(&vm::criu::Args::everything(args.no_install))?;
         vm::run(&vm::Args::everything(args.no_install))?;
     }
     eprintln!("all tests passed in {} s", start.elapsed().as_secs());

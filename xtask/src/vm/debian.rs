@@ -31,7 +31,7 @@ impl Archive {
             // The directory may have been moved since.
             Some(age) if age < FRESH || !may_download => archive.configure(suites)?,
             None if !may_download => {
-                bail!("Debian's lists of kernels are needed (without --no-install they are downloaded)")
+                bail!("Debian's lists of packages are needed (without --no-install they are downloaded)")
             }
             Some(_) | None => archive.update(suites)?,
         }
@@ -46,7 +46,7 @@ impl Archive {
 
     fn update(&self, suites: &[&str]) -> anyhow::Result<()> {
         self.configure(suites)?;
-        eprintln!("asking Debian's archive for kernels in {}", suites.join(", "));
+        eprintln!("asking Debian's archive for packages in {}", suites.join(", "));
         must(self.apt("apt-get").args(["update", "-qq"]))?;
         write(&self.updated(), "")
     }
@@ -93,6 +93,26 @@ impl Archive {
         Ok(found.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect())
     }
 
+    /// The packages that a package needs, and those that it would take instead.
+    pub(super) fn needs(&self, package: &str) -> anyhow::Result<Vec<String>> {
+        let listed = output(self.apt("apt-cache").args(["depends", "--important", package]))?;
+        let needed = listed.lines().filter_map(|line| line.split_once("Depends: "));
+        Ok(needed.map(|(_, name)| name.trim().to_owned()).filter(|name| !name.starts_with('<')).collect())
+    }
+
+    /// As [`Self::unpack`], into a directory that is named after the file, unless that is there. Returns it.
+    pub(super) fn unpacked(&self, package: &str, dir: &Path) -> anyhow::Result<PathBuf> {
+        let file = self.file_name(package)?;
+        let unpacked = dir.join(file.trim_end_matches(".deb"));
+        if !unpacked.exists() {
+            let unfinished = dir.join(format!("{package}.unfinished"));
+            self.unpack(package, &unfinished)?;
+            fs::rename(&unfinished, &unpacked)
+                .with_context(|| format!("move {} to {}", unfinished.display(), unpacked.display()))?;
+        }
+        Ok(unpacked)
+    }
+
     /// The name of the newest file of a package.
     pub(super) fn file_name(&self, package: &str) -> anyhow::Result<String> {
         let uris = output(self.apt("apt-get").args(["download", "--print-uris", "-qq", package]))?;
@@ -123,5 +143,5 @@ fn site() -> anyhow::Result<String> {
         "Created-By: Packages",
     ]))?;
     let site = sites.lines().find(|site| site.ends_with("/debian"));
-    site.map(str::to_owned).context("apt has no source of Debian's packages, from which the kernels come")
+    site.map(str::to_owned).context("apt has no source of Debian's packages, from which these come")
 }

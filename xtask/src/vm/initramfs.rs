@@ -20,23 +20,44 @@ const INIT: &str = include_str!("init.sh");
 
 /// Builds the tests, and writes an initramfs whose first process runs them with these arguments.
 pub(super) fn write(file: &Path, arguments: &[String]) -> anyhow::Result<()> {
+    let mut archive = start(INIT, arguments)?;
+    let binaries: Vec<_> = programs()?.into_iter().chain(tests()?).collect();
+    add(&mut archive, &binaries, &file.with_extension("stripped"))?;
+    finish(archive, file)
+}
+
+/// An archive with a first process, to which it leaves its arguments.
+pub(super) fn start(init: &str, arguments: &[String]) -> anyhow::Result<Archive> {
     let mut archive = Archive::default();
     for dir in ["/proc", "/sys", "/tmp", "/run"] {
         archive.directory(dir)?;
     }
     archive.char_device("/dev/console", 5, 1)?;
     archive.file("/bin/busybox", read(&tools()?.join("bin/busybox"))?)?;
-    archive.file("/init", INIT.into())?;
+    archive.file("/init", init.into())?;
     archive.file("/arguments", lines(arguments)?.into())?;
+    Ok(archive)
+}
 
+/// Adds programs of this machine's, each to its place, and the libraries that they need.
+pub(super) fn add(
+    archive: &mut Archive,
+    binaries: &[(PathBuf, String)],
+    scratch: &Path,
+) -> anyhow::Result<()> {
     let mut libraries = BTreeSet::new();
-    for (binary, place) in binaries()? {
-        libraries.extend(libraries_of(&binary)?);
-        archive.file(&place, stripped(&binary, &file.with_extension("stripped"))?)?;
+    for (binary, place) in binaries {
+        libraries.extend(libraries_of(binary)?);
+        archive.file(place, stripped(binary, scratch)?)?;
     }
     for library in libraries {
         archive.file(&library, read(Path::new(&library))?)?;
     }
+    Ok(())
+}
+
+/// Writes the archive.
+pub(super) fn finish(archive: Archive, file: &Path) -> anyhow::Result<()> {
     let data = archive.finish()?;
     eprintln!("initramfs: {} MB", data.len() / 1_000_000);
     fs::write(file, data).with_context(|| format!("write {}", file.display()))
@@ -49,10 +70,15 @@ fn lines(arguments: &[String]) -> anyhow::Result<String> {
     Ok(arguments.iter().map(|argument| format!("{argument}\n")).collect())
 }
 
-/// Builds the tests and all programs, and tells where they are and where they belong.
-fn binaries() -> anyhow::Result<Vec<(PathBuf, String)>> {
+/// Builds all programs, and tells where they are and where they belong.
+pub(super) fn programs() -> anyhow::Result<Vec<(PathBuf, String)>> {
     const PACKAGES: [&str; 4] = ["--package", "tracker-user", "--package", "fdtracker-tests"];
     let programs = executables(cargo()?.args(["build", "--locked", "--bins"]).args(PACKAGES))?;
+    Ok(programs.into_iter().map(|(name, path)| (path, format!("{BUILD}/{name}"))).collect())
+}
+
+/// Builds the tests, likewise.
+fn tests() -> anyhow::Result<Vec<(PathBuf, String)>> {
     let tests = executables(cargo()?.args([
         "test",
         "--locked",
@@ -62,10 +88,8 @@ fn binaries() -> anyhow::Result<Vec<(PathBuf, String)>> {
         "--test",
         "integration",
     ]))?;
-    let programs = programs.into_iter().map(|(name, path)| (path, format!("{BUILD}/{name}")));
     let tests = tests.into_iter().filter(|(name, _)| name == "integration");
-    let tests = tests.map(|(name, path)| (path, format!("{BUILD}/deps/{name}")));
-    Ok(programs.chain(tests).collect())
+    Ok(tests.map(|(name, path)| (path, format!("{BUILD}/deps/{name}"))).collect())
 }
 
 /// Name and path of every program that a command of cargo's makes.
@@ -94,6 +118,6 @@ fn stripped(program: &Path, copy: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(data)
 }
 
-fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+pub(super) fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
     fs::read(file).with_context(|| format!("read {}", file.display()))
 }

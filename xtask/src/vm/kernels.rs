@@ -20,7 +20,7 @@ pub(super) struct Row {
     pub(super) parameters: &'static str,
 }
 
-const fn plain(series: &'static str) -> Row {
+pub(super) const fn plain(series: &'static str) -> Row {
     Row { name: series, series, parameters: "" }
 }
 
@@ -46,14 +46,31 @@ pub(super) struct Kernel {
 /// The newest kernel of each row, downloaded into a directory unless it is there.
 pub(super) fn get(rows: &[Row], dir: &Path, may_download: bool) -> anyhow::Result<Vec<Kernel>> {
     let archive = Archive::open(&dir.join("apt"), SUITES, may_download)?;
-    let names = archive.names("^linux-(image|binary)-[0-9].*-cloud-amd64$")?;
+    let names = names(&archive)?;
     let get = |row: &Row| {
-        let package = newest(&names, row.series)
-            .with_context(|| format!("no kernel {} in {}", row.series, SUITES.join(", ")))?;
-        let vmlinuz = download(&archive, &package, &dir.join("kernels"))?;
+        let vmlinuz = download(&archive, &package(&names, row)?, &dir.join("kernels"))?;
         Ok(Kernel { row: *row, vmlinuz })
     };
     rows.iter().map(get).collect()
+}
+
+/// The newest kernel of a row, and the directory that has its modules.
+pub(super) fn with_modules(row: &Row, dir: &Path, may_download: bool) -> anyhow::Result<(Kernel, PathBuf)> {
+    let archive = Archive::open(&dir.join("apt"), SUITES, may_download)?;
+    let package = package(&names(&archive)?, row)?;
+    let vmlinuz = download(&archive, &package, &dir.join("kernels"))?;
+    // Where the kernel is in a package `linux-binary`, its modules are in another.
+    let modules =
+        archive.unpacked(&package.replace("linux-binary-", "linux-modules-"), &dir.join("modules"))?;
+    Ok((Kernel { row: *row, vmlinuz }, modules))
+}
+
+fn names(archive: &Archive) -> anyhow::Result<Vec<String>> {
+    archive.names("^linux-(image|binary)-[0-9].*-cloud-amd64$")
+}
+
+fn package(names: &[String], row: &Row) -> anyhow::Result<String> {
+    newest(names, row.series).with_context(|| format!("no kernel {} in {}", row.series, SUITES.join(", ")))
 }
 
 fn download(archive: &Archive, package: &str, dir: &Path) -> anyhow::Result<PathBuf> {

@@ -4,12 +4,14 @@
 //! root is an archive that this program writes: busybox, the tests and what they start.
 
 mod cpio;
+pub(crate) mod criu;
 mod debian;
 mod document;
 mod guest;
 mod initramfs;
 mod kernels;
 mod log;
+mod qemu;
 mod report;
 
 use std::{
@@ -24,8 +26,9 @@ use anyhow::{Context as _, bail};
 use clap::builder::PossibleValuesParser;
 
 use self::{
-    guest::{Guest, QEMU, Run},
+    guest::{Guest, Run},
     kernels::{Kernel, MATRIX, Row},
+    qemu::QEMU,
 };
 use crate::{
     command::{output, tools, workspace},
@@ -65,9 +68,11 @@ impl Args {
 /// In which ways the agent hears of changes; every guest tests one.
 const FEEDERS: [&str; 2] = ["kprobe", "tracepoint"];
 
-/// What is left out: tests that compare with the sources, and tests of what is the same on every kernel but takes long.
+/// What is left out: tests that compare with the sources; tests of what is the same on every kernel but takes long; and of what needs
+/// the kernel's modules, which guests with CRIU have.
 const LEFT_OUT: &[&str] = &[
     "documents::",
+    "inspect::",
     "containers::tail_tells_what_it_missed",
     "restart::without_room",
     "restart::leaves_nothing",
@@ -148,38 +153,50 @@ fn run_all(
     initramfs: &Path,
     dir: &Path,
 ) -> anyhow::Result<Vec<Run>> {
-    let guests = kernels
+    let guests: Vec<Guest<'_>> = kernels
         .iter()
-        .flat_map(|kernel| feeders.iter().map(move |feeder| Guest { kernel, feeder, initramfs, dir }));
-    let guests = Mutex::new(guests.enumerate());
-    let runs = Mutex::new(Vec::new());
-    let work = || -> anyhow::Result<()> {
-        // The lock is held for no longer than it takes to choose the next.
-        let next = || guests.lock().unwrap_or_else(PoisonError::into_inner).next();
-        while let Some((number, guest)) = next() {
-            eprintln!("booting {} with the {} feeder", guest.kernel.row.name, guest.feeder);
-            let mut run = guest.run()?;
+        .flat_map(|kernel| feeders.iter().map(move |feeder| Guest { kernel, feeder, initramfs, dir }))
+        .collect();
+    in_parallel(&guests, |guest| {
+        eprintln!("booting {} with the {} feeder", guest.kernel.row.name, guest.feeder);
+        let mut run = guest.run()?;
+        eprintln!("{}", report::verdict(&run));
+        if !run.log.is_good() {
+            // An emulated machine has no CPU for seconds when this one is busy, for which no deadline is long enough. What fails
+            // twice has failed.
+            eprint!("{}", report::tails(&run)?);
+            eprintln!("booting {} with the {} feeder again", guest.kernel.row.name, guest.feeder);
+            run = guest.run()?;
             eprintln!("{}", report::verdict(&run));
-            if !run.log.is_good() {
-                // An emulated machine has no CPU for seconds when this one is busy, for which no deadline is long enough. What fails
-                // twice has failed.
-                eprint!("{}", report::tails(&run)?);
-                eprintln!("booting {} with the {} feeder again", guest.kernel.row.name, guest.feeder);
-                run = guest.run()?;
-                eprintln!("{}", report::verdict(&run));
-            }
-            runs.lock().unwrap_or_else(PoisonError::into_inner).push((number, run));
+        }
+        Ok(run)
+    })
+}
+
+/// Does something for each of these, some at a time; what came of it, in their order.
+fn in_parallel<T: Sync, R: Send>(
+    all: &[T],
+    work: impl Fn(&T) -> anyhow::Result<R> + Sync,
+) -> anyhow::Result<Vec<R>> {
+    let queue = Mutex::new(all.iter().enumerate());
+    let results = Mutex::new(Vec::new());
+    // The lock is held for no longer than it takes to choose the next.
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let worker = || -> anyhow::Result<()> {
+        while let Some((number, item)) = next() {
+            let result = work(item)?;
+            results.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
         }
         Ok(())
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(worker)).collect();
         workers.into_iter().try_for_each(|worker| match worker.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
         })
     })?;
-    let mut runs = runs.into_inner().unwrap_or_else(PoisonError::into_inner);
-    runs.sort_by_key(|(number, _)| *number);
-    Ok(runs.into_iter().map(|(_, run)| run).collect())
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|(number, _)| *number);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
 }

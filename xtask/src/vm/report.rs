@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use super::{
-    guest::{Run, read},
+    guest::Run,
     log::{End, Log},
+    qemu::read,
 };
 
 /// One line about a guest.

@@ -4,15 +4,18 @@ use std::{io, ptr};
 
 use libc::c_int;
 
-use fdtracker_tests::sys::{address, call};
+use fdtracker_tests::{
+    kinds::{self, close, pair, receive, send},
+    sys::{address, call, map},
+};
 
-use super::{Answer, close, none, one, pair, receive, send, unusual};
+use super::{Answer, none, one};
 
 /// Maps a page of a file, and answers the address.
 pub(super) fn mmap(fd: c_int) -> Answer {
     // A memfd has no bytes so far; of other files this fails, as it should.
     let _ = call(libc::SYS_ftruncate, &[fd.into(), 4096]);
-    unusual::map(fd.into(), 0, 4096).map(|at| vec![at as i64])
+    map(fd.into(), 0, 4096).map(|at| vec![at as i64])
 }
 
 /// Unmaps it.
@@ -33,7 +36,7 @@ pub(super) fn register_ring(ring: c_int) -> Answer {
 /// Takes a ring back, by way of another.
 pub(super) fn unregister_ring(index: c_int) -> Answer {
     const UNREGISTER_RING_FDS: i64 = 21;
-    let other = super::open("io_uring")?;
+    let other = kinds::open("io_uring")?;
     let update = [index as u64, 0];
     let done = call(libc::SYS_io_uring_register, &[other, UNREGISTER_RING_FDS, address(&update), 1]);
     close(other);
@@ -89,7 +92,7 @@ pub(super) fn receive_only(socket: c_int) -> Answer {
 
 /// Sends an fd over a connection that isn't accepted. Answers the listener and the client.
 pub(super) fn send_unaccepted(fd: c_int) -> Answer {
-    let listener = super::open("unix")?;
+    let listener = kinds::open("unix")?;
     // An address of no name but a number that the kernel chooses.
     let family: u16 = 1;
     call(libc::SYS_bind, &[listener, address(&family), 2])?;
@@ -98,7 +101,7 @@ pub(super) fn send_unaccepted(fd: c_int) -> Answer {
     call(libc::SYS_getsockname, &[listener, name.as_mut_ptr() as i64, address(&len)])?;
     // SAFETY: the call has filled the integer behind the compiler's back.
     let len = unsafe { ptr::from_ref(&len).read_volatile() };
-    let client = super::open("unix")?;
+    let client = kinds::open("unix")?;
     call(libc::SYS_connect, &[client, name.as_ptr() as i64, len.into()])?;
     send(client, fd)?;
     Ok(vec![listener, client])

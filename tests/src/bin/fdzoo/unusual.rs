@@ -9,9 +9,12 @@ use std::{
 
 use libc::c_int;
 
-use fdtracker_tests::sys::{address, call};
+use fdtracker_tests::{
+    kinds::{close, open, path},
+    sys::{address, call, map},
+};
 
-use super::{Answer, close, one, open};
+use super::{Answer, one};
 
 /// Opens a character device by `IORING_OP_OPENAT`.
 pub(super) fn uring_open() -> Answer {
@@ -61,21 +64,6 @@ fn uring(request: &[u64]) -> Result<i64, io::Error> {
     }
 }
 
-pub(super) fn map(fd: i64, offset: i64, len: usize) -> Result<*mut u8, io::Error> {
-    // SAFETY: a new mapping, which stays.
-    let at = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            fd as c_int,
-            offset,
-        )
-    };
-    if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast()) }
-}
-
 /// A fanotify group that reports pidfds (Linux 5.15).
 pub(super) fn fanotify_watch() -> Answer {
     const REPORT_PIDFD: i64 = 0x80;
@@ -94,7 +82,7 @@ pub(super) fn fanotify_watch() -> Answer {
 
 /// Opens the watched file, and reads the event. Answers the pidfd that came with it.
 pub(super) fn fanotify_event(group: c_int) -> Answer {
-    close(super::path(&watched())?);
+    close(path(&watched())?);
     let event = [0_u8; 256];
     call(libc::SYS_read, &[group.into(), address(&event), 256])?;
     // SAFETY: the call has filled the array behind the compiler's back.

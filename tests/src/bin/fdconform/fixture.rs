@@ -1,0 +1,121 @@
+//! Starting fixtures, and ending them with all that they started.
+
+use std::{
+    fs,
+    io::{self, BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+/// A state that `fdfixture` can make.
+pub(crate) struct Fixture {
+    pub(crate) name: String,
+    pub(crate) about: String,
+    /// Options of further dumps.
+    pub(crate) options: Vec<Vec<String>>,
+}
+
+impl Fixture {
+    /// The options of each dump: none, and each set that the fixture names.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = &[String]> {
+        std::iter::once(&[][..]).chain(self.options.iter().map(Vec::as_slice))
+    }
+
+    /// Makes the state, or says why that can't be.
+    pub(crate) fn hold(&self) -> io::Result<Held> {
+        let child = Command::new(program()?)
+            .args(["hold", &self.name])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut held = Held { child, pid: 0 };
+        let mut answer = String::new();
+        if let Some(output) = held.child.stdout.take() {
+            BufReader::new(output).read_line(&mut answer)?;
+        }
+        match answer.trim().split_once(' ') {
+            Some(("ready", pid)) => held.pid = pid.parse().map_err(io::Error::other)?,
+            Some(("no", reason)) => return Err(io::Error::other(reason.to_owned())),
+            _ => return Err(io::Error::other(format!("the fixture ended, saying {answer:?}"))),
+        }
+        Ok(held)
+    }
+}
+
+/// All fixtures there are.
+pub(crate) fn list() -> io::Result<Vec<Fixture>> {
+    let output = Command::new(program()?).arg("list").output()?;
+    String::from_utf8_lossy(&output.stdout).lines().map(read).collect()
+}
+
+fn read(line: &str) -> io::Result<Fixture> {
+    let value: Value = serde_json::from_str(line)?;
+    let text = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let options = value.get("options").cloned().unwrap_or_default();
+    Ok(Fixture { name: text("name"), about: text("about"), options: serde_json::from_value(options)? })
+}
+
+/// `fdfixture`, which is beside this program.
+fn program() -> io::Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name("fdfixture"))
+}
+
+/// A fixture that has been made. Its processes go when this is dropped.
+pub(crate) struct Held {
+    child: Child,
+    /// The process to be dumped.
+    pub(crate) pid: u32,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Who is killed may have been about to start another.
+        while let Some(pids) = Some(descendants()).filter(|pids| !pids.is_empty()) {
+            for pid in &pids {
+                // SAFETY: the process descends from this one, which reaps only processes that it has killed.
+                unsafe { libc::kill(*pid, libc::SIGKILL) };
+            }
+            // Not each in turn: nobody hears of the end of a process that is traced, while its tracer lives.
+            for pid in pids {
+                // SAFETY: the status isn't asked for. Those that others must reap come here when these are gone.
+                unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL | libc::WNOHANG) };
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// From now on whoever loses its parent among this program's descendants becomes its child.
+pub(crate) fn adopt_orphans() -> io::Result<()> {
+    // SAFETY: the call takes integers.
+    let done = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    fdtracker_tests::sys::check(done.into()).map(drop)
+}
+
+/// All processes that this one has started, by way of others too.
+fn descendants() -> Vec<i32> {
+    let processes: Vec<(i32, i32)> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, parent(pid)?)))
+        .collect();
+    let mut found = vec![std::process::id() as i32];
+    let mut at = 0;
+    while let Some(above) = found.get(at).copied() {
+        found.extend(processes.iter().filter(|(_, parent)| *parent == above).map(|(pid, _)| *pid));
+        at += 1;
+    }
+    found.into_iter().skip(1).collect()
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // PID (NAME) STATE PARENT …, and the name may have anything in it.
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}

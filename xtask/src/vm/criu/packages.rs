@@ -1,0 +1,123 @@
+//! CRIU of a Debian suite, with the libraries of the same suite, apart from this machine's.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use object::{
+    Endianness,
+    elf::{DT_NEEDED, FileHeader64},
+    read::elf::{Dyn as _, FileHeader as _},
+};
+
+use super::Row;
+use crate::vm::{cpio::Archive as Cpio, debian::Archive, initramfs::read};
+
+/// Where a guest has it.
+const PLACE: &str = "/criu";
+
+/// What loads libraries.
+const LOADER: &str = "ld-linux-x86-64.so.2";
+
+/// A CRIU that was unpacked.
+pub(super) struct Criu {
+    /// The version of its package.
+    pub(super) version: String,
+    program: PathBuf,
+    /// The libraries that it needs, by the names by which it asks for them.
+    libraries: BTreeMap<String, PathBuf>,
+}
+
+/// The newest CRIU of a suite, which must be of the row's series.
+pub(super) fn get(row: &Row, dir: &Path, may_download: bool) -> anyhow::Result<Criu> {
+    let archive = Archive::open(&dir.join(format!("apt-{}", row.suite)), &[row.suite], may_download)?;
+    let file = archive.file_name("criu")?;
+    let version = file.split('_').nth(1).unwrap_or_default().to_owned();
+    eprintln!("criu {}: {file} of {}", row.name, row.suite);
+    if !version.starts_with(row.series) {
+        bail!("{} has criu {version} now, not {}", row.suite, row.series);
+    }
+    let unpacked = packages(&archive)?
+        .iter()
+        .map(|package| archive.unpacked(package, &dir.join("packages")))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let program = unpacked.iter().find_map(|root| {
+        ["usr/sbin/criu", "usr/bin/criu", "sbin/criu"]
+            .map(|at| root.join(at))
+            .into_iter()
+            .find(|at| at.exists())
+    });
+    let program = program.with_context(|| format!("no criu in {file}"))?;
+    let libraries = libraries(&program, &unpacked)?;
+    Ok(Criu { version, program, libraries })
+}
+
+/// CRIU's package, and those of libraries that it needs, by way of others too.
+fn packages(archive: &Archive) -> anyhow::Result<BTreeSet<String>> {
+    let (mut found, mut waiting) = (BTreeSet::new(), vec!["criu".to_owned()]);
+    while let Some(package) = waiting.pop() {
+        if found.contains(&package) {
+            continue;
+        }
+        // What isn't a library is for CRIU's other programs.
+        waiting.extend(archive.needs(&package)?.into_iter().filter(|name| name.starts_with("lib")));
+        found.insert(package);
+    }
+    Ok(found)
+}
+
+/// The libraries that a program needs, out of unpacked packages.
+fn libraries(program: &Path, roots: &[PathBuf]) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    const DIRS: [&str; 5] =
+        ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib64", "lib64", "usr/lib"];
+    let place = |name: &str| {
+        roots.iter().flat_map(|root| DIRS.map(|dir| root.join(dir).join(name))).find(|at| at.exists())
+    };
+    let mut found = BTreeMap::new();
+    let mut waiting = needed(program)?;
+    waiting.push(LOADER.into());
+    while let Some(name) = waiting.pop() {
+        if found.contains_key(&name) {
+            continue;
+        }
+        let at = place(&name).with_context(|| format!("no {name} in the packages that criu needs"))?;
+        waiting.extend(needed(&at)?);
+        found.insert(name, at);
+    }
+    Ok(found)
+}
+
+/// The libraries that a program or library asks for.
+fn needed(file: &Path) -> anyhow::Result<Vec<String>> {
+    let data = read(file)?;
+    let read = || -> object::Result<Vec<String>> {
+        let data = data.as_slice();
+        let header = FileHeader64::<Endianness>::parse(data)?;
+        let endian = header.endian()?;
+        let sections = header.sections(endian, data)?;
+        let Some((entries, strings)) = sections.dynamic(endian, data)? else { return Ok(Vec::new()) };
+        let strings = sections.strings(endian, data, strings)?;
+        let entries = entries.iter().filter(|entry| entry.tag(endian) == DT_NEEDED);
+        entries
+            .map(|entry| Ok(String::from_utf8_lossy(entry.string(endian, strings)?).into_owned()))
+            .collect()
+    };
+    read().with_context(|| format!("read {}", file.display()))
+}
+
+impl Criu {
+    /// Adds it, and a script that starts it with its own libraries.
+    pub(super) fn add(&self, archive: &mut Cpio) -> anyhow::Result<()> {
+        archive.file(&format!("{PLACE}/criu"), read(&self.program)?)?;
+        for (name, file) in &self.libraries {
+            let file = fs::canonicalize(file).with_context(|| format!("find {}", file.display()))?;
+            archive.file(&format!("{PLACE}/{name}"), read(&file)?)?;
+        }
+        let script =
+            format!("#!/bin/busybox sh\nexec {PLACE}/{LOADER} --library-path {PLACE} {PLACE}/criu \"$@\"\n");
+        archive.file("/bin/criu", script.into())
+    }
+}

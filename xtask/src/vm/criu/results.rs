@@ -1,0 +1,239 @@
+//! What a guest told of its dumps, and what that comes to.
+
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::explained::explanation;
+use crate::vm::log::{End, Log};
+
+/// All that came of one version.
+pub(super) struct Results {
+    name: String,
+    /// The version of CRIU's package.
+    package: String,
+    /// What CRIU says of itself.
+    version: String,
+    log: Log,
+    /// How many dumps of each fixture there should be.
+    expected: BTreeMap<String, usize>,
+    dumps: Vec<Value>,
+    took: Duration,
+}
+
+impl Results {
+    /// Reads what the guest wrote on its second port.
+    pub(super) fn read(
+        name: &str,
+        package: &str,
+        output: &str,
+        console: &str,
+        killed: Option<String>,
+        took: Duration,
+    ) -> Self {
+        let (expected, dumps) = parse(output);
+        let version = output.lines().find_map(|line| line.strip_prefix("@@ criu ")).unwrap_or_default();
+        let log = Log::read(output, console, killed);
+        Self {
+            name: name.into(),
+            package: package.into(),
+            version: version.trim().into(),
+            log,
+            expected,
+            dumps,
+            took,
+        }
+    }
+
+    /// Whether everything ran, and nothing disagreed but for what is explained.
+    pub(super) fn is_good(&self) -> bool {
+        self.is_complete()
+            && matches!(self.log.end, End::Finished(_))
+            && self.with_verdict("hung").count() == 0
+            && self.disagreements().all(|dump| explanation(dump).is_some())
+    }
+
+    /// Dumps of which `fdtracker check` said something else.
+    pub(super) fn disagreements(&self) -> impl Iterator<Item = &Value> {
+        self.dumps.iter().filter(|dump| dump.get("agrees") == Some(&Value::Bool(false)))
+    }
+
+    /// All dumps.
+    pub(super) fn dumps(&self) -> &[Value] {
+        &self.dumps
+    }
+
+    /// What they are of.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The version of CRIU's package, and the release of the kernel.
+    pub(super) fn ground(&self) -> (&str, &str) {
+        (&self.package, &self.log.release)
+    }
+
+    fn is_complete(&self) -> bool {
+        !self.expected.is_empty() && self.missing().is_empty()
+    }
+
+    /// Fixtures of which not all dumps are there.
+    pub(super) fn missing(&self) -> Vec<String> {
+        let found = |name: &str| self.dumps.iter().filter(|dump| text(dump, "fixture") == name).count();
+        self.expected
+            .iter()
+            .filter(|(name, count)| found(name) < **count)
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    /// Adds what came of another guest, which had the fixtures that were missing.
+    pub(super) fn and(self, other: Self) -> Self {
+        let missing = self.missing();
+        let mut dumps = self.dumps;
+        dumps.retain(|dump| !missing.iter().any(|name| name == text(dump, "fixture")));
+        dumps.extend(other.dumps);
+        Self { dumps, expected: self.expected, took: self.took + other.took, ..other }
+    }
+
+    fn with_verdict(&self, verdict: &str) -> impl Iterator<Item = &Value> {
+        self.dumps.iter().filter(move |dump| text(dump, "verdict") == verdict)
+    }
+
+    /// The table.
+    pub(super) fn json(&self) -> anyhow::Result<String> {
+        Ok(serde_json::to_string_pretty(&json!({
+            "criu": self.version,
+            "criu_package": self.package,
+            "kernel": self.log.release,
+            "kernel_package": self.log.package,
+            "complete": self.is_complete(),
+            "results": self.dumps,
+        }))? + "\n")
+    }
+
+    /// What it comes to, for people.
+    pub(super) fn summary(&self) -> String {
+        let mut out = String::new();
+        for dump in &self.dumps {
+            let cause = dump.pointer("/cause/0/text").or_else(|| dump.get("reason"));
+            let name = format!("{} {}", text(dump, "fixture"), options(dump).join(" "));
+            let cause = cause.and_then(Value::as_str).unwrap_or_default();
+            let _ = writeln!(out, "{:9} {name:48} {cause}", text(dump, "verdict"));
+        }
+        let mut counts = BTreeMap::new();
+        for dump in &self.dumps {
+            *counts.entry(text(dump, "verdict")).or_insert(0_u32) += 1;
+        }
+        let counts: Vec<String> =
+            counts.iter().map(|(verdict, count)| format!("{count} {verdict}")).collect();
+        let _ = writeln!(
+            out,
+            "criu {} on {}: {} of {} dumps in {} s: {}",
+            self.name,
+            self.log.release,
+            self.dumps.len(),
+            self.expected.values().sum::<usize>(),
+            self.took.as_secs(),
+            counts.join(", ")
+        );
+        for dump in self.disagreements() {
+            let said = dump.pointer("/check/blockers/0/message").or_else(|| dump.pointer("/check/failed"));
+            let verdict = dump.pointer("/check/verdict").and_then(Value::as_str).unwrap_or_default();
+            let why = explanation(dump).map_or_else(String::new, |why| format!(" (explained: {why})"));
+            let said = said.and_then(Value::as_str).unwrap_or_default();
+            let _ = writeln!(
+                out,
+                "fdtracker check disagrees: {} {}: {verdict} {said}{why}",
+                text(dump, "fixture"),
+                options(dump).join(" ")
+            );
+        }
+        match &self.log.end {
+            End::Finished(0) => {}
+            End::Finished(code) => drop(writeln!(out, "fdconform ended with exit code {code}")),
+            End::Panicked(message) => drop(writeln!(out, "{message}")),
+            End::Hung(reason) => drop(writeln!(out, "the guest was killed: {reason}")),
+            End::Died => drop(writeln!(out, "the guest ended before its dumps")),
+        }
+        out
+    }
+}
+
+/// What CRIU was told.
+pub(super) fn options(dump: &Value) -> Vec<&str> {
+    let options = dump.get("options").and_then(Value::as_array);
+    options.into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// A text of a dump's.
+pub(super) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// How many dumps there have been, and how many there should be.
+pub(super) fn progress(output: &str) -> (usize, usize) {
+    let (expected, dumps) = parse(output);
+    (dumps.len(), expected.values().sum())
+}
+
+/// The number of dumps of each fixture that was told beforehand, and what was told of each dump.
+fn parse(output: &str) -> (BTreeMap<String, usize>, Vec<Value>) {
+    let lines = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let (head, dumps): (Vec<Value>, Vec<Value>) = lines.partition(|line| line.get("runs").is_some());
+    let runs = head.first().and_then(|head| head.get("runs")?.as_object());
+    let expected =
+        runs.into_iter().flatten().filter_map(|(name, count)| Some((name.clone(), count.as_u64()? as usize)));
+    (expected.collect(), dumps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "\
+@@ kernel 6.1.0-50-cloud-amd64
+@@ criu 3.17.1
+{\"runs\": {\"char.fuse\": 1, \"pipe.pair\": 1}}
+{\"fixture\": \"char.fuse\", \"options\": [], \"verdict\": \"refused\", \"cause\": [{\"text\": \"Can't dump\"}]}
+";
+
+    fn results(more: &str) -> Results {
+        let output = format!("{OUTPUT}{more}");
+        Results::read("3.17.1", "3.17.1-2", &output, "", None, Duration::from_secs(1))
+    }
+
+    #[test]
+    fn all_dumps_must_be_there() {
+        let last = "{\"fixture\": \"pipe.pair\", \"options\": [], \"verdict\": \"dumped\"}\n";
+        assert!(results(&format!("{last}@@ end 0\n")).is_good());
+        assert!(!results("@@ end 0\n").is_good());
+        assert!(!results(last).is_good());
+        let other = last.replace("\"dumped\"", "\"dumped\", \"agrees\": false");
+        assert!(!results(&format!("{other}@@ end 1\n")).is_good());
+        assert_eq!(progress(OUTPUT), (1, 2));
+    }
+
+    #[test]
+    fn another_guest_adds_what_is_missing() {
+        let first = results("");
+        assert_eq!(first.missing(), ["pipe.pair"]);
+        let head = "{\"runs\": {\"pipe.pair\": 1}}\n";
+        let output = format!("{head}{{\"fixture\": \"pipe.pair\", \"verdict\": \"dumped\"}}\n@@ end 0\n");
+        let both = first.and(Results::read("3.17.1", "3.17.1-2", &output, "", None, Duration::from_secs(1)));
+        assert!(both.is_good());
+        assert_eq!((both.dumps.len(), both.took), (2, Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn a_dump_that_hung_is_not_well() {
+        assert!(!results("{\"fixture\": \"pipe.pair\", \"verdict\": \"hung\"}\n@@ end 0\n").is_good());
+    }
+
+    #[test]
+    fn a_summary_tells_why() {
+        let summary = results("{\"fixture\": \"pipe.pa").summary();
+        assert!(summary.contains("char.fuse") && summary.contains("Can't dump"), "{summary}");
+        assert!(summary.contains("1 of 2 dumps"), "{summary}");
+    }
+}

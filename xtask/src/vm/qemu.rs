@@ -1,0 +1,104 @@
+//! An emulated machine, and who watches it.
+//!
+//! It has two serial ports, each a file here: the kernel writes to the first, what runs on it to the second, so that nothing gets
+//! between the words of either.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+
+pub(super) const QEMU: &str = "qemu-system-x86_64";
+
+/// How often it is shown that a machine goes on.
+const PROGRESS: Duration = Duration::from_secs(30);
+
+/// How long a machine may be silent.
+const SILENCE: Duration = Duration::from_secs(240);
+
+/// The machine that is to be started.
+pub(super) struct Machine<'a> {
+    pub(super) vmlinuz: &'a Path,
+    pub(super) initramfs: &'a Path,
+    pub(super) processors: u32,
+    /// What the kernel is told besides.
+    pub(super) parameters: &'a str,
+    /// What the kernel says.
+    pub(super) console: &'a Path,
+    /// What the programs say.
+    pub(super) output: &'a Path,
+    /// How long it may take.
+    pub(super) total: Duration,
+}
+
+impl Machine<'_> {
+    /// Runs it to its end, or to a deadline, which it then names. Now and then, `progress` is given what it has put out so far.
+    pub(super) fn run(&self, progress: impl Fn(&str)) -> anyhow::Result<Option<String>> {
+        for file in [self.output, self.console] {
+            fs::write(file, "").with_context(|| format!("write {}", file.display()))?;
+        }
+        let start = Instant::now();
+        let mut machine = Running(self.qemu().spawn().with_context(|| format!("start {QEMU}"))?);
+        let (mut size, mut grown, mut shown) = (0, Instant::now(), Instant::now());
+        while machine.0.try_wait().context("wait for QEMU")?.is_none() {
+            let now: u64 = [self.output, self.console]
+                .iter()
+                .filter_map(|file| Some(fs::metadata(file).ok()?.len()))
+                .sum();
+            if now != size {
+                (size, grown) = (now, Instant::now());
+            }
+            if grown.elapsed() > SILENCE {
+                return Ok(Some(format!("silent for {} s", SILENCE.as_secs())));
+            }
+            if start.elapsed() > self.total {
+                return Ok(Some(format!("not finished within {} s", self.total.as_secs())));
+            }
+            if shown.elapsed() > PROGRESS {
+                progress(&read(self.output)?);
+                shown = Instant::now();
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(None)
+    }
+
+    fn qemu(&self) -> Command {
+        // Emulated, mitigations cost much and protect nothing.
+        let parameters = format!("console=ttyS0 quiet panic=-1 mitigations=off {}", self.parameters);
+        let mut qemu = Command::new(QEMU);
+        // Without cmpxchg16b, because QEMU before 8.0 corrupts flags when it emulates that: Linux 6.12 then panics.
+        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "Nehalem,-cx16", "-m", "1024"])
+            .args(["-smp", &self.processors.to_string()])
+            .args(["-nodefaults", "-display", "none", "-no-reboot"])
+            .args(["-serial", &format!("file:{}", self.console.display())])
+            .args(["-serial", &format!("file:{}", self.output.display())])
+            .arg("-kernel")
+            .arg(self.vmlinuz)
+            .arg("-initrd")
+            .arg(self.initramfs)
+            .args(["-append", &parameters])
+            .stdin(Stdio::null());
+        qemu
+    }
+}
+
+/// A process that doesn't outlive this value.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The text of a log, in which a crash may have left anything.
+pub(super) fn read(file: &Path) -> anyhow::Result<String> {
+    let bytes = fs::read(file).with_context(|| format!("read {}", file.display()))?;
+    Ok(String::from_utf8_lossy(&bytes).replace('\r', ""))
+}
