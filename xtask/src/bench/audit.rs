@@ -1,38 +1,22 @@
-//! `cargo xtask bench`: what the agent's promises about time come to on this machine.
-//!
-//! A figure that misses its bar is said to, and nothing fails: a busy machine is slow.
+//! `cargo xtask bench audit`: how long a start and an audit take, with many fds open.
 
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
 
-use crate::{
-    command::{cargo, must, workspace},
-    machine::{find, is_root, mount_tracefs},
-};
+use super::{expect_ok, print_header, print_row};
+use crate::machine::{find, mount_tracefs};
 
 #[derive(clap::Args)]
-pub(crate) struct Args {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(clap::Subcommand)]
-enum What {
-    /// Measure how long a start and an audit take, with many fds open (as root)
-    Audit(Audit),
-}
-
-#[derive(clap::Args)]
-struct Audit {
+pub(super) struct Audit {
     /// fds to hold open, one half eventfds, one half pidfds
     #[arg(long, default_value_t = 100_000)]
     fds: usize,
@@ -52,37 +36,22 @@ const AUDIT_BAR: Duration = Duration::from_millis(40);
 /// Nothing that is measured takes as long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let What::Audit(args) = &args.what;
-    ensure!(is_root(), "only root can run the agent: sudo -E env PATH=\"$PATH\" cargo xtask bench audit");
-    let build = ["build", "--release", "--locked", "--bins", "--package"];
-    must(cargo()?.args(build).args(["tracker-user", "--package", "fdtracker-tests"]))?;
+pub(super) fn run(args: &Audit, binaries: &Path) -> anyhow::Result<()> {
     mount_tracefs()?;
-    let binaries = workspace()?.join("target/release");
     let _fixture = Fixture::open(&binaries.join("fdzoo"), args)?;
-
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let cpus = std::thread::available_parallelism()?;
-    println!("Linux {}, {cpus} CPUs, load {}", kernel.trim(), load()?);
     println!("{} fds in {} processes, {} runs of a release build", args.fds, args.processes, args.runs);
     println!("start: from the agent's start until GET /readyz says 200");
     println!("adoption: the part of it in which what was open already is counted, as the agent logs it");
     println!("audit: fdtracker_audit_duration_seconds of later audits, 100 ms apart");
     println!("lsof, lsfd: from start to end, with the output thrown away\n");
-    println!("{:<22}{:>12}{:>12}{:>12}{:>14}", "figure", "median", "worst", "bar", "median / bar");
+    print_header();
     for feeder in ["kprobe", "tracepoint"] {
         bench_feeder(&binaries.join("fdtracker"), feeder, args)?;
     }
     for tool in [&["lsof", "-n"][..], &["lsfd"]] {
         bench_tool(tool, args.runs)?;
     }
-    println!("\nload {} at the end", load()?);
     Ok(())
-}
-
-fn load() -> anyhow::Result<String> {
-    let load = fs::read_to_string("/proc/loadavg")?;
-    Ok(load.split(' ').next().unwrap_or_default().to_owned())
 }
 
 fn bench_feeder(binary: &Path, feeder: &str, args: &Audit) -> anyhow::Result<()> {
@@ -125,20 +94,6 @@ fn bench_tool(command: &[&str], runs: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_row(figure: &str, mut times: Vec<Duration>, bar: Option<Duration>) {
-    times.sort();
-    let (Some(median), Some(worst)) = (times.get(times.len() / 2), times.last()) else { return };
-    let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
-    print!("{figure:<22}{:>12}{:>12}", ms(*median), ms(*worst));
-    match bar {
-        Some(bar) => {
-            let missed = if *median > bar { "  missed" } else { "" };
-            println!("{:>12}{:>14.2}{missed}", ms(bar), median.as_secs_f64() / bar.as_secs_f64());
-        }
-        None => println!(),
-    }
-}
-
 /// Processes that hold fds. They end with their standard input.
 struct Fixture(Vec<Child>);
 
@@ -163,13 +118,6 @@ impl Fixture {
         }
         Ok(fixture)
     }
-}
-
-fn expect_ok(answers: &mut BufReader<ChildStdout>) -> anyhow::Result<()> {
-    let mut line = String::new();
-    answers.read_line(&mut line)?;
-    ensure!(line.trim() == "ok", "fdzoo can't hold so many fds: {}", line.trim());
-    Ok(())
 }
 
 impl Drop for Fixture {
