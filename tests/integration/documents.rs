@@ -1,14 +1,14 @@
 //! What the documents show is what the program does.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use clap::Parser as _;
 use fdtracker::cli::Cli;
-use fdtracker_tests::{Cgroup, Zoo, eventually, same};
+use fdtracker_tests::{Cgroup, Container, Zoo, eventually, fdtracker, same};
 use libtest_mimic::Trial;
 
 use crate::{
-    Needs::{Nobody, Root},
+    Needs::{Nobody, Programs, Root},
     agent, test,
 };
 
@@ -16,6 +16,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         test("documents::commands_are_understood", Nobody, commands_are_understood),
         test("documents::links_lead_somewhere", Nobody, links_lead_somewhere),
+        test("documents::the_check_of_the_readme", Programs(&["runc"]), the_check_of_the_readme),
         test("documents::the_line_of_tail", Root, the_line_of_tail),
         test("documents::every_metric_is_listed", Root, every_metric_is_listed),
     ]
@@ -47,6 +48,7 @@ fn links_lead_somewhere() {
         "CONTRIBUTING.md",
         "docs/architecture.md",
         "docs/compatibility.md",
+        "docs/criu-support.md",
         "docs/metrics.md",
         "deploy/README.md",
     ] {
@@ -99,4 +101,27 @@ fn every_metric_is_listed() {
     let rare = BTreeSet::from(["fdtracker_container_stale".to_owned()]);
     let gone: Vec<_> = listed.difference(&exported).filter(|name| !rare.contains(*name)).collect();
     assert!(gone.is_empty(), "docs/metrics.md lists {gone:?}, which isn't exported");
+}
+
+/// The check that README.md opens with, of a container like the one there.
+fn the_check_of_the_readme() {
+    let mut container = Container::start(Some("web"), "/fdtracker-test");
+    for kind in ["pidfd", "io_uring"] {
+        container.zoo.must(&format!("open {kind}"));
+    }
+    let child = container.zoo.must("vfork_exec");
+    let init = container.init().to_string();
+    let output =
+        Command::new(fdtracker()).args(["check", "web", "--criu", "4.0"]).output().expect("run check");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    // Of the child the fixture tells the pid as it is inside.
+    let children = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).expect("its children");
+    let outside = children.split_whitespace().next().unwrap_or_else(|| panic!("no child {child}"));
+    let kernel = fdtracker::host::KernelVersion::running().expect("a version").to_string();
+    let found = stdout.replace(&init, "4711").replace(outside, "4712").replace(&kernel, "6.12");
+    let readme = read("README.md");
+    let shown =
+        readme.split("$ fdtracker check web --criu 4.0\n").nth(1).and_then(|rest| rest.split("```").next());
+    assert_eq!(found, shown.expect("README.md shows a check"), "README.md shows this check otherwise");
+    assert_eq!(output.status.code(), Some(1));
 }

@@ -2,11 +2,13 @@
 //!
 //! One agent serves most tests: the kernel takes seconds to detach one.
 
+mod check;
 mod cli;
 mod containers;
 mod documents;
 mod exporter;
 mod hidden;
+mod inspect;
 mod life_cycle;
 mod restart;
 mod stress;
@@ -24,9 +26,11 @@ fn main() -> ExitCode {
     // Tests watch one agent and one host.
     arguments.test_threads = Some(1);
     let trials = [
+        check::trials(),
         cli::trials(),
         life_cycle::trials(),
         hidden::trials(),
+        inspect::trials(),
         containers::trials(),
         exporter::trials(),
         restart::trials(),

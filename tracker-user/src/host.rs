@@ -125,6 +125,53 @@ pub fn comm(pid: u32) -> Option<String> {
     Some(String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned())
 }
 
+/// What `/proc/PID/status` says of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// The process, or thread, that was asked for.
+    pub pid: u32,
+    /// Its process.
+    pub tgid: u32,
+    /// Its parent.
+    pub parent: u32,
+    /// Its name.
+    pub comm: String,
+    /// `Z` for one that has ended, and so on.
+    pub state: char,
+    /// Its pid in each pid namespace, from the outermost that is visible.
+    pub inner_pids: Vec<u32>,
+    /// Whether it has memory: kernel threads, and processes that have ended, have none.
+    pub has_memory: bool,
+}
+
+impl Status {
+    /// Of a process or thread; `None` when there is none.
+    #[must_use]
+    pub fn of(pid: u32) -> Option<Self> {
+        let text = fs::read(format!("/proc/{pid}/status")).ok()?;
+        Some(Self { pid, ..Self::parse(&String::from_utf8_lossy(&text)) })
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut status = Self::default();
+        for (name, value) in text.lines().filter_map(|line| line.split_once(":\t")) {
+            let number = || value.trim().parse().unwrap_or_default();
+            match name {
+                "Name" => status.comm = value.to_owned(),
+                "State" => status.state = value.chars().next().unwrap_or_default(),
+                "Tgid" => status.tgid = number(),
+                "PPid" => status.parent = number(),
+                "NSpid" => {
+                    status.inner_pids = value.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+                }
+                "VmSize" => status.has_memory = true,
+                _ => {}
+            }
+        }
+        status
+    }
+}
+
 /// What an fd of a process is, as its link in `/proc` says. `None` when it has gone.
 #[must_use]
 pub fn fd_link(pid: u32, fd: u32) -> Option<String> {
@@ -177,6 +224,15 @@ mod tests {
         assert_eq!(parse("next"), None);
         assert!(KernelVersion { major: 6, minor: 1 }.at_least(5, 15));
         assert!(!KernelVersion { major: 5, minor: 10 }.at_least(5, 15));
+    }
+
+    #[test]
+    fn what_a_process_is() {
+        let text = "Name:\tweb: x\nUmask:\t0022\nState:\tS (sleeping)\nTgid:\t7\nPPid:\t1\nNSpid:\t7\t1\nVmSize:\t 100 kB\n";
+        let status = Status::parse(text);
+        assert_eq!((status.comm.as_str(), status.state, status.tgid, status.parent), ("web: x", 'S', 7, 1));
+        assert_eq!((status.inner_pids, status.has_memory), (vec![7, 1], true));
+        assert_eq!(Status::parse("garbage\n:\t"), Status::default());
     }
 
     #[test]

@@ -13,6 +13,8 @@
 //! - [`runtime`]: which container a cgroup belongs to. Knows nothing of BPF.
 //! - [`inventory`]: from fd tables to processes to containers. Pure.
 //! - [`verdict`]: what CRIU would say. Pure.
+//! - [`inspect`]: looks at a process tree from outside, for [`verdict`]. Knows nothing of BPF.
+//! - [`target`]: which process tree a user means; [`freeze`]: so that it keeps still; [`criu`]: the CRIU to judge for.
 //! - [`tracker`]: puts these together: the one owner of the agent's state.
 //! - [`agent`]: its tasks: events, audits.
 //! - [`report`]: what users are shown, as plain data.
@@ -23,11 +25,14 @@ pub mod bpf;
 pub mod cli;
 pub mod criu;
 pub mod error;
+pub mod freeze;
 pub mod host;
 pub mod http;
+pub mod inspect;
 pub mod inventory;
 pub mod metrics;
 pub mod report;
 pub mod runtime;
+pub mod target;
 pub mod tracker;
 pub mod verdict;

@@ -2,8 +2,11 @@
 //!
 //! Field names are stable.
 
+mod check;
+
 use std::time::SystemTime;
 
+pub use check::{BlockerRow, Check, StepRow, SubtreeRow};
 use serde::{Deserialize, Serialize};
 use tracker_ebpf::Kind;
 

@@ -12,6 +12,8 @@ use tracker_ebpf::Kind;
 use crate::{
     bpf::{Choice, SELF_TEST, Sizes},
     criu,
+    freeze::COMMAND as THAW,
+    target::Target,
     verdict::Judge,
 };
 
@@ -20,7 +22,9 @@ use super::judging::Judging;
 /// Live, exact counts of the file descriptors that stop a CRIU checkpoint, for every container.
 #[derive(Debug, Parser)]
 #[command(name = "fdtracker", version, max_term_width = 100, subcommand_required = true)]
-#[command(after_help = "Exit codes: 0 as expected, 1 doctor found something missing, 2 an error.")]
+#[command(
+    after_help = "Exit codes: 0 as expected, 1 doctor found something missing or check a blocker, 2 an error, 3 check can't tell."
+)]
 pub struct Cli {
     /// How much to tell on standard error: off, error, warn, info, debug or trace [default: info for agent, else warn]
     #[arg(long, global = true, value_name = "LEVEL")]
@@ -38,8 +42,28 @@ pub(super) enum Command {
     Tail(Tail),
     /// List containers with their open fds per kind
     Ls(Ls),
+    /// Say what criu dump would say of a container or a process tree, before it does
+    ///
+    /// Everything that would stop the dump is listed at once, in CRIU's own words, with what to do; then the process tree with what
+    /// could be dumped by itself, and the shortest way to a dump of the whole. Nothing is changed, and nothing is stopped.
+    #[command(
+        after_help = "Exit codes: 0 it could be dumped, 1 it could not, 2 an error, 3 it can't be told."
+    )]
+    Check(Box<Check>),
+    /// Explain a kind of file, a reason, or what CRIU's log says
+    Explain(Explain),
+    /// List what each release of CRIU makes of each kind of file
+    Rules(Rules),
     /// Say what this machine allows, and what to do where it doesn't
     Doctor(Doctor),
+    /// Waits for the end of its input, and then thaws a cgroup
+    #[command(name = THAW, hide = true)]
+    Thaw {
+        /// The freezer's file
+        file: PathBuf,
+        /// What thaws
+        word: String,
+    },
     /// The process whose fds the self-test of a feeder watches
     #[command(name = SELF_TEST, hide = true)]
     SelfTest {
@@ -53,7 +77,14 @@ impl Command {
     pub(super) fn default_log_level(&self) -> LevelFilter {
         match self {
             Self::Agent(_) => LevelFilter::INFO,
-            Self::Tail(_) | Self::Ls(_) | Self::Doctor(_) | Self::SelfTest { .. } => LevelFilter::WARN,
+            Self::Tail(_)
+            | Self::Ls(_)
+            | Self::Check(_)
+            | Self::Explain(_)
+            | Self::Rules(_)
+            | Self::Doctor(_)
+            | Self::Thaw { .. }
+            | Self::SelfTest { .. } => LevelFilter::WARN,
         }
     }
 }
@@ -114,6 +145,56 @@ pub(super) struct Ls {
 
     #[command(flatten)]
     pub(super) engine: Engine,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    /// A container's name or the beginning of its id, pod/NAMESPACE/NAME, pid:N for the tree under a process, or cgroup:/PATH
+    #[arg(value_name = "TARGET", required_unless_present = "log", conflicts_with = "log")]
+    pub(super) target: Option<Target>,
+
+    /// Read the log of a dump that failed instead: which file it was about, and what to do
+    #[arg(long, value_name = "FILE")]
+    pub(super) log: Option<PathBuf>,
+
+    /// Freeze what is looked at meanwhile, so that the result is exact; it is thawed whatever happens
+    #[arg(long, conflicts_with = "log")]
+    pub(super) freeze: bool,
+
+    /// Look again until it can be dumped, for so long
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "log")]
+    pub(super) wait: Option<Duration>,
+
+    /// How to print: table, or json as one document
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(super) output: LsFormat,
+
+    #[command(flatten)]
+    pub(super) judging: Judging,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Explain {
+    /// A kind such as pidfd, a reason such as pidfd_unsupported, or a line of CRIU's log
+    #[arg(value_name = "KIND|REASON|MESSAGE")]
+    pub(super) what: String,
+
+    /// How to print: table, or json as one document
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(super) output: LsFormat,
+
+    #[command(flatten)]
+    pub(super) judging: Judging,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Rules {
+    /// How to print: table, json as one document, or markdown
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(super) output: RulesFormat,
+
+    #[command(flatten)]
+    pub(super) judging: Judging,
 }
 
 #[derive(Debug, Args)]
@@ -204,6 +285,13 @@ pub(super) enum TailFormat {
 pub(super) enum LsFormat {
     Table,
     Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum RulesFormat {
+    Table,
+    Json,
+    Markdown,
 }
 
 fn kind() -> impl clap::builder::TypedValueParser<Value = Kind> {

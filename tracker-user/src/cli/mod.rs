@@ -1,13 +1,17 @@
 //! The command line: what was typed (`args`), one file per command, and how things are printed (`output`).
 //!
-//! Exit codes: 0 as expected; 1 `doctor` found something missing; 2 an error. A closed pipe ends a command quietly.
+//! Exit codes: 0 as expected; 1 `doctor` found something missing, or `check` a blocker; 2 an error; 3 `check` can't tell. A closed
+//! pipe ends a command quietly.
 
 mod agent;
 mod args;
+mod check;
 mod doctor;
+mod explain;
 mod judging;
 mod ls;
 mod output;
+mod rules;
 mod tail;
 
 use std::{io, process::ExitCode};
@@ -39,6 +43,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         crate::bpf::self_test_child(inherited).context("walk the self-test")?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Command::Thaw { file, word } = &cli.command {
+        crate::freeze::thaw_later(file, word).with_context(|| format!("thaw: write {}", file.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
     runtime.block_on(async {
@@ -46,9 +54,12 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Agent(args) => agent::run(args).await,
             Command::Tail(args) => tail::run(args).await,
             Command::Ls(args) => ls::run(args).await,
+            Command::Check(args) => check::run(&args),
+            Command::Explain(args) => explain::run(&args),
+            Command::Rules(args) => rules::run(&args),
             Command::Doctor(args) => doctor::run(&args),
             // Done above.
-            Command::SelfTest { .. } => Ok(ExitCode::SUCCESS),
+            Command::SelfTest { .. } | Command::Thaw { .. } => Ok(ExitCode::SUCCESS),
         }
     })
 }

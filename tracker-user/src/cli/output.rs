@@ -6,7 +6,7 @@ use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::report::{ContainerRow, Count, Listing, Notice};
+use crate::report::{BlockerRow, Check, ContainerRow, Count, Listing, Notice, SubtreeRow};
 
 /// Prints one JSON document.
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
@@ -17,14 +17,17 @@ pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 }
 
 /// Prints a table.
-pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> io::Result<()> {
+pub(super) fn table<H: AsRef<str>>(
+    header: &[H],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> io::Result<()> {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     // A terminal that doesn't know its width, such as a serial console.
     if table.width() == Some(0) {
         table.set_content_arrangement(ContentArrangement::Disabled);
     }
-    table.set_header(header.iter().copied());
+    table.set_header(header.iter().map(AsRef::as_ref));
     for row in rows {
         table.add_row(row);
     }
@@ -63,8 +66,74 @@ pub(super) fn listing(listing: &Listing) -> io::Result<()> {
     table(&header, rows)
 }
 
+/// Prints what CRIU would say of a tree.
+pub(super) fn check(check: &Check) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let note = check.criu.note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+    let options = check.criu.options.iter().fold(String::new(), |text, option| format!("{text} {option}"));
+    writeln!(
+        out,
+        "{}: {}, with CRIU {}{note}{options} on Linux {}",
+        printable(&check.target),
+        check.verdict,
+        check.criu.version,
+        check.kernel
+    )?;
+    if !check.frozen {
+        writeln!(out, "(of one moment: --freeze makes it exact)")?;
+    }
+    blockers(&mut out, &check.blockers)?;
+    writeln!(out, "\nprocess tree, each as if it were dumped by itself:")?;
+    for subtree in &check.tree {
+        let SubtreeRow { pid, comm, depth, verdict, blockers, .. } = subtree;
+        let why = if *blockers > 0 { format!(" ({blockers})") } else { String::new() };
+        writeln!(out, "  {}{}[{pid}]  {verdict}{why}", "  ".repeat(*depth), printable(comm))?;
+    }
+    if !check.plan.is_empty() {
+        writeln!(out, "\nthe shortest way to a dump of the whole:")?;
+    }
+    for (number, step) in check.plan.iter().enumerate() {
+        let what = printable(&step.what);
+        let text = match step.action {
+            "option" => format!("give CRIU {what}"),
+            "criu" => format!("use CRIU {what} or newer"),
+            _ => {
+                let pids = step.pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+                format!("{what} (process {pids})")
+            }
+        };
+        writeln!(out, "  {}. {text}", number + 1)?;
+    }
+    out.flush()
+}
+
+/// By process; what is said in the same words of several files of a process is said once.
+fn blockers(out: &mut impl Write, blockers: &[BlockerRow]) -> io::Result<()> {
+    let mut process = None;
+    let alike = |a: &BlockerRow, b: &BlockerRow| {
+        (a.pid, a.kind, &a.link, &a.message, &a.remedy) == (b.pid, b.kind, &b.link, &b.message, &b.remedy)
+    };
+    for group in blockers.chunk_by(alike) {
+        let Some(first) = group.first() else { continue };
+        if process != Some(first.pid) {
+            process = Some(first.pid);
+            writeln!(out, "\n{}[{}]", printable(&first.comm), first.pid)?;
+        }
+        let fds: Vec<String> = group.iter().filter_map(|blocker| Some(blocker.fd?.to_string())).collect();
+        let fds = if fds.is_empty() { "no fd".to_owned() } else { format!("fd {}", fds.join(", ")) };
+        let link =
+            if first.link.is_empty() { String::new() } else { format!("  {}", printable(&first.link)) };
+        writeln!(out, "  {fds}  {}{link}  {}: {}", first.kind, first.verdict, first.reason)?;
+        if !first.message.is_empty() {
+            writeln!(out, "    CRIU says: {}", printable(&first.message))?;
+        }
+        writeln!(out, "    {}", printable(&first.remedy))?;
+    }
+    Ok(())
+}
+
 /// A name that a container may have chosen, without what would move a terminal's cursor.
-fn printable(name: &str) -> String {
+pub(super) fn printable(name: &str) -> String {
     name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 

@@ -111,6 +111,7 @@ fn by_name(mapping: &Mapping, why: &str) -> Option<File> {
 fn mapped(kind: &str, mapping: &Mapping, mut facts: Facts) -> File {
     facts.set(Fact::Fd, NO_FD);
     facts.set_some(Fact::Address, i64::try_from(mapping.start).ok());
+    facts.set_some(Fact::AddressEnd, i64::try_from(mapping.end).ok());
     let kind = FileKind::from_name(kind).unwrap_or(FileKind::UNREADABLE);
     File { fd: None, kind, link: mapping.name.clone(), facts, relations: Vec::new() }
 }

@@ -94,6 +94,9 @@ fn blockers(judge: &Judge, tree: &Tree, processes: &[&Process]) -> Vec<Blocker> 
     let context = Context::new(tree, processes);
     let mut found = Vec::new();
     for (place, process) in processes.iter().enumerate() {
+        let judgements = judge.file(FileKind::PROCESS, &context.process_facts(process));
+        let of = |judgement| (place, blocker(process, None, FileKind::PROCESS, judgement));
+        found.extend(judgements.into_iter().map(of));
         if let Some(why) = &process.unreadable {
             let mut facts = Facts::default();
             facts.set(Fact::Why, why.clone());
@@ -110,11 +113,15 @@ fn blockers(judge: &Judge, tree: &Tree, processes: &[&Process]) -> Vec<Blocker> 
         }
     }
     found.extend(tree.unreadable.iter().filter_map(|why| Some((0, unreadable(processes.first()?, why)))));
-    // Processes one by one, each with its passes; then the passes over all.
+    // Passes over all; processes one by one, each with its passes; and passes over all.
     found.sort_by_key(|(place, blocker)| {
         let pass = blocker.judgement.pass;
         let place = *place;
-        if pass.is_of_process() { (false, place, pass, 0) } else { (true, 0, pass, place) }
+        match pass {
+            Pass::Collect => (0, place, pass, 0),
+            _ if pass.is_of_process() => (1, place, pass, 0),
+            _ => (2, 0, pass, place),
+        }
     });
     found.into_iter().map(|(_, blocker)| blocker).collect()
 }

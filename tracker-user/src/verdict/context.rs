@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tracker_ebpf::Kind;
+
 use super::{
     facts::{Fact, Facts},
-    tree::{File, Process, Relation, Tree, UnixSocket},
+    tree::{File, Namespaces, Process, Relation, Tree, UnixSocket},
 };
 
 /// What a dump of some processes takes.
@@ -21,7 +23,12 @@ pub(super) struct Context<'a> {
     /// Connections that wait to be accepted, and the listening socket.
     pending: BTreeMap<u64, u64>,
     masters: BTreeSet<i64>,
+    slaves: BTreeSet<i64>,
+    /// Sessions of pseudo terminals.
+    terminals: BTreeSet<i64>,
     pipes: BTreeSet<u64>,
+    /// Files are on their way through sockets: any of them may be a peer.
+    in_flight: bool,
 }
 
 /// TCP's states, which unix sockets have too (include/net/tcp_states.h).
@@ -60,6 +67,20 @@ impl<'a> Context<'a> {
                     if let Relation::Terminal { index, master: true } = r { Some(*index) } else { None }
                 })
                 .collect(),
+            slaves: relations()
+                .filter_map(|r| {
+                    if let Relation::Terminal { index, master: false } = r { Some(*index) } else { None }
+                })
+                .collect(),
+            terminals: processes
+                .iter()
+                .flat_map(|process| &process.files)
+                .flat_map(terminal_session)
+                .collect(),
+            in_flight: processes
+                .iter()
+                .flat_map(|process| &process.files)
+                .any(|file| file.kind == Kind::FdInFlight.into()),
             pipes: relations()
                 .filter_map(|r| if let Relation::ReadablePipe(inode) = r { Some(*inode) } else { None })
                 .collect(),
@@ -77,7 +98,42 @@ impl<'a> Context<'a> {
         for relation in &file.relations {
             self.set(relation, &mut facts);
         }
+        if facts.text(Fact::End) == Some("slave") && file.link.ends_with(" (deleted)") {
+            // Its master is closed: nothing is asked of such a terminal (tty.c:dump_tty_info, hangup).
+            facts.set(Fact::Paired, true);
+        }
+        if facts.text(Fact::End) == Some("control") {
+            facts.set_some(
+                Fact::Paired,
+                facts.int(Fact::Session).map(|id| id == 0 || self.terminals.contains(&id)),
+            );
+        }
         facts
+    }
+
+    /// What is to be known of a process besides its files.
+    pub(super) fn process_facts(&self, process: &Process) -> Facts {
+        let mut facts = Facts::default();
+        facts.set(Fact::Pid, i64::from(process.pid));
+        facts.set(Fact::Traced, process.traced);
+        facts.set(Fact::Nested, self.nested(process));
+        // Only the root is asked.
+        let is_root = self.root.is_some_and(|root| root.pid == process.pid);
+        facts.set(Fact::Root, is_root);
+        facts.set(Fact::ProcessState, process.state.to_string());
+        facts.set(Fact::Leader, where_is(!is_root || process.session == process.pid));
+        facts
+    }
+
+    /// `namespaces.c:dump_task_ns_ids`: of these kinds only the root's are dumped.
+    fn nested(&self, process: &Process) -> &'static str {
+        let is_own = |name: &&&'static str| {
+            let of = |namespaces: &Namespaces| namespaces.get(**name).copied();
+            let (own, host) = (of(&process.namespaces), of(&self.tree.host));
+            let root = self.root.and_then(|root| of(&root.namespaces));
+            own.is_some() && own != root && own != host
+        };
+        ["pid", "ipc", "uts", "cgroup", "time", "user"].iter().find(is_own).copied().unwrap_or("none")
     }
 
     fn set(&self, relation: &Relation, facts: &mut Facts) {
@@ -96,6 +152,8 @@ impl<'a> Context<'a> {
                 facts.set(Fact::Terminal, *index);
                 facts.set(Fact::End, if *master { "master" } else { "slave" });
                 facts.set(Fact::Paired, *master || self.masters.contains(index));
+                let lone = self.slaves.range(..index).filter(|slave| !self.masters.contains(slave)).count();
+                facts.set(Fact::LoneBefore, i64::try_from(lone).unwrap_or(i64::MAX));
             }
             Relation::Session(id) => {
                 let leader = match u32::try_from(*id) {
@@ -178,18 +236,24 @@ impl<'a> Context<'a> {
         };
         facts.set(Fact::PeerInode, i64::try_from(peer).unwrap_or(i64::MAX));
         let other = self.tree.unix.get(&peer);
-        facts.set(
-            Fact::Peer,
-            match other {
-                None => "missing",
-                Some(_) => where_is(self.unix.contains(&peer)),
-            },
-        );
+        match other {
+            None => facts.set(Fact::Peer, "missing"),
+            Some(_) if self.unix.contains(&peer) => facts.set(Fact::Peer, "inside"),
+            Some(_) if self.in_flight => {}
+            Some(_) => facts.set(Fact::Peer, "outside"),
+        }
         if let Some(other) = other {
             facts.set(Fact::PeerNamed, other.name.is_some());
             facts.set(Fact::PeerName, other.name.clone().unwrap_or_else(|| "(null)".to_owned()));
         }
     }
+}
+
+/// The session of a pseudo terminal.
+fn terminal_session(file: &File) -> Option<i64> {
+    let is_pseudo = file.relations.iter().any(|relation| matches!(relation, Relation::Terminal { .. }));
+    let session = |relation: &Relation| if let Relation::Session(id) = relation { Some(*id) } else { None };
+    file.relations.iter().find_map(session).filter(|_| is_pseudo)
 }
 
 fn where_is(inside: bool) -> &'static str {
@@ -201,5 +265,120 @@ fn state_of(socket: &UnixSocket) -> &'static str {
         ESTABLISHED => "connected",
         LISTEN => "listen",
         _ => "close",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::{FileKind, tree::Mounts};
+
+    fn file(relations: Vec<Relation>) -> File {
+        let kind = FileKind::from_name("file").unwrap();
+        let is_terminal = relations.iter().any(|relation| matches!(relation, Relation::Terminal { .. }));
+        let link = if is_terminal { "/dev/pts/4" } else { "/a (deleted)" };
+        File { fd: Some(3), kind, link: link.into(), facts: Facts::default(), relations }
+    }
+
+    fn process(pid: u32, parent: u32, relations: Vec<Relation>) -> Process {
+        let namespaces = [("mnt".to_owned(), 100), ("net".to_owned(), 200)].into();
+        Process { pid, parent, session: 10, namespaces, files: vec![file(relations)], ..Process::default() }
+    }
+
+    /// What is known of the first file of the last process, in a tree of these.
+    fn facts(tree: &Tree) -> Facts {
+        let processes: Vec<&Process> = tree.processes.iter().collect();
+        let last = processes[processes.len() - 1];
+        Context::new(tree, &processes).facts(last, &last.files[0])
+    }
+
+    fn tree(processes: Vec<Process>) -> Tree {
+        let mounts = Mounts { overmounted: [(1, false), (2, true)].into() };
+        let host = [("mnt".to_owned(), 100), ("net".to_owned(), 201)].into();
+        Tree { processes, mounts: [(100, mounts)].into(), host, ..Tree::default() }
+    }
+
+    fn alone(relation: Relation) -> Facts {
+        facts(&tree(vec![process(10, 1, vec![relation])]))
+    }
+
+    fn socket(peer: Option<u64>, state: i64, socket_type: i64) -> UnixSocket {
+        UnixSocket { peer, state, socket_type, ..UnixSocket::default() }
+    }
+
+    #[test]
+    fn a_file_has_its_path_and_process() {
+        let facts = alone(Relation::Mount(1));
+        assert_eq!(facts.text(Fact::Path), Some("/a"));
+        assert_eq!((facts.int(Fact::Fd), facts.int(Fact::Pid)), (Some(3), Some(10)));
+        assert_eq!(facts.get(Fact::OwnNetns), Some(&true.into()));
+    }
+
+    #[test]
+    fn targets_of_pidfds() {
+        for (pid, target) in [(-1, "reaped"), (0, "outside"), (10, "inside"), (11, "outside")] {
+            assert_eq!(alone(Relation::Target(pid)).text(Fact::Target), Some(target));
+        }
+    }
+
+    #[test]
+    fn mounts_are_those_of_the_tree() {
+        for (id, mount) in [(1, "known"), (2, "overmounted"), (3, "unknown")] {
+            assert_eq!(alone(Relation::Mount(id)).text(Fact::Mount), Some(mount));
+        }
+        let mut unread = tree(vec![process(10, 1, vec![Relation::Mount(3)])]);
+        unread.mounts.clear();
+        assert_eq!(facts(&unread).get(Fact::Mount), None);
+    }
+
+    #[test]
+    fn peers_of_unix_sockets() {
+        let peer = |other: Option<u64>, inside: bool| {
+            let own = Relation::Unix(1);
+            let relations = if inside { vec![Relation::Unix(2)] } else { vec![] };
+            let mut tree = tree(vec![process(10, 1, relations), process(11, 10, vec![own])]);
+            tree.unix = [(1, socket(other, 1, 1)), (2, socket(Some(1), 1, 1))].into();
+            facts(&tree).text(Fact::Peer).map(str::to_owned)
+        };
+        assert_eq!(peer(Some(2), true).as_deref(), Some("inside"));
+        assert_eq!(peer(Some(2), false).as_deref(), Some("outside"));
+        assert_eq!(peer(Some(9), false).as_deref(), Some("missing"));
+        assert_eq!(peer(None, false).as_deref(), Some("none"));
+    }
+
+    #[test]
+    fn a_connection_that_waits_to_be_accepted_has_no_peer_yet() {
+        let mut tree = tree(vec![process(10, 1, vec![Relation::Unix(1)])]);
+        let listener = UnixSocket { pending: vec![1, 0], ..socket(None, 10, 1) };
+        tree.unix = [(1, socket(None, 1, 1)), (5, listener)].into();
+        assert_eq!(facts(&tree).text(Fact::Peer), Some("pending"));
+        tree.processes[0].files[0].relations = vec![Relation::Unix(5)];
+        assert_eq!(facts(&tree).get(Fact::PendingClosed), Some(&true.into()));
+        tree.processes[0].files[0].relations = vec![Relation::Unix(77)];
+        assert_eq!(facts(&tree).text(Fact::Netns), Some("outside"));
+    }
+
+    #[test]
+    fn terminals_have_another_end_and_a_session() {
+        let slave = Relation::Terminal { index: 4, master: false };
+        let master = Relation::Terminal { index: 4, master: true };
+        assert_eq!(alone(slave.clone()).get(Fact::Paired), Some(&false.into()));
+        let pair = tree(vec![process(10, 1, vec![master]), process(11, 10, vec![slave])]);
+        assert_eq!(facts(&pair).get(Fact::Paired), Some(&true.into()));
+        for (session, leader) in [(0, "none"), (10, "inside"), (7, "outside")] {
+            assert_eq!(alone(Relation::Session(session)).text(Fact::Leader), Some(leader));
+        }
+    }
+
+    #[test]
+    fn locks_namespaces_and_pipes() {
+        assert_eq!(alone(Relation::Lock(10)).text(Fact::Lock), Some("held"));
+        assert_eq!(alone(Relation::Lock(-1)).text(Fact::Lock), Some("held"));
+        assert_eq!(alone(Relation::Lock(7)).text(Fact::Lock), Some("outside"));
+        for (id, place) in [(200, "inside"), (201, "inside"), (202, "outside")] {
+            assert_eq!(alone(Relation::Namespace("net".into(), id)).text(Fact::Namespace), Some(place));
+        }
+        let pipes = vec![Relation::ReadablePipe(1), Relation::ReadablePipe(1), Relation::ReadablePipe(2)];
+        assert_eq!(facts(&tree(vec![process(10, 1, pipes)])).int(Fact::Pipes), Some(2));
     }
 }

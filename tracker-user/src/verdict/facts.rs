@@ -12,6 +12,9 @@ impl FileKind {
     /// What couldn't be looked at.
     pub const UNREADABLE: Self = Self("unreadable");
 
+    /// No file: the process at a tree's root itself.
+    pub const PROCESS: Self = Self("process");
+
     /// Kinds that no probe counts, because what CRIU makes of them depends on context alone.
     pub const UNCOUNTED: &[&str] = &[
         "file",
@@ -30,6 +33,7 @@ impl FileKind {
         "netlink",
         "namespace",
         "uprobes_mapped",
+        "process",
         "unreadable",
     ];
 
@@ -185,6 +189,9 @@ facts! {
     /// The filesystem, where it matters.
     Filesystem = "filesystem" Type::Text(&["overlay", "nfs", "proc", "devpts", "other"]),
 
+    /// Whether it is of huge pages, and the kernel has any left.
+    HugePages = "huge_pages" Type::Text(&["not_used", "free", "none_free"]),
+
     // Of devices.
     /// The device: major:minor.
     Device = "device" Type::Text(&[]),
@@ -213,6 +220,12 @@ facts! {
     /// The inode of the first watch that isn't found.
     WatchInode = "watch_inode" Type::Int,
 
+    // Of mappings.
+    /// Where it is mapped.
+    Address = "address" Type::Int,
+    /// Where it ends.
+    AddressEnd = "address_end" Type::Int,
+
     // Of pipes.
     /// A pipe of packets (O_DIRECT).
     Packets = "packets" Type::Bool,
@@ -232,6 +245,8 @@ facts! {
     Filter = "filter" Type::Text(&["none", "classic", "ebpf"]),
     /// State of a TCP socket, or of a unix socket.
     State = "state" Type::Text(&["close", "listen", "connected", "syn_recv", "connecting", "time_wait"]),
+    /// The same, as the kernel numbers them.
+    StateNumber = "state_number" Type::Int,
     /// Connections that wait to be accepted.
     Backlog = "backlog" Type::Int,
     /// The datagram is corked (UDP_CORK).
@@ -268,11 +283,13 @@ facts! {
     // Of terminals.
     /// Number of a pseudo terminal.
     Terminal = "terminal" Type::Int,
-    /// Which end of a pseudo terminal, or none.
-    End = "end" Type::Text(&["master", "slave", "none"]),
-    /// The other end is open in the tree.
+    /// Which end of a pseudo terminal; the terminal that controls whoever uses it (`/dev/tty`), or none of these.
+    End = "end" Type::Text(&["master", "slave", "control", "none"]),
+    /// The other end is open in the tree; of /dev/tty a pseudo terminal of the same session.
     Paired = "paired" Type::Bool,
-    /// Where the leader of the terminal's session is.
+    /// How many slaves without their master are open in the tree that have a smaller number.
+    LoneBefore = "lone_before" Type::Int,
+    /// Where the leader of the session is: the terminal's, or the process's.
     Leader = "leader" Type::Text(&["inside", "outside", "none"]),
     /// The terminal's session.
     Session = "session" Type::Int,
@@ -285,6 +302,16 @@ facts! {
     /// Whether a process of the tree, or CRIU, is in the namespace.
     Namespace = "namespace" Type::Text(&["inside", "outside"]),
 
+    // Of processes.
+    /// It is the first of the tree.
+    Root = "root" Type::Bool,
+    /// Its state, as /proc tells it.
+    ProcessState = "process_state" Type::Text(&[]),
+    /// Another process traces it.
+    Traced = "traced" Type::Bool,
+    /// A namespace of its own, of a kind that CRIU dumps of the tree's root only; none if it has none.
+    Nested = "nested" Type::Text(&["none", "pid", "ipc", "uts", "cgroup", "time", "user"]),
+
     // Of the environment.
     /// CRIU was built with libbpf.
     Libbpf = "libbpf" Type::Bool,
@@ -294,6 +321,8 @@ facts! {
     AmdgpuPlugin = "amdgpu_plugin" Type::Bool,
     /// The tree has a network namespace of its own, which is dumped.
     OwnNetns = "own_netns" Type::Bool,
+    /// In which layer of an overlay the file is.
+    Layer = "layer" Type::Text(&["lower", "upper"]),
     /// What a file couldn't be looked at for.
     Why = "why" Type::Text(&[]),
 }

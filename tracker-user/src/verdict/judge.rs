@@ -110,7 +110,7 @@ impl Judge {
         let verdicts: BTreeSet<Verdict> = possible.iter().map(|rule| rule.verdict).chain(otherwise).collect();
         match (verdicts.len(), verdicts.first(), possible.last()) {
             (1, Some(Verdict::Ok), _) => None,
-            (1, _, Some(rule)) => Some(self.by_rule(rule, &look)),
+            (1, _, Some(rule)) => Some(self.by_rule(rule, look)),
             _ => Some(not_known(pass, &missing, facts)),
         }
     }
@@ -137,8 +137,10 @@ impl Judge {
 
 fn not_known(pass: Pass, missing: &BTreeSet<Fact>, facts: &Facts) -> Judgement {
     let why = facts.text(Fact::Why).map(|why| format!(": {why}")).unwrap_or_default();
-    let remedy = if missing.is_empty() {
-        format!("no rule is about such a file{why}")
+    let remedy = if missing.is_empty() && !why.is_empty() {
+        format!("it could not be looked at{why}")
+    } else if missing.is_empty() {
+        "no rule is about such a file".to_owned()
     } else {
         let meanings: Vec<&str> = missing.iter().map(|fact| fact.meaning().trim_end_matches('.')).collect();
         format!("it depends on what isn't known{why} ({})", meanings.join("; "))

@@ -5,12 +5,14 @@
 //! - `profile`, `options`: the CRIU that is used, and how;
 //! - `judge`: rules applied to facts. What isn't known makes a verdict `unknown`, never `ok`;
 //! - `tree`, `context`: a process tree, and what is inside of it;
-//! - `check`: a whole tree.
+//! - `check`: a whole tree;
+//! - `log`: the log of a dump that failed.
 
 mod check;
 mod context;
 mod facts;
 mod judge;
+mod log;
 mod options;
 mod profile;
 mod rules;
@@ -21,11 +23,13 @@ use std::fmt;
 pub use check::{Blocker, Report, Step, Subtree, check};
 pub use facts::{Fact, Facts, FileKind, Type, Value};
 pub use judge::{Judge, Judgement, NOT_KNOWN};
+pub use log::{Cause, cause, rule_of};
 pub use options::{DEFAULT_GHOST_LIMIT, DumpOption, Options, size};
 pub use profile::{
     CriuVersion, KNOWN_VERSIONS, NEWEST_KNOWN, OLDEST_KNOWN, ParseVersionError, Profile, Source,
 };
 pub use rules::{Condition, Message, Pass, Rule, RuleError, Rules, Truth};
+pub use tree::{File, Mounts, Namespaces, Process, Relation, Tree, UnixSocket};
 
 /// What CRIU would make of a slot; of a container, the worst of its slots. Ordered from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -35,6 +35,10 @@ pub struct Process {
     pub threads: Vec<u32>,
     /// Its session.
     pub session: u32,
+    /// Its state, as `/proc` tells it.
+    pub state: char,
+    /// Another process traces it.
+    pub traced: bool,
     /// It has ended, and its parent hasn't waited for it: nothing is open.
     pub zombie: bool,
     /// It shares its fd table with this process, which comes before it: its files aren't looked at again.

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use super::super::facts::{Fact, Type, Value};
 
-/// A text with places for facts. `{fact}` is a fact as it is, `{fact:x}`, `{fact:#x}` and `{fact:o}` a number in another base.
+/// A text with places for facts. `{fact}` is a fact as it is, `{fact:x}`, `{fact:#x}`, `{fact:o}` and `{fact:016x}` a number in
+/// another base.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message(Vec<Part>);
 
@@ -19,12 +20,19 @@ enum Form {
     Plain,
     Hex,
     PrefixedHex,
+    /// As addresses are printed: 16 digits.
+    PaddedHex,
     Octal,
 }
 
 impl Form {
-    const ALL: [(&str, Self); 4] =
-        [("", Self::Plain), ("x", Self::Hex), ("#x", Self::PrefixedHex), ("o", Self::Octal)];
+    const ALL: [(&str, Self); 5] = [
+        ("", Self::Plain),
+        ("x", Self::Hex),
+        ("#x", Self::PrefixedHex),
+        ("016x", Self::PaddedHex),
+        ("o", Self::Octal),
+    ];
 }
 
 impl Message {
@@ -41,7 +49,7 @@ impl Message {
             let (name, form) = place.split_once(':').unwrap_or((place, ""));
             let fact = Fact::from_name(name).ok_or_else(|| format!("no fact is called {name:?}"))?;
             let form = Form::ALL.into_iter().find(|(known, _)| *known == form).map(|(_, form)| form);
-            let form = form.ok_or_else(|| format!("{place:?} has no form of x, #x or o"))?;
+            let form = form.ok_or_else(|| format!("{place:?} has no form of x, #x, 016x or o"))?;
             if form != Form::Plain && fact.value_type() != Type::Int {
                 return Err(format!("{name} is no number"));
             }
@@ -71,6 +79,7 @@ impl Message {
                     // As printf has them: %x and %o take the low 32 bits.
                     (Some(Value::Int(n)), Form::Hex) => write!(text, "{n:x}"),
                     (Some(Value::Int(n)), Form::PrefixedHex) => write!(text, "{n:#x}"),
+                    (Some(Value::Int(n)), Form::PaddedHex) => write!(text, "{n:016x}"),
                     (Some(Value::Int(n)), Form::Octal) => write!(text, "{n:o}"),
                     (Some(Value::Int(n)), Form::Plain) => write!(text, "{n}"),
                     (Some(Value::Text(value)), _) => write!(text, "{value}"),
@@ -138,6 +147,7 @@ mod tests {
         let text = "Can't dump file 7 of that type [600] (anon anon_inode:[pidfd])";
         assert_eq!(message.fill(look), text);
         assert_eq!(Message::parse("{inode:x} {inode:#x} {size}").unwrap().fill(look), "ab 0xab ?");
+        assert_eq!(Message::parse("{inode:016x}").unwrap().fill(look), "00000000000000ab");
     }
 
     #[test]

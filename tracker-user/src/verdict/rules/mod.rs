@@ -23,6 +23,8 @@ use super::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pass {
+    /// Processes and their namespaces are collected (`collect_pstree`, `collect_pstree_ids`).
+    Collect,
     /// Mappings of a process (`collect_mappings`).
     Mappings,
     /// Its files are sent to CRIU (`drain_fds`).
@@ -36,12 +38,14 @@ pub enum Pass {
     DeadPids,
     /// File locks (`dump_file_locks`).
     Locks,
-    /// Terminals without their other end (`tty_verify_active_pairs`).
-    Terminals,
-    /// Sockets whose peer is outside (`fix_external_unix_sockets`).
-    ExternalSockets,
     /// Terminals of a session that isn't in the tree (`dump_verify_tty_sids`).
     Sessions,
+    /// The tree itself (`dump_pstree`).
+    Tree,
+    /// Sockets whose peer is outside (`fix_external_unix_sockets`).
+    ExternalSockets,
+    /// Terminals without their other end (`tty_verify_active_pairs`).
+    Terminals,
 }
 
 impl Pass {
@@ -174,15 +178,17 @@ impl Rules {
 impl fmt::Display for Pass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Collect => "collect",
             Self::Mappings => "mappings",
             Self::Drain => "drain",
             Self::File => "file",
             Self::Epoll => "epoll",
             Self::DeadPids => "dead_pids",
             Self::Locks => "locks",
-            Self::Terminals => "terminals",
-            Self::ExternalSockets => "external_sockets",
             Self::Sessions => "sessions",
+            Self::Tree => "tree",
+            Self::ExternalSockets => "external_sockets",
+            Self::Terminals => "terminals",
         })
     }
 }

@@ -1,0 +1,99 @@
+//! `fdtracker check`.
+
+use std::{
+    fs,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+
+use super::{
+    args::{self, LsFormat},
+    explain, output,
+};
+use crate::{
+    criu::Engine,
+    freeze::Frozen,
+    inspect,
+    report::Check,
+    runtime::Runtime,
+    target::{Found, Target},
+    verdict::{self, Judge, Verdict},
+};
+
+/// How often it is looked again with `--wait`.
+const AGAIN: Duration = Duration::from_millis(250);
+
+pub(super) fn run(args: &args::Check) -> anyhow::Result<ExitCode> {
+    if let Some(log) = &args.log {
+        return read_log(args, log);
+    }
+    let Some(target) = &args.target else {
+        anyhow::bail!(
+            "say what to check: a container, pod/NAMESPACE/NAME, pid:N or cgroup:/PATH (or --log FILE)"
+        );
+    };
+    let start = Instant::now();
+    loop {
+        let check = look(args, target)?;
+        let waited = args.wait.is_none_or(|wait| start.elapsed() >= wait);
+        if waited || check.verdict == Verdict::Ok.name() {
+            print(args, &check)?;
+            return Ok(code(check.verdict));
+        }
+        std::thread::sleep(AGAIN);
+    }
+}
+
+/// One look at the target.
+fn look(args: &args::Check, target: &Target) -> anyhow::Result<Check> {
+    let found = target.find()?;
+    let judge = args.judging.judge(engine_of(&found))?;
+    let frozen = args.freeze.then(|| Frozen::freeze(&found)).transpose()?;
+    let tree = inspect::tree(found.root, &judge.profile().options.irmap_paths)?;
+    let is_frozen = frozen.is_some();
+    if let Some(frozen) = frozen {
+        frozen.thaw()?;
+    }
+    Ok(Check::new(target.to_string(), &judge, is_frozen, &verdict::check(&judge, &tree)))
+}
+
+/// Who would run CRIU.
+fn engine_of(found: &Found) -> Engine {
+    match found.container.as_ref().map(|container| container.runtime) {
+        None => Engine::Criu,
+        Some(Runtime::Podman) => Engine::Podman,
+        Some(Runtime::Crun) => Engine::Crun,
+        Some(_) => Engine::Runc,
+    }
+}
+
+fn code(verdict: &str) -> ExitCode {
+    ExitCode::from(match verdict {
+        "ok" => 0,
+        "unknown" => 3,
+        _ => 1,
+    })
+}
+
+fn print(args: &args::Check, check: &Check) -> anyhow::Result<()> {
+    match args.output {
+        LsFormat::Json => output::json(check),
+        LsFormat::Table => Ok(output::check(check)?),
+    }
+}
+
+/// Ties what a log says to a rule.
+fn read_log(args: &args::Check, log: &Path) -> anyhow::Result<ExitCode> {
+    let text = fs::read(log).with_context(|| format!("read {}", log.display()))?;
+    let judge: Judge = args.judging.judge(Engine::default())?;
+    let Some(cause) = verdict::cause(&text) else {
+        anyhow::bail!(
+            "{} tells no error: a log of criu dump has lines with \"Error\" where it failed (it may be cut off, or of a dump that went through)",
+            log.display()
+        );
+    };
+    explain::cause(args.output, &judge, &cause)
+}

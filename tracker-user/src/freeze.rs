@@ -1,0 +1,231 @@
+//! Freezing what is looked at, so that it is of one moment: the cgroup freezer, thawed on every way out.
+//!
+//! Whoever thaws is a process of its own, which waits for the end of this one: also if that is killed.
+
+use std::{
+    fs, io,
+    io::Read as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use thiserror::Error;
+
+use crate::target::Found;
+
+/// The hidden command by which the process is started that thaws.
+pub const COMMAND: &str = "thaw";
+
+/// How long the kernel may take to freeze everything.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why it can't be frozen.
+#[derive(Debug, Error)]
+pub enum FreezeError {
+    /// There is no freezer.
+    #[error(
+        "{0} has no cgroup of its own that could be frozen; without --freeze all is of one moment only by luck"
+    )]
+    NoCgroup(String),
+    /// Others would be frozen too.
+    #[error("the cgroup {} holds more than what is to be looked at (process {pid}): it isn't frozen", .dir.display())]
+    Shared {
+        /// The cgroup.
+        dir: PathBuf,
+        /// One of the others.
+        pid: u32,
+    },
+    /// It didn't freeze in time.
+    #[error("the cgroup {} didn't freeze within {PATIENCE:?} (a process may wait for a device), and was thawed", .dir.display())]
+    Late {
+        /// The cgroup.
+        dir: PathBuf,
+    },
+    /// A call failed.
+    #[error("{call} {}", .path.display())]
+    Call {
+        /// What was called.
+        call: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What was refused.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A freezer: cgroup v2's, or v1's.
+#[derive(Clone, Debug)]
+struct Freezer {
+    dir: PathBuf,
+    /// v1: `freezer.state`.
+    v1: bool,
+}
+
+/// A cgroup that is frozen. Dropped, it is thawed.
+#[derive(Debug)]
+pub struct Frozen {
+    freezer: Freezer,
+    /// `None` if somebody else had frozen it.
+    thawer: Option<Child>,
+}
+
+impl Frozen {
+    /// Freezes the cgroup of a tree.
+    ///
+    /// # Errors
+    /// When it has none of its own, or the kernel refuses.
+    pub fn freeze(found: &Found) -> Result<Self, FreezeError> {
+        let freezer = Freezer::of(found)?;
+        if freezer.is_frozen() {
+            return Ok(Self { freezer, thawer: None });
+        }
+        // Before anything is frozen.
+        let thawer = freezer.thawer()?;
+        let frozen = Self { freezer, thawer: Some(thawer) };
+        frozen.freezer.write(true)?;
+        let start = Instant::now();
+        while !frozen.freezer.is_frozen() {
+            if start.elapsed() > PATIENCE {
+                return Err(FreezeError::Late { dir: frozen.freezer.dir.clone() });
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(frozen)
+    }
+
+    /// Thaws it, and waits until it is.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn thaw(mut self) -> Result<(), FreezeError> {
+        self.end();
+        if self.freezer.is_frozen() && self.thawer.is_some() { self.freezer.write(false) } else { Ok(()) }
+    }
+
+    fn end(&mut self) {
+        if let Some(thawer) = &mut self.thawer {
+            // It waits for the end of its input.
+            drop(thawer.stdin.take());
+            let _ = thawer.wait();
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Freezer {
+    /// The freezer of a tree's cgroup.
+    fn of(found: &Found) -> Result<Self, FreezeError> {
+        let path = format!("/proc/{}/cgroup", found.root);
+        let text = fs::read_to_string(&path).map_err(|source| call("read", Path::new(&path), source))?;
+        let freezer =
+            Self::find(&text).ok_or_else(|| FreezeError::NoCgroup(format!("process {}", found.root)))?;
+        let own = std::process::id();
+        for pid in freezer.pids() {
+            // Of a container all that is in its cgroup is its own.
+            let foreign = found.container.is_none() && !found.pids.contains(&pid) && pid != found.root;
+            if foreign || pid == own {
+                return Err(FreezeError::Shared { dir: freezer.dir, pid });
+            }
+        }
+        Ok(freezer)
+    }
+
+    /// From `/proc/PID/cgroup`: v2's hierarchy is 0, v1's is named. Nothing for the root, which can't be frozen.
+    fn find(text: &str) -> Option<Self> {
+        let path = |wanted: &dyn Fn(&str, &str) -> bool| {
+            let line = |line: &str| {
+                let mut parts = line.splitn(3, ':');
+                let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+                (wanted(id, controllers) && path != "/").then(|| path.trim_start_matches('/').to_owned())
+            };
+            text.lines().find_map(line)
+        };
+        let v2 = path(&|id, _| id == "0").and_then(|path| {
+            let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+            roots
+                .iter()
+                .map(|root| Path::new(root).join(&path))
+                .find(|dir| dir.join("cgroup.freeze").exists())
+        });
+        let v1 = || {
+            let path = path(&|_, controllers| controllers.split(',').any(|name| name == "freezer"))?;
+            Some(Path::new("/sys/fs/cgroup/freezer").join(path))
+                .filter(|dir| dir.join("freezer.state").exists())
+        };
+        v2.map(|dir| Self { dir, v1: false }).or_else(|| v1().map(|dir| Self { dir, v1: true }))
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        let text = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect()
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir.join(if self.v1 { "freezer.state" } else { "cgroup.freeze" })
+    }
+
+    fn word(&self, freeze: bool) -> &'static str {
+        match (self.v1, freeze) {
+            (true, true) => "FROZEN",
+            (true, false) => "THAWED",
+            (false, true) => "1",
+            (false, false) => "0",
+        }
+    }
+
+    fn write(&self, freeze: bool) -> Result<(), FreezeError> {
+        let file = self.file();
+        fs::write(&file, self.word(freeze)).map_err(|source| call("write", &file, source))
+    }
+
+    fn is_frozen(&self) -> bool {
+        let read = |name: &str| fs::read_to_string(self.dir.join(name)).unwrap_or_default();
+        if self.v1 {
+            read("freezer.state").trim() == "FROZEN"
+        } else {
+            read("cgroup.events").lines().any(|line| line == "frozen 1")
+        }
+    }
+
+    fn thawer(&self) -> Result<Child, FreezeError> {
+        let program = Path::new("/proc/self/exe");
+        let mut command = Command::new(program);
+        command.arg(COMMAND).arg(self.file()).arg(self.word(false));
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        // A terminal's Ctrl-C is for everybody in the foreground: whoever thaws must outlive it.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.spawn().map_err(|source| call("start", program, source))
+    }
+}
+
+/// Waits for the end of the standard input, and then writes a word to a file: what the process does that thaws.
+///
+/// # Errors
+/// When the file can't be written.
+pub fn thaw_later(file: &Path, word: &str) -> io::Result<()> {
+    let _ = io::stdin().lock().read_to_end(&mut Vec::new());
+    fs::write(file, word)
+}
+
+fn call(call: &'static str, path: &Path, source: io::Error) -> FreezeError {
+    FreezeError::Call { call, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_has_no_freezer() {
+        assert!(Freezer::find("0::/\n4:freezer:/\n").is_none());
+        assert!(Freezer::find("").is_none());
+        assert!(Freezer::find("garbage\n::\n").is_none());
+    }
+}
