@@ -1,6 +1,10 @@
 //! What a guest told of its dumps, and what that comes to.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
@@ -87,11 +91,19 @@ impl Results {
             .collect()
     }
 
-    /// Adds what came of another guest, which had the fixtures that were missing.
+    /// Fixtures of which something is missing, or disagreed.
+    pub(super) fn to_repeat(&self) -> Vec<String> {
+        let odd = self.disagreements().filter(|dump| explanation(dump).is_none());
+        let names: BTreeSet<String> =
+            odd.map(|dump| text(dump, "fixture").to_owned()).chain(self.missing()).collect();
+        names.into_iter().collect()
+    }
+
+    /// Adds what came of another guest, which had the fixtures that were to be repeated.
     pub(super) fn and(self, other: Self) -> Self {
-        let missing = self.missing();
+        let again = self.to_repeat();
         let mut dumps = self.dumps;
-        dumps.retain(|dump| !missing.iter().any(|name| name == text(dump, "fixture")));
+        dumps.retain(|dump| !again.iter().any(|name| name == text(dump, "fixture")));
         dumps.extend(other.dumps);
         Self { dumps, expected: self.expected, took: self.took + other.took, ..other }
     }
@@ -223,6 +235,17 @@ mod tests {
         let both = first.and(Results::read("3.17.1", "3.17.1-2", &output, "", None, Duration::from_secs(1)));
         assert!(both.is_good());
         assert_eq!((both.dumps.len(), both.took), (2, Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn what_disagrees_is_asked_again() {
+        let odd = "{\"fixture\": \"pipe.pair\", \"verdict\": \"dumped\", \"agrees\": false}\n@@ end 1\n";
+        let first = results(odd);
+        assert_eq!(first.to_repeat(), ["pipe.pair"]);
+        let head = "{\"runs\": {\"pipe.pair\": 1}}\n";
+        let output = format!("{head}{{\"fixture\": \"pipe.pair\", \"verdict\": \"dumped\"}}\n@@ end 0\n");
+        let both = first.and(Results::read("3.17.1", "3.17.1-2", &output, "", None, Duration::from_secs(1)));
+        assert!(both.is_good());
     }
 
     #[test]
