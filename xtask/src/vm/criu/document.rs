@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     explained::explanation,
-    results::{Results, options, text},
+    results::{Results, is_compared, options, text},
 };
 use crate::command::{cargo, output, workspace};
 
@@ -59,10 +59,6 @@ fn document(all: &[Results], rules: &str) -> String {
     fixtures(all, &mut out);
     not_made(all, &mut out);
     out
-}
-
-fn is_compared(dump: &Value) -> bool {
-    matches!(text(dump, "verdict"), "dumped" | "refused")
 }
 
 /// Where it can't agree, by the reason.

@@ -59,7 +59,8 @@ impl Results {
 
     /// Dumps of which `fdtracker check` said something else.
     pub(super) fn disagreements(&self) -> impl Iterator<Item = &Value> {
-        self.dumps.iter().filter(|dump| dump.get("agrees") == Some(&Value::Bool(false)))
+        let disagree = |dump: &&Value| dump.get("agrees") == Some(&Value::Bool(false));
+        self.dumps.iter().filter(|dump| is_compared(dump)).filter(disagree)
     }
 
     /// All dumps.
@@ -172,6 +173,11 @@ impl Results {
     }
 }
 
+/// Whether there is something to agree with: a dump that wasn't begun says nothing.
+pub(super) fn is_compared(dump: &Value) -> bool {
+    matches!(text(dump, "verdict"), "dumped" | "refused")
+}
+
 /// What CRIU was told.
 pub(super) fn options(dump: &Value) -> Vec<&str> {
     let options = dump.get("options").and_then(Value::as_array);
@@ -240,6 +246,8 @@ mod tests {
     #[test]
     fn what_disagrees_is_asked_again() {
         let odd = "{\"fixture\": \"pipe.pair\", \"verdict\": \"dumped\", \"agrees\": false}\n@@ end 1\n";
+        let not_run = odd.replace("dumped", "not_run");
+        assert!(results(&not_run).is_good());
         let first = results(odd);
         assert_eq!(first.to_repeat(), ["pipe.pair"]);
         let head = "{\"runs\": {\"pipe.pair\": 1}}\n";
