@@ -36,8 +36,17 @@ pub(super) fn run(args: &args::Check) -> anyhow::Result<ExitCode> {
         );
     };
     let start = Instant::now();
+    let mut known = None;
     loop {
-        let check = look(args, target)?;
+        let found = target.find()?;
+        let engine = engine_of(&found);
+        // To find out which CRIU there is takes longer than a look.
+        let judge = match known.take() {
+            Some((of, judge)) if of == engine => judge,
+            _ => args.judging.judge(engine)?,
+        };
+        let check = look(args, target, &found, &judge)?;
+        known = Some((engine, judge));
         let waited = args.wait.is_none_or(|wait| start.elapsed() >= wait);
         if waited || check.verdict == Verdict::Ok.name() {
             print(args, &check)?;
@@ -47,17 +56,15 @@ pub(super) fn run(args: &args::Check) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// One look at the target.
-fn look(args: &args::Check, target: &Target) -> anyhow::Result<Check> {
-    let found = target.find()?;
-    let judge = args.judging.judge(engine_of(&found))?;
-    let frozen = args.freeze.then(|| Frozen::freeze(&found)).transpose()?;
+/// One look at what was found.
+fn look(args: &args::Check, target: &Target, found: &Found, judge: &Judge) -> anyhow::Result<Check> {
+    let frozen = args.freeze.then(|| Frozen::freeze(found)).transpose()?;
     let tree = inspect::tree(found.root, &judge.profile().options.irmap_paths)?;
     let is_frozen = frozen.is_some();
     if let Some(frozen) = frozen {
         frozen.thaw()?;
     }
-    Ok(Check::new(target.to_string(), &judge, is_frozen, &verdict::check(&judge, &tree)))
+    Ok(Check::new(target.to_string(), judge, is_frozen, &verdict::check(judge, &tree)))
 }
 
 /// Who would run CRIU.

@@ -27,20 +27,6 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// All that there are.
-    pub const ALL: [Self; 4] = [Self::Criu, Self::Runc, Self::Crun, Self::Podman];
-
-    /// The stable name.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Criu => "criu",
-            Self::Runc => "runc",
-            Self::Crun => "crun",
-            Self::Podman => "podman",
-        }
-    }
-
     /// Configuration files of which CRIU reads the first that there is, besides its own.
     const fn config_files(self) -> &'static [&'static str] {
         match self {

@@ -61,7 +61,8 @@ pub(super) fn list(proc: &File, root: u32) -> Result<Vec<Seen>, InspectError> {
     if first.stat.is_kernel_thread() {
         return Err(InspectError::KernelThread(root));
     }
-    match leader(&first) {
+    // That a number is in /proc doesn't make it a process's.
+    match status(first.dir.as_fd(), "Tgid:") {
         Some(process) if process != root => return Err(InspectError::Thread { thread: root, process }),
         _ => {}
     }
@@ -92,16 +93,10 @@ fn refused(pid: u32, source: io::Error) -> InspectError {
     }
 }
 
-/// The process that a task belongs to: that a number is in `/proc` doesn't make it a process's.
-fn leader(seen: &Seen) -> Option<u32> {
-    let status = seen.read("status").ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
-}
-
-/// Who traces the process.
-fn tracer(dir: BorrowedFd<'_>) -> Option<u32> {
+/// A number that `status` tells of a task.
+fn status(dir: BorrowedFd<'_>, name: &str) -> Option<u32> {
     let status = read(dir, "status").ok()?;
-    status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?.trim().parse().ok()
+    status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
 }
 
 fn open(proc: &File, pid: u32) -> io::Result<Seen> {
@@ -121,7 +116,7 @@ fn open(proc: &File, pid: u32) -> io::Result<Seen> {
         namespaces: namespaces(dir.as_fd()),
         ..Process::default()
     };
-    process.traced = tracer(dir.as_fd()).is_some_and(|tracer| tracer != 0);
+    process.traced = status(dir.as_fd(), "TracerPid:").is_some_and(|tracer| tracer != 0);
     if stat.is_headless() {
         unreadable(&mut process, "its first thread has ended, and others run: /proc shows no file of theirs");
     }

@@ -82,7 +82,8 @@ pub struct Report {
 pub fn check(judge: &Judge, tree: &Tree) -> Report {
     let all: Vec<&Process> = tree.processes.iter().collect();
     let blockers = blockers(judge, tree, &all);
-    Report { verdict: worst(&blockers), plan: plan(judge, tree, &all), tree: subtrees(judge, tree), blockers }
+    let plan = plan(judge, tree, &all, blockers.clone());
+    Report { verdict: worst(&blockers), plan, tree: subtrees(judge, tree), blockers }
 }
 
 fn worst(blockers: &[Blocker]) -> Verdict {
@@ -94,22 +95,18 @@ fn blockers(judge: &Judge, tree: &Tree, processes: &[&Process]) -> Vec<Blocker> 
     let context = Context::new(tree, processes);
     let mut found = Vec::new();
     for (place, process) in processes.iter().enumerate() {
-        let judgements = judge.file(FileKind::PROCESS, &context.process_facts(process));
-        let of = |judgement| (place, blocker(process, None, FileKind::PROCESS, judgement));
-        found.extend(judgements.into_iter().map(of));
+        let mut add = |file, kind, facts: &Facts| {
+            let judgements = judge.file(kind, facts).into_iter();
+            found.extend(judgements.map(|judgement| (place, blocker(process, file, kind, judgement))));
+        };
+        add(None, FileKind::PROCESS, &context.process_facts(process));
         if let Some(why) = &process.unreadable {
             let mut facts = Facts::default();
             facts.set(Fact::Why, why.clone());
-            let kind = FileKind::UNREADABLE;
-            let judgements = judge.file(kind, &facts);
-            found.extend(
-                judgements.into_iter().map(|judgement| (place, blocker(process, None, kind, judgement))),
-            );
+            add(None, FileKind::UNREADABLE, &facts);
         }
         for file in &process.files {
-            let judgements = judge.file(file.kind, &context.facts(process, file));
-            let of = |judgement| (place, blocker(process, Some(file), file.kind, judgement));
-            found.extend(judgements.into_iter().map(of));
+            add(Some(file), file.kind, &context.facts(process, file));
         }
     }
     found.extend(tree.unreadable.iter().filter_map(|why| Some((0, unreadable(processes.first()?, why)))));
@@ -171,9 +168,9 @@ fn subtrees(judge: &Judge, tree: &Tree) -> Vec<Subtree> {
 }
 
 /// Options first, because they cost least; then another CRIU, if it helps; then changes of what runs.
-fn plan(judge: &Judge, tree: &Tree, processes: &[&Process]) -> Vec<Step> {
+fn plan(judge: &Judge, tree: &Tree, processes: &[&Process], found: Vec<Blocker>) -> Vec<Step> {
     let mut steps = Vec::new();
-    let (judge, left) = with_newer_criu(judge, tree, processes, &mut steps);
+    let (judge, left) = with_newer_criu(judge, tree, processes, found, &mut steps);
     let (_, left) = with_options(&judge, tree, processes, left, &mut steps);
     let mut changes: BTreeMap<(String, String), BTreeMap<u32, String>> = BTreeMap::new();
     for blocker in left.into_iter().filter(|blocker| blocker.judgement.verdict != Verdict::Ok) {
@@ -190,9 +187,10 @@ fn with_newer_criu(
     judge: &Judge,
     tree: &Tree,
     processes: &[&Process],
+    found: Vec<Blocker>,
     steps: &mut Vec<Step>,
 ) -> (Judge, Vec<Blocker>) {
-    let mut best = (judge.clone(), blockers(judge, tree, processes));
+    let mut best = (judge.clone(), found);
     let current = judge.profile().version;
     for version in KNOWN_VERSIONS.iter().copied().filter(|version| *version > current) {
         if severe(&best.1) == 0 {
