@@ -22,6 +22,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 fn adopts_what_was_open_before() {
+    let events = own_events();
     let cgroup = Cgroup::docker();
     let mut zoo = Zoo::in_cgroup(&cgroup);
     let fd = zoo.must("open pidfd");
@@ -55,6 +56,13 @@ fn adopts_what_was_open_before() {
     // SAFETY: the child hasn't been waited for, so the pid is its own.
     unsafe { libc::kill(next.id() as i32, libc::SIGTERM) };
     assert_eq!(next.wait().expect("wait for the next agent").code(), Some(0));
+    assert!(own_events() <= events, "the kernel keeps an event of an agent that was killed");
+}
+
+/// How many of the kernel's events are fdtracker's.
+fn own_events() -> usize {
+    let events = std::fs::read_to_string("/sys/kernel/tracing/kprobe_events").unwrap_or_default();
+    events.lines().filter(|line| line.contains(":fdtracker/")).count()
 }
 
 fn an_audit_heals_what_probes_missed() -> Result<(), String> {

@@ -8,7 +8,7 @@ use std::{
     ptr,
 };
 
-use crate::sys::check;
+use crate::{sys::check, unlimit_locked_memory};
 
 const TRACEFS: &str = "/sys/kernel/tracing/events";
 const KPROBES: &str = "/sys/bus/event_source/devices/kprobe/type";
@@ -44,6 +44,7 @@ impl Rival {
     pub fn start() -> io::Result<Self> {
         const BPF_PROG_TYPE_KPROBE: u64 = 2;
         const BPF_PROG_TYPE_TRACEPOINT: u64 = 5;
+        unlimit_locked_memory(std::process::id());
         let map = new_map()?;
         let mut events = Vec::new();
         let program = new_program(BPF_PROG_TYPE_TRACEPOINT, &map)?;

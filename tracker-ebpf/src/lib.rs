@@ -154,14 +154,11 @@ const fn mix(a: u64, b: u64) -> u64 {
 /// Flag of [`Table`]: a change could not be recorded; `n` is not exact until an audit repaired it.
 pub const TABLE_STALE: u32 = 1;
 
-/// Flag of [`Table`]: the table was counted when it was copied, and its task hasn't run yet (kprobe feeder).
-pub const TABLE_BORN: u32 = 2;
-
 /// Flag of [`Table`]: an io_uring of a user of the table has filled slots (tracepoint feeder).
-pub const TABLE_URING: u32 = 4;
+pub const TABLE_URING: u32 = 2;
 
 /// Flag of [`Table`]: an io_uring of a user of the table has emptied slots (tracepoint feeder).
-pub const TABLE_URING_CLOSES: u32 = 8;
+pub const TABLE_URING_CLOSES: u32 = 4;
 
 /// Key of the map `SLOTS`, whose value is a [`Tag`]: what the tracepoint feeder has counted for a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -247,16 +244,14 @@ pub enum Loss {
     Flows,
     /// A slot moved faster than a probe could follow.
     Contended,
-    /// A copied table wasn't seen when it was made; it was counted when its task first ran (kprobe feeder).
-    Births,
     /// A table has more room than [`MAX_SCANNED_FDS`], or a message carried more fds than are looked at.
     Truncated,
 }
 
 impl Loss {
     /// Every loss, in the order of the discriminants.
-    pub const ALL: [Self; 7] =
-        [Self::Ring, Self::Tables, Self::Slots, Self::Flows, Self::Contended, Self::Births, Self::Truncated];
+    pub const ALL: [Self; 6] =
+        [Self::Ring, Self::Tables, Self::Slots, Self::Flows, Self::Contended, Self::Truncated];
 
     /// The stable name: the `stage` label of `fdtracker_events_lost_total`.
     #[must_use]
@@ -267,7 +262,6 @@ impl Loss {
             Self::Slots => "slots_full",
             Self::Flows => "flows_full",
             Self::Contended => "contended",
-            Self::Births => "births",
             Self::Truncated => "truncated",
         }
     }
@@ -419,7 +413,7 @@ pub mod resync {
     /// [`mode`](crate::mode), the address of a task that has it, the cgroup id and the tgid that are recorded and that none of its
     /// users has (0: one has), and an fd. Returns how many slots changed, or [`REFUSED`] if the table is another by now.
     pub const SCAN: u64 = 1;
-    /// Forgets a table that is no more. Further arguments: files, generation, seq. If it moved, nothing is done.
+    /// Forgets a table that is no more. Further arguments: files, generation, seq. Returns 1, or 0 if it moved.
     pub const FORGET: u64 = 2;
     /// Re-reads the fd's slot. Else as [`SCAN`].
     pub const SLOT: u64 = 3;

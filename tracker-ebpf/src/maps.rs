@@ -15,7 +15,7 @@ pub(crate) static TABLES: HashMap<u64, Table> = HashMap::with_max_entries(16_384
 #[map]
 pub(crate) static SLOTS: HashMap<Slot, Tag> = HashMap::with_max_entries(131_072, 0);
 
-/// Slots that a CPU is about to change: an entry is held only while one probe runs.
+/// Slots that a CPU is about to change, and tables whose entries it may remove: an entry is held only while one probe runs.
 #[map]
 pub(crate) static LOCKS: HashMap<LockKey, u8> = HashMap::with_max_entries(4_096, 0);
 
@@ -70,6 +70,11 @@ pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(
 pub(crate) struct LockKey {
     pub(crate) files: u64,
     pub(crate) fd: u64,
+}
+
+impl LockKey {
+    /// The `fd` that stands for the whole table.
+    pub(crate) const TABLE: u64 = u64::MAX;
 }
 
 #[repr(C)]

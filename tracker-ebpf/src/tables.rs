@@ -7,7 +7,7 @@ use tracker_ebpf::{
 
 use crate::{
     kernel::{Probe, cgroup_id, counts_edges, current, current_tgid},
-    maps::{FLOWS, REMOVALS, SCRATCH, TABLES, add, lose},
+    maps::{FLOWS, LOCKS, LockKey, REMOVALS, SCRATCH, TABLES, add, lose},
     notify,
 };
 
@@ -52,6 +52,31 @@ pub(crate) fn remove_table(files: u64) {
     count(REMOVALS_BEGUN);
     let _ = TABLES.remove(files);
     count(REMOVALS_DONE);
+}
+
+/// Keeps a table's entry from being removed by others that hold it first. Returns whether it is held: another may hold it for longer than
+/// a program can wait, which is counted as a loss, and an audit puts right what comes of it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn hold(files: u64) -> bool {
+    /// Each takes as long as a look into the map, and what is done under the lock as long as some dozens.
+    const TRIES: u32 = 256;
+    let lock = LockKey { files, fd: LockKey::TABLE };
+    for _ in 0..TRIES {
+        match LOCKS.insert(&lock, 0, u64::from(BPF_NOEXIST)) {
+            Ok(()) => return true,
+            Err(EEXIST) => {}
+            Err(_) => break,
+        }
+    }
+    lose(Loss::Contended);
+    false
+}
+
+/// The end of [`hold`].
+#[inline(always)]
+pub(crate) fn release(files: u64) {
+    let _ = LOCKS.remove(&LockKey { files, fd: LockKey::TABLE });
 }
 
 /// The counters of a cgroup.

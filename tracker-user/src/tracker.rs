@@ -187,7 +187,8 @@ impl Tracker {
         Ok((audit, looked.unwrap_or_default()))
     }
 
-    /// Compares all counts with the truth, and puts them right. Blocks for some milliseconds.
+    /// Compares all counts with the truth, and puts them right. Blocks for some milliseconds; for a second or two where something seems
+    /// to be wrong.
     ///
     /// # Errors
     /// When the kernel's lists or maps can't be read.
@@ -210,14 +211,24 @@ impl Tracker {
     }
 
     fn audit_and_tidy(&self) -> Result<Audit, TrackerError> {
-        let mut kernel = lock(&self.kernel);
-        let mut audit = kernel.audit()?;
-        if kernel.attach_on_demand()? {
-            audit.changes += kernel.audit()?.changes;
+        let mut audit = self.audit_once()?;
+        let attached = lock(&self.kernel).attach_on_demand()?;
+        if attached {
+            audit.changes += self.audit_once()?.changes;
         }
-        let mut names = lock(&self.names);
-        names.retire_flows(&mut kernel)?;
+        let mut kernel = lock(&self.kernel);
+        lock(&self.names).retire_flows(&mut kernel)?;
         Ok(audit)
+    }
+
+    /// Between its looks, the kernel's state is free for others.
+    fn audit_once(&self) -> Result<Audit, BpfError> {
+        let mut audit = lock(&self.kernel).begin_audit()?;
+        while let Some(wait) = audit.wait() {
+            std::thread::sleep(wait);
+            lock(&self.kernel).look_again(&mut audit)?;
+        }
+        lock(&self.kernel).finish_audit(audit)
     }
 
     /// Looks for files that no slot holds. Blocks for some milliseconds, without holding anything else up. Returns how long it took.
@@ -300,9 +311,7 @@ impl Tracker {
     pub fn snapshot(&self) -> Result<Snapshot, TrackerError> {
         let kernel = lock(&self.kernel);
         let stage = |loss: &Loss| (loss.stage(), kernel.lost(*loss));
-        // A birth that was missed is one of the misses, and was made good.
-        let stages = Loss::ALL.iter().filter(|loss| **loss != Loss::Births);
-        let mut lost = stages.map(stage).collect::<Vec<_>>();
+        let mut lost = Loss::ALL.iter().map(stage).collect::<Vec<_>>();
         lost.push(("reader", self.late_readers.load(Ordering::Relaxed)));
         let ready = self.is_ready();
         Ok(Snapshot {

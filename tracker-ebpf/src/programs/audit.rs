@@ -19,7 +19,7 @@ use crate::{
     programs::lifecycle,
     scan::scan,
     slots::{differs, forget_slot, sync_slot},
-    tables::{mark_stale, on_behalf_of, remove_table},
+    tables::{hold, mark_stale, on_behalf_of, release, remove_table},
 };
 
 /// Context of `iter/task_file` (kernel: `struct bpf_iter__task_file`).
@@ -113,16 +113,7 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
     let (operation, files): (u64, u64) = (ctx.arg(0), ctx.arg(1));
     match operation {
         resync::SCAN | resync::SLOT | resync::ADJUST => act(&ctx),
-        resync::FORGET => {
-            if let Some(table) = TABLES.get_ptr(files) {
-                // SAFETY: the pointer comes from the map.
-                if unsafe { ((*table).generation, (*table).seq) } == (ctx.arg(2), ctx.arg(3)) {
-                    lifecycle::end(files, table, Who::User);
-                    return 1;
-                }
-            }
-            0
-        }
+        resync::FORGET => forget(&ctx),
         resync::PEEK => differs(files, ctx.arg(2)),
         resync::FORGET_SLOT => {
             u32::from(forget_slot(&Slot { files, generation: ctx.arg(2), fd: ctx.arg(3), pad: 0 }))
@@ -131,6 +122,25 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
         resync::MEASURE => measure(files),
         _ => 0,
     }
+}
+
+/// `resync::FORGET`
+#[inline(always)]
+fn forget(ctx: &RawTracePointContext) -> u32 {
+    let files: u64 = ctx.arg(1);
+    if !hold(files) {
+        return 0;
+    }
+    let mut done = 0;
+    if let Some(table) = TABLES.get_ptr(files) {
+        // SAFETY: the pointer comes from the map.
+        if unsafe { ((*table).generation, (*table).seq) } == (ctx.arg(2), ctx.arg(3)) {
+            lifecycle::end(files, table, Who::User);
+            done = 1;
+        }
+    }
+    release(files);
+    done
 }
 
 /// Writes to a table on behalf of a task that has it. Arguments are read where they are used: the stack is nearly all taken by what a

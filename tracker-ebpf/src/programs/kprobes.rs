@@ -1,5 +1,5 @@
-//! The kprobe feeder: the four functions through which every slot of every table is filled, copied and emptied, on every
-//! kernel from 5.10 on.
+//! The kprobe feeder: the functions through which every slot of every table is filled, copied and emptied, on every kernel from
+//! 5.10 on.
 //!
 //! kprobes, not fentry: a BPF trampoline skips a program that another task on its CPU is in the middle of, which on a preemptible
 //! kernel loses events. A kprobe's program can't be preempted.
@@ -8,29 +8,33 @@ use aya_ebpf::{
     macros::{kprobe, kretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
-use tracker_ebpf::{Loss, NO_FD, TABLE_BORN, Tag, event, mode};
+use tracker_ebpf::{NO_FD, Tag, event, mode};
 
 use crate::{
     edges::{emptied, filled, is_adopted},
     fdtable::{file_at, open_fds, tag_of},
     kernel::{
         OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, another_process_has,
-        cgroup_id, current_files, current_tgid, is_own, sharers, syscall_arg, syscall_number,
+        cgroup_id, current_files, current_tgid, is_own, syscall_arg, syscall_number,
     },
-    maps::{TABLES, lose},
+    maps::TABLES,
     notify::{self, Who},
-    programs::lifecycle,
+    programs::lifecycle::forget_predecessor,
     scan::scan,
-    tables::on_behalf_of,
+    tables::{hold, on_behalf_of, release},
 };
 
 // arch/x86/entry/syscalls/syscall_64.tbl
 const CLOSE: u64 = 3;
 const DUP2: u64 = 33;
+const CLONE: u64 = 56;
+const FORK: u64 = 57;
+const VFORK: u64 = 58;
 const EXECVE: u64 = 59;
 const UNSHARE: u64 = 272;
 const DUP3: u64 = 292;
 const EXECVEAT: u64 = 322;
+const CLONE3: u64 = 435;
 const CLOSE_RANGE: u64 = 436;
 
 /// `fd_install(fd, file)`: every way to fill an empty slot ends here. The slot is written right after.
@@ -74,18 +78,15 @@ fn filp_close(ctx: ProbeContext) -> u32 {
     if files == 0 || is_own(current_tgid()) {
         return 0;
     }
-    // A table that goes with its last user was forgotten when that began to exit (kernel: `exit_files` clears `task->files` first).
-    let going = current_files() != files;
-    if going && TABLES.get_ptr(files).is_none() {
-        return 0;
+    if current_files() != files {
+        return emptied_by_another(files, file);
     }
     let tag = tag_of(file);
     if tag == Tag::EMPTY {
         return 0;
     }
-    // An exec, and the end of a table, are told as a whole.
     let (fd, mode) = match syscall_number() {
-        _ if going => (NO_FD, mode::QUIET),
+        // An exec is told as a whole.
         EXECVE | EXECVEAT => (NO_FD, mode::QUIET),
         CLOSE => (syscall_arg(&OFF_REGS_ARG0) as u32, 0),
         DUP2 | DUP3 => (syscall_arg(&OFF_REGS_ARG1) as u32, 0),
@@ -95,85 +96,90 @@ fn filp_close(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// The return of `dup_fd`, in which every table is born: a copy that nobody else has yet, for a fork, an unshare, an exec of a
-/// shared table or a `close_range(CLOSE_RANGE_UNSHARE)`.
-#[kretprobe]
-fn dup_fd(ctx: RetProbeContext) -> u32 {
-    /// include/linux/err.h
-    const MAX_ERRNO: u64 = 4095;
-    let files: u64 = ctx.ret();
-    if files == 0 || files > MAX_ERRNO.wrapping_neg() || is_own(current_tgid()) {
+/// A slot was emptied of a table that the current task doesn't have any more, or not yet.
+#[inline(always)]
+fn emptied_by_another(files: u64, file: u64) -> u32 {
+    // A table that goes with its last user was forgotten when that began to exit (kernel: `exit_files` clears `task->files` first).
+    if TABLES.get_ptr(files).is_none() || is_stillborn() {
         return 0;
     }
-    // The kernel reuses addresses: what is recorded under this one is of a table that has gone.
-    if let Some(predecessor) = TABLES.get_ptr(files) {
-        lifecycle::end(files, predecessor, Who::User);
-    }
-    let copied = current_files();
-    // A fork leaves no table.
-    if matches!(syscall_number(), UNSHARE | CLOSE_RANGE | EXECVE | EXECVEAT) && another_process_has(copied) {
-        // The other is left with a table that is charged and listed, perhaps, as this one's.
-        notify::uncertain();
-    }
-    if is_adopted() && TABLES.get_ptr(copied).is_none() {
+    let tag = tag_of(file);
+    if tag == Tag::EMPTY {
         return 0;
     }
-    if scan(files, mode::QUIET) == 0 {
-        return 0;
+    // An audit may be about to forget the table, with what is left in it.
+    let held = hold(files);
+    if TABLES.get_ptr(files).is_some() {
+        // The end of a table is told as a whole.
+        emptied(files, NO_FD, tag, mode::QUIET);
     }
-    match syscall_number() {
-        UNSHARE | CLOSE_RANGE => notify::table(event::UNSHARED, files, Who::Current, false),
-        // `sched_process_exec` tells what is left.
-        EXECVE | EXECVEAT => {}
-        _ => {
-            if let Some(table) = TABLES.get_ptr_mut(files) {
-                // SAFETY: the pointer comes from the map.
-                unsafe { (*table).flags |= TABLE_BORN };
-            }
-        }
+    if held {
+        release(files);
     }
     0
 }
 
-/// `wake_up_new_task(task)`, at the end of a fork: the child has its pid and its cgroup now, and doesn't run yet.
+/// Whether a table is a copy that the current task has made for a child, and that comes to nothing. What is recorded under its address
+/// is of a table that has gone.
+#[inline(always)]
+fn is_stillborn() -> bool {
+    // A task without a table has begun to exit, in whatever system call that was.
+    current_files() != 0 && is_fork(syscall_number())
+}
+
+#[inline(always)]
+fn is_fork(syscall: u64) -> bool {
+    matches!(syscall, FORK | VFORK | CLONE | CLONE3)
+}
+
+/// The return of `dup_fd`, in which every copy of a table is made: for an unshare, an exec of a shared table or a
+/// `close_range(CLOSE_RANGE_UNSHARE)`. Nobody else has it yet.
+///
+/// A fork's is counted when the child is known, because this function can sleep, and the kernel follows only so many calls at once to
+/// their return: see tracker-user/src/bpf/returns.rs. A 32-bit fork's is counted twice, the latter in place of the former.
+#[kretprobe]
+fn dup_fd(ctx: RetProbeContext) -> u32 {
+    /// include/linux/err.h
+    const MAX_ERRNO: u64 = 4095;
+    let (files, copied): (u64, u64) = (ctx.ret(), current_files());
+    if files == 0 || files > MAX_ERRNO.wrapping_neg() || copied == 0 || is_fork(syscall_number()) {
+        return 0;
+    }
+    if another_process_has(copied) {
+        // The other is left with a table that is charged and listed, perhaps, as this one's.
+        notify::uncertain();
+    }
+    forget_predecessor(files);
+    if is_adopted() && TABLES.get_ptr(copied).is_none() {
+        return 0;
+    }
+    scan(files, mode::QUIET);
+    // `sched_process_exec` tells what an exec leaves.
+    if matches!(syscall_number(), UNSHARE | CLOSE_RANGE) {
+        notify::table(event::UNSHARED, files, Who::Current, false);
+    }
+    0
+}
+
+/// `wake_up_new_task(task)`, at the end of a fork: the child has its pid, its cgroup and its table now, and doesn't run yet.
 #[kprobe]
 fn wake_up_new_task(ctx: ProbeContext) -> u32 {
     let Some(child) = ctx.arg::<*const u8>(0) else { return 0 };
     // SAFETY: integers are plain data.
     let (files, tgid): (u64, u32) =
         unsafe { (Probe::read(child, &OFF_TASK_FILES), Probe::read(child, &OFF_TASK_TGID)) };
+    let parents = current_files();
     // A thread, or a process made with CLONE_FILES: no new table.
-    if files == 0 || is_own(tgid) || sharers(files) > 1 {
+    if files == 0 || files == parents || is_own(tgid) {
         return 0;
     }
-    let cgroup = cgroup_id::<Probe>(child);
-    let born = TABLES.get_ptr_mut(files).filter(|table| {
-        // SAFETY: the pointer comes from the map.
-        unsafe { (**table).flags & TABLE_BORN != 0 }
-    });
-    match born {
-        // SAFETY: the pointer comes from the map.
-        Some(table) => unsafe {
-            (*table).flags &= !TABLE_BORN;
-            (*table).tgid = tgid;
-            (*table).cgroup_id = cgroup;
-        },
-        None => missed_birth(files, tgid, cgroup),
+    forget_predecessor(files);
+    // Of the agent's own table nothing is known.
+    if is_adopted() && parents != 0 && TABLES.get_ptr(parents).is_none() {
+        return 0;
     }
+    on_behalf_of(tgid, cgroup_id::<Probe>(child));
+    scan(files, mode::QUIET | mode::REMOTE);
     notify::table(event::FORKED, files, Who::Child, false);
     0
-}
-
-/// The kernel runs a return probe only so often at once; the rest it skips.
-#[inline(always)]
-fn missed_birth(files: u64, tgid: u32, cgroup: u64) {
-    if let Some(predecessor) = TABLES.get_ptr(files) {
-        lifecycle::end(files, predecessor, Who::User);
-    } else if is_adopted() && TABLES.get_ptr(current_files()).is_none() {
-        return;
-    }
-    on_behalf_of(tgid, cgroup);
-    if scan(files, mode::QUIET | mode::REMOTE) > 0 {
-        lose(Loss::Births);
-    }
 }

@@ -4,19 +4,18 @@ use aya_ebpf::{
     macros::{raw_tracepoint, tracepoint},
     programs::{RawTracePointContext, TracePointContext},
 };
-use tracker_ebpf::{Kind, Loss, Table, event, mode};
+use tracker_ebpf::{Kind, Table, event, mode};
 
 use crate::{
-    edges::is_adopted,
     kernel::{
         OFF_TASK_FILES, OFF_TASK_LEADER, OFF_TASK_TGID, Probe, Read as _, another_process_has, cgroup_id,
         counts_edges, current, current_files, current_tgid, live_threads, sharers, threads_of,
     },
-    maps::{TABLES, add, lose},
+    maps::{TABLES, add},
     notify::{self, Who},
     scan::scan,
     slots::forget_slots,
-    tables::{doubt, flow_of, on_behalf_of, remove_table},
+    tables::{doubt, flow_of, hold, on_behalf_of, release, remove_table},
 };
 
 /// `sched_process_fork(parent, child)`: the child's table is final, nobody else has it, and the child doesn't run yet.
@@ -68,19 +67,26 @@ fn born(files: u64, tgid: u32, code: u32, who: Who) {
     if files == 0 || sharers(files) > 1 {
         return;
     }
-    forget_predecessor(files, tgid);
+    if !is_listed(files, tgid) {
+        forget_predecessor(files);
+    }
     scan(files, if who == Who::Child { mode::QUIET | mode::REMOTE } else { mode::QUIET });
     notify::table(code, files, who, false);
 }
 
-/// The kernel reuses addresses: what is recorded under this one may be of a table that has gone unseen.
+/// The kernel reuses addresses: what is recorded under this one is of a table that has gone unseen.
 #[inline(always)]
-fn forget_predecessor(files: u64, tgid: u32) {
+pub(super) fn forget_predecessor(files: u64) {
+    if TABLES.get_ptr(files).is_none() {
+        return;
+    }
+    // An audit may be about to forget it, too.
+    let held = hold(files);
     if let Some(table) = TABLES.get_ptr(files) {
-        // SAFETY: the pointer comes from the map.
-        if unsafe { (*table).tgid } != tgid {
-            end(files, table, Who::User);
-        }
+        end(files, table, Who::User);
+    }
+    if held {
+        release(files);
     }
 }
 
@@ -110,14 +116,9 @@ fn sched_process_exec(_ctx: TracePointContext) -> u32 {
         return 0;
     }
     let had = TABLES.get_ptr(files).is_some();
-    if !counts_edges() {
-        if scan(files, mode::QUIET) > 0 && !had {
-            // A copy, made because another process has the table, or a table that was missed.
-            notify::uncertain();
-        }
-    } else if !had && is_adopted() && scan(files, mode::QUIET) > 0 {
-        // The return probe that counts copies was skipped.
-        lose(Loss::Births);
+    if !counts_edges() && scan(files, mode::QUIET) > 0 && !had {
+        // A copy, made because another process has the table, or a table that was missed.
+        notify::uncertain();
     }
     notify::table(event::EXECED, files, Who::Current, had);
     0

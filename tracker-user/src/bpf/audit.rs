@@ -22,7 +22,8 @@ use crate::host::monotonic;
 /// Milliseconds to wait before each further look at what seems to be different. Between a change and the probe that sees it lie
 /// microseconds; in a slot that is opened and closed all the time that may be half of the time, hence many looks. It is more if its
 /// task has to wait for a CPU in between, hence long ones.
-const LOOKS_MS: [u64; 20] = [1, 2, 1, 3, 1, 2, 1, 3, 2, 1, 2, 3, 1, 2, 3, 5, 10, 20, 40, 40];
+const LOOKS_MS: [u64; 24] =
+    [1, 2, 1, 3, 1, 2, 1, 3, 2, 1, 2, 3, 1, 2, 3, 5, 10, 20, 40, 40, 80, 160, 320, 640];
 
 /// The tables before a pass of the iterator, and what it saw.
 struct Pass {
@@ -30,29 +31,100 @@ struct Pass {
     seen: HashMap<u64, Seen>,
 }
 
+/// An audit under way. While it waits, nothing is held up.
+pub struct Auditing {
+    start: Instant,
+    /// What probes had missed when it began.
+    misses: u64,
+    room: Room,
+    /// Slots that were put right already.
+    changes: u64,
+    found: Found,
+    looks: std::slice::Iter<'static, u64>,
+}
+
+/// What seems to be different.
+enum Found {
+    Slots(slots::Plan),
+    Counts { suspects: Vec<(Suspect, Measure)>, gone: Vec<Gone> },
+}
+
+impl Found {
+    fn is_doubtful(&self) -> bool {
+        match self {
+            Self::Slots(plan) => plan.is_doubtful(),
+            Self::Counts { suspects, .. } => suspects.iter().any(|(_, measure)| !measure.is_nothing()),
+        }
+    }
+}
+
+impl Auditing {
+    /// How long to wait before the next look. `None`: there is no need for another.
+    pub fn wait(&mut self) -> Option<Duration> {
+        let wait = if self.found.is_doubtful() { self.looks.next() } else { None };
+        wait.map(|wait| Duration::from_millis(*wait))
+    }
+}
+
 impl Kernel {
-    /// Compares what is recorded with the kernel's own list of files, and puts right what differs.
+    /// Compares what is recorded with the kernel's own list of files. What differs is to be [looked at again](Self::look_again)
+    /// after each [`Auditing::wait`], and what still does then is put right by [`Self::finish_audit`].
     ///
     /// The first audit adopts what was open before the probes were attached.
     ///
     /// # Errors
     /// When the iterator or a map can't be read.
-    pub fn audit(&mut self) -> Result<Audit, BpfError> {
+    pub fn begin_audit(&mut self) -> Result<Auditing, BpfError> {
         let start = Instant::now();
         let adopt = self.pass == 0;
         let misses = self.misses()?.iter().map(|(_, n)| n).sum();
-        let mut changes = match (self.feeder.counts_edges(), adopt) {
+        let changes = match (self.feeder.counts_edges(), adopt) {
             (true, true) => self.adopt_counts()?,
-            (true, false) => self.audit_counts()?,
             (false, true) => self.adopt_slots()?,
-            (false, false) => self.audit_slots()?,
+            (_, false) => 0,
         };
-        if adopt && self.feeder.counts_edges() {
-            // A change that was under way at the first look.
-            changes += self.audit_counts()?;
+        let room = Room::note(self);
+        let found = match self.feeder.counts_edges() {
+            // At the first audit, a change that was under way.
+            true => self.find_counts()?,
+            false if adopt => Found::Slots(slots::Plan::default()),
+            false => Found::Slots(self.compare_slots()?),
+        };
+        // Without probes every change is news.
+        let looks = if self.feeder.is_live() { LOOKS_MS.iter() } else { [].iter() };
+        Ok(Auditing { start, misses, room, changes, found, looks })
+    }
+
+    /// Keeps of what seemed to be different what still is.
+    ///
+    /// # Errors
+    /// When the kernel can't be asked.
+    pub fn look_again(&mut self, audit: &mut Auditing) -> Result<(), BpfError> {
+        match &mut audit.found {
+            Found::Slots(plan) => plan.retain_slots(|files, fd| {
+                self.resync(&[resync::PEEK, files, fd.into()]).map(|differs| differs != 0)
+            }),
+            Found::Counts { suspects, .. } => suspects.iter_mut().try_for_each(|(suspect, measure)| {
+                measure.confirm(&self.measure(suspect)?);
+                Ok(())
+            }),
         }
+    }
+
+    /// Puts right what differs.
+    ///
+    /// # Errors
+    /// When the iterator or a map can't be read.
+    pub fn finish_audit(&mut self, audit: Auditing) -> Result<Audit, BpfError> {
+        let Auditing { start, misses, mut room, mut changes, found, .. } = audit;
+        changes += match found {
+            Found::Slots(plan) => self.correct_slots(plan, &mut room)?,
+            Found::Counts { suspects, gone } => self.correct_counts(suspects, gone, &mut room)?,
+        };
+        let unsettled = std::mem::take(&mut self.unsettled);
+        room.settle(self, unsettled);
         self.known_misses = misses;
-        Ok(Audit { changes, unsettled: std::mem::take(&mut self.unsettled), took: start.elapsed() })
+        Ok(Audit { changes, unsettled, took: start.elapsed() })
     }
 
     /// Records what every table holds. Returns how many slots.
@@ -64,17 +136,15 @@ impl Kernel {
             let read = |kernel: &mut Self| kernel.read_again(files, &doubt, mode::QUIET | mode::ADOPT);
             adopted += u64::from(room.watch(self, doubt.cgroup_id, read)?);
         }
-        room.settle(self);
+        room.settle(self, false);
         Ok(adopted)
     }
 
     /// Reads slots again that aren't as recorded. Returns how many.
-    fn audit_slots(&mut self) -> Result<u64, BpfError> {
-        let mut room = Room::note(self);
-        let mut plan = self.compare_slots()?;
-        // Without probes every change is news.
-        if self.feeder.is_live() {
-            self.look_again(&mut plan)?;
+    fn correct_slots(&mut self, mut plan: slots::Plan, room: &mut Room) -> Result<u64, BpfError> {
+        if self.feeder.is_live() && plan.is_doubtful() {
+            let later = self.compare_slots()?;
+            plan.confirm(&later);
         }
         let mut changes = 0;
         for (files, doubt) in &plan.scan {
@@ -88,24 +158,7 @@ impl Kernel {
         for slot in &plan.drop {
             self.resync(&[resync::FORGET_SLOT, slot.files, slot.generation, slot.fd.into()])?;
         }
-        room.settle(self);
         Ok(changes)
-    }
-
-    /// Keeps of a plan what goes on being different.
-    fn look_again(&mut self, plan: &mut slots::Plan) -> Result<(), BpfError> {
-        for wait in LOOKS_MS {
-            if !plan.is_doubtful() {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(wait));
-            plan.retain_slots(|files, fd| {
-                self.resync(&[resync::PEEK, files, fd.into()]).map(|differs| differs != 0)
-            })?;
-        }
-        let later = self.compare_slots()?;
-        plan.confirm(&later);
-        Ok(())
     }
 
     /// Has a table, or those of its slots that differ, read again. Returns how many slots weren't as recorded.
@@ -159,44 +212,43 @@ impl Kernel {
         }
         // Tables that went meanwhile.
         self.forget(plan.gone)?;
-        room.settle(self);
+        room.settle(self, false);
         // From now on a table without an entry has nothing to count.
         self.control(true, walk::SUMS);
         Ok(adopted)
     }
 
-    /// Adds to tables what isn't counted, and takes off what is counted and isn't there. Returns how many slots.
-    fn audit_counts(&mut self) -> Result<u64, BpfError> {
-        let mut room = Room::note(self);
+    /// Measures the tables that may be counted wrongly.
+    fn find_counts(&mut self) -> Result<Found, BpfError> {
         let plan = self.compare_counts()?;
-        let mut found = Vec::new();
+        let mut suspects = Vec::new();
         for suspect in plan.suspects {
             let first = self.measure(&suspect)?;
             if suspect.marked || first.exact && counts::size(&first.delta) > 0 {
-                found.push((suspect, first));
+                suspects.push((suspect, first));
             }
         }
-        for wait in LOOKS_MS {
-            if found.iter().all(|(_, measure)| measure.exact && counts::size(&measure.delta) == 0) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(wait));
-            for (suspect, measure) in &mut found {
-                measure.confirm(&self.measure(suspect)?);
-            }
-        }
+        Ok(Found::Counts { suspects, gone: plan.gone })
+    }
+
+    /// Adds to tables what isn't counted, and takes off what is counted and isn't there. Returns how many slots.
+    fn correct_counts(
+        &mut self,
+        suspects: Vec<(Suspect, Measure)>,
+        gone: Vec<Gone>,
+        room: &mut Room,
+    ) -> Result<u64, BpfError> {
         let mut changes = 0;
-        for (suspect, Measure { delta, exact }) in found {
+        for (suspect, Measure { delta, exact }) in suspects {
             // A table that is marked stays so until all looks agree.
             self.unsettled |= suspect.marked && !exact;
             if exact || !suspect.marked {
-                tracing::debug!(?suspect, size = counts::size(&delta), "adjust a table");
-                changes += room.watch(self, suspect.cgroup_id, |k| k.adjust(&suspect, &delta, 0))?;
+                let changed = room.watch(self, suspect.cgroup_id, |k| k.adjust(&suspect, &delta, 0))?;
+                tracing::debug!(changed, ?suspect, ?delta, "adjust a table");
+                changes += changed;
             }
         }
-        changes += self.forget(plan.gone)?;
-        room.settle(self);
-        Ok(changes)
+        Ok(changes + self.forget(gone)?)
     }
 
     /// What a table holds, less what is counted.
@@ -229,20 +281,16 @@ impl Kernel {
     }
 
     /// Forgets tables that are certainly no more. Returns how many slots were still counted for them.
-    fn forget(&mut self, gone: Vec<Gone>) -> Result<u64, BpfError> {
+    fn forget(&mut self, mut gone: Vec<Gone>) -> Result<u64, BpfError> {
+        self.unsettled |= self.gone.note(&mut gone, monotonic());
         let mut left = 0;
         for table in &gone {
-            if !table.is_certain(&self.gone) {
-                self.unsettled = true;
-                continue;
-            }
             let Gone { files, generation, seq, .. } = *table;
             if self.resync(&[resync::FORGET, files, generation, seq])? != 0 {
                 tracing::debug!(?table, "forget a table that no task has");
                 left += table.left;
             }
         }
-        self.gone = gone.into_iter().collect();
         Ok(left)
     }
 
@@ -284,7 +332,7 @@ impl Kernel {
         let adopted = self.pass > 0;
         self.pass = self.pass.wrapping_add(1).max(1);
         self.control(adopted, walk);
-        let before = auditor::settled(self.tables()?, monotonic());
+        let before = self.tables()?.into_iter().collect();
         Ok(Pass { before, seen: self.iterate()? })
     }
 
@@ -340,7 +388,11 @@ impl Room {
         Ok(result)
     }
 
-    fn settle(self, kernel: &mut Kernel) {
+    /// What is known from now on. What wasn't settled may have been a table that there is no room for.
+    fn settle(mut self, kernel: &mut Kernel, unsettled: bool) {
+        if unsettled {
+            self.short.append(&mut kernel.uncounted);
+        }
         (kernel.uncounted, kernel.no_room) = (self.short, self.known);
     }
 }

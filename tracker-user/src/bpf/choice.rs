@@ -68,7 +68,7 @@ impl fmt::Display for Trial {
 
 impl Kernel {
     /// Loads the programs and attaches the feeder that is wanted, once it has passed its self-test. Counts are live from the
-    /// first [`Kernel::audit`] on.
+    /// first [`Kernel::begin_audit`] on.
     ///
     /// # Errors
     /// When the kernel lacks what all feeders need; or, if one was asked for, what that needs.

@@ -1,16 +1,17 @@
 //! Feeders: the sets of probes that keep counts current.
 
-use std::{fmt, fs, path::Path};
+use std::{fmt, fs, os::fd::AsFd as _, path::Path};
 
 use aya::{
     Ebpf,
-    programs::{KProbe, RawTracePoint, TracePoint},
+    programs::{KProbe, ProgramError, RawTracePoint, TracePoint},
 };
 
 use super::{
     BpfError, attach_error,
     prerequisites::{syscall_events, tracefs},
     program,
+    returns::ReturnProbe,
 };
 use crate::host::KernelVersion;
 
@@ -151,6 +152,8 @@ enum Point {
     Event(&'static str, String),
     /// A function.
     Function(&'static str),
+    /// The return of a function.
+    Return(&'static str),
 }
 
 impl Probe {
@@ -166,8 +169,8 @@ impl Probe {
         Self { program, points: vec![Point::Function(function)] }
     }
 
-    /// Attaches the program, which is loaded.
-    pub(super) fn attach(&self, ebpf: &mut Ebpf) -> Result<(), BpfError> {
+    /// Attaches the program, which is loaded. What is put into `returns` keeps it attached, too.
+    pub(super) fn attach(&self, ebpf: &mut Ebpf, returns: &mut Vec<ReturnProbe>) -> Result<(), BpfError> {
         let name = self.program;
         for point in &self.points {
             let attached = match point {
@@ -176,10 +179,29 @@ impl Probe {
                     program::<TracePoint>(ebpf, name)?.attach(category, event).map(drop)
                 }
                 Point::Function(function) => program::<KProbe>(ebpf, name)?.attach(function, 0).map(drop),
+                Point::Return(function) => attach_return(program(ebpf, name)?, function, returns),
             };
             attached.map_err(|e| attach_error(name, e))?;
         }
         Ok(())
+    }
+}
+
+/// Attaches a program to all returns of a function; or, where tracefs can't be written, to as many as the kernel follows by itself.
+fn attach_return(
+    program: &mut KProbe,
+    function: &'static str,
+    returns: &mut Vec<ReturnProbe>,
+) -> Result<(), ProgramError> {
+    match ReturnProbe::attach(program.fd()?.as_fd(), function) {
+        Ok(probe) => {
+            returns.push(probe);
+            Ok(())
+        }
+        Err(error) => {
+            tracing::warn!(function, %error, "a busy machine may skip some of its returns, for audits to find: tracefs can't be written");
+            program.attach(function, 0).map(drop)
+        }
     }
 }
 
@@ -206,8 +228,9 @@ pub(super) fn probes(feeder: Feeder, kernel: KernelVersion) -> Result<Vec<Probe>
             probes.extend(LIFECYCLE.map(|name| Probe::event(name, "sched", name)));
             probes.push(Probe::function("filp_close", close.symbol()));
             // A table is born before anything is put into it.
-            let names = ["wake_up_new_task", "dup_fd", "do_dup2", "fd_install"];
-            probes.extend(names.map(|name| Probe::function(name, name)));
+            probes.push(Probe::function("wake_up_new_task", "wake_up_new_task"));
+            probes.push(Probe { program: "dup_fd", points: vec![Point::Return("dup_fd")] });
+            probes.extend(["do_dup2", "fd_install"].map(|name| Probe::function(name, name)));
         }
     }
     Ok(probes)

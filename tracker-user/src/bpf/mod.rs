@@ -22,16 +22,18 @@ mod hidden;
 mod load;
 mod offsets;
 mod prerequisites;
+mod returns;
 mod self_test;
 mod sys;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     fs::File,
     io,
     os::fd::{AsFd as _, BorrowedFd},
 };
 
+pub use audit::Auditing;
 pub use auditor::Audit;
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -52,10 +54,11 @@ use tracing_log::LogTracer;
 use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Control, Flow, Kind, Loss, Slot, Table, Tag, resync};
 
 use self::{
-    auditor::Gone,
+    auditor::Departed,
     feeder::Probe,
     offsets::Globals,
     prerequisites::kernel_btf,
+    returns::ReturnProbe,
     sys::{MapReader, Mapped},
 };
 use crate::{host::KernelVersion, inventory::Uncounted, runtime::Hierarchy};
@@ -165,11 +168,13 @@ pub struct Kernel {
     shared: Shared,
     feeder: Feeder,
     probes: Vec<Probe>,
+    /// What keeps some of them attached.
+    returns: Vec<ReturnProbe>,
     pass: u32,
     /// The audit under way leaves something for the next.
     unsettled: bool,
     /// Tables that the last audit found gone.
-    gone: HashSet<Gone>,
+    gone: Departed,
     /// The program `read` is attached.
     follows_reads: bool,
     /// Cgroups with tables that the last audit found no room for.
@@ -185,7 +190,7 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads the auditor, and the programs as a feeder needs them. Nothing is counted yet: that is the first
-    /// [`Kernel::audit`]. Returns the ring of events too.
+    /// [`Kernel::begin_audit`]. Returns the ring of events too.
     ///
     /// # Errors
     /// When the kernel lacks something, or refuses; the message says what, and what to do.
@@ -215,9 +220,10 @@ impl Kernel {
             shared,
             feeder,
             probes,
+            returns: Vec::new(),
             pass: 0,
             unsettled: false,
-            gone: HashSet::new(),
+            gone: Departed::default(),
             follows_reads: false,
             uncounted: BTreeSet::new(),
             no_room: 0,
@@ -227,9 +233,9 @@ impl Kernel {
         Ok((kernel, Rings { events, log }))
     }
 
-    /// Attaches the feeder: from the next [`Kernel::audit`] on counts are live.
+    /// Attaches the feeder: from the next [`Kernel::begin_audit`] on counts are live.
     fn attach(&mut self) -> Result<(), BpfError> {
-        self.probes.iter().try_for_each(|probe| probe.attach(&mut self.ebpf))
+        self.probes.iter().try_for_each(|probe| probe.attach(&mut self.ebpf, &mut self.returns))
     }
 
     /// Attaches what is needed only on machines where certain files are open: whether they are is known from the last audit
@@ -323,11 +329,8 @@ impl Kernel {
         for (name, program) in self.ebpf.programs() {
             // Not loaded: the other feeder's.
             let Ok(fd) = program.fd() else { continue };
-            let mut missed = sys::recursion_misses(fd.as_fd())
+            let missed = sys::recursion_misses(fd.as_fd())
                 .map_err(|source| call("ask for the state of the BPF program", name, source))?;
-            if name == "dup_fd" {
-                missed += self.lost(Loss::Births);
-            }
             misses.push((name.to_owned(), missed));
         }
         misses.sort();

@@ -67,6 +67,41 @@ pub(super) fn read_records<T: Plain>(mut iterator: impl io::Read, mut take: impl
     }
 }
 
+/// `struct perf_event_attr`, as far as it is used: its first version, and all else 0.
+type PerfEvent = [u64; 8];
+
+/// Has a program run whenever an event of tracefs happens, as long as what is returned is open.
+pub(super) fn run_at_event(program: BorrowedFd<'_>, event: u64) -> io::Result<OwnedFd> {
+    // include/uapi/linux/perf_event.h
+    const PERF_TYPE_TRACEPOINT: u64 = 2;
+    const PERF_FLAG_FD_CLOEXEC: u64 = 8;
+    const PERF_EVENT_IOC_ENABLE: libc::c_ulong = 0x2400;
+    const PERF_EVENT_IOC_SET_BPF: libc::c_ulong = 0x4004_2408;
+    const SIZE: u64 = size_of::<PerfEvent>() as u64;
+    let sample_period = 1;
+    let attributes: PerfEvent = [PERF_TYPE_TRACEPOINT | SIZE << 32, event, sample_period, 0, 0, 0, 0, 0];
+    // A program runs on all CPUs, whichever its event is opened on (kernel: trace_call_bpf).
+    let (all_tasks, cpu, no_group) = (-1, 0, -1);
+    // SAFETY: the kernel reads the attributes, which say how long they are, and returns a new fd or -1.
+    let fd = unsafe {
+        let attributes = attributes.as_ptr();
+        libc::syscall(libc::SYS_perf_event_open, attributes, all_tasks, cpu, no_group, PERF_FLAG_FD_CLOEXEC)
+    };
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the fd is new, so nobody else owns it.
+    let event = unsafe { OwnedFd::from_raw_fd(fd) };
+    for (request, argument) in [(PERF_EVENT_IOC_SET_BPF, program.as_raw_fd()), (PERF_EVENT_IOC_ENABLE, 0)] {
+        // SAFETY: both requests take a number.
+        if unsafe { libc::ioctl(event.as_raw_fd(), request, argument) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(event)
+}
+
 /// An iterator over a map: a program that writes its entries. Minimum kernel: 5.9.
 pub(super) struct MapReader {
     link: OwnedFd,

@@ -75,6 +75,11 @@ pub(in crate::bpf) struct Measure {
 }
 
 impl Measure {
+    /// Nothing is missing, and nothing is counted that isn't there.
+    pub(in crate::bpf) fn is_nothing(&self) -> bool {
+        self.exact && size(&self.delta) == 0
+    }
+
     /// Keeps what another look finds too.
     pub(in crate::bpf) fn confirm(&mut self, again: &Self) {
         let both = confirmed(&self.delta, &again.delta);

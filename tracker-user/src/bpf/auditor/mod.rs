@@ -19,7 +19,7 @@ use std::{
 };
 
 use tracker_ebpf::{
-    FileRecord, Kind, MAX_SCANNED_FDS, MET_CGROUP, MET_TGID, TABLE_BORN, TABLE_STALE, Table, Tag, kind_sum,
+    FileRecord, Kind, MAX_SCANNED_FDS, MET_CGROUP, MET_TGID, TABLE_STALE, Table, Tag, kind_sum,
 };
 
 use super::sys;
@@ -114,16 +114,6 @@ fn idle(pass: u32, seen: &HashMap<u64, Seen>, tables: &HashMap<u64, Table>) -> H
     met.map(|(files, table)| (*files, Seen::idle(table))).collect()
 }
 
-/// Tables that the iterator is going to meet, if they still are some task's. Not those of processes that are only being made: they are
-/// counted when they are copied, and long after, once memory has been copied too, the process can be seen.
-pub(super) fn settled(tables: Vec<(u64, Table)>, now: Duration) -> HashMap<u64, Table> {
-    /// No fork takes as long.
-    const BIRTH: Duration = Duration::from_secs(10);
-    let is_born =
-        |table: &Table| table.flags & TABLE_BORN == 0 || Duration::from_nanos(table.generation) + BIRTH < now;
-    tables.into_iter().filter(|(_, table)| is_born(table)).collect()
-}
-
 /// A table that no task has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Gone {
@@ -134,11 +124,25 @@ pub(super) struct Gone {
     pub(super) left: u64,
 }
 
-impl Gone {
-    /// Whether the table is to be forgotten. A task that exits may rest for a while between leaving its table and emptying it, which
-    /// the kprobe feeder then counts; so a table with something to count must have been gone at the audit before, too.
-    pub(super) fn is_certain(&self, at_last_audit: &HashSet<Self>) -> bool {
-        self.left == 0 || at_last_audit.contains(self)
+/// Tables that the last audit found gone, and when one first did.
+#[derive(Default)]
+pub(super) struct Departed(HashMap<Gone, Duration>);
+
+impl Departed {
+    /// A task that exits may rest for a while between leaving its table and emptying it, which the kprobe feeder then counts: so a table
+    /// with something to count must have been gone for longer than a task has to wait for a CPU, even where there are too few.
+    const REST: Duration = Duration::from_secs(5);
+
+    /// Notes what an audit found gone at a time, and keeps of it what is to be forgotten. Returns whether something isn't yet.
+    pub(super) fn note(&mut self, gone: &mut Vec<Gone>, now: Duration) -> bool {
+        let earlier = std::mem::take(&mut self.0);
+        let all = gone.len();
+        gone.retain(|table| {
+            let since = earlier.get(table).copied().unwrap_or(now);
+            self.0.insert(*table, since);
+            table.left == 0 || now.saturating_sub(since) >= Self::REST
+        });
+        gone.len() < all
     }
 }
 
@@ -258,10 +262,16 @@ mod tests {
     }
 
     #[test]
-    fn a_table_whose_process_is_being_made_need_not_be_met() {
-        let table =
-            |flags| Table { generation: 1_000_000_000, cgroup_id: 1, tgid: 42, flags, ..Table::EMPTY };
-        let met = |flags, now| settled(vec![(1, table(flags))], Duration::from_secs(now)).len();
-        assert_eq!([met(0, 2), met(TABLE_BORN, 2), met(TABLE_BORN, 60)], [1, 0, 1]);
+    fn a_table_with_something_left_is_forgotten_once_nothing_has_moved_in_it_for_long() {
+        let mut departed = Departed::default();
+        let mut forgets = |seq, left, now| {
+            let mut gone = vec![Gone { files: 1, generation: 1, seq, left }];
+            let waits = departed.note(&mut gone, Duration::from_secs(now));
+            assert_eq!(waits, gone.is_empty());
+            !waits
+        };
+        assert_eq!([forgets(0, 1, 10), forgets(0, 1, 14), forgets(0, 1, 15)], [false, false, true]);
+        assert_eq!([forgets(1, 1, 16), forgets(1, 1, 20), forgets(1, 1, 21)], [false, false, true]);
+        assert!(forgets(2, 0, 22));
     }
 }

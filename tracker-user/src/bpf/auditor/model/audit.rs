@@ -1,4 +1,4 @@
-//! Audits of the [`Machine`], as [`Kernel::audit`](crate::bpf::Kernel::audit) does them, with the code under test. Whatever can
+//! Audits of the [`Machine`], as [`Kernel`](crate::bpf::Kernel) does them, with the code under test. Whatever can
 //! happen meanwhile does: before each [`Machine::tick`] and after it the world may be another.
 
 use std::{
@@ -15,7 +15,7 @@ use super::{
     super::{
         Gone, Outdated, Seen, agree,
         counts::{self, Delta, Measure, Suspect},
-        gone, note, settled,
+        gone, note,
         slots::{self, Doubt},
     },
     machine::{By, FDS, Machine, Task},
@@ -210,20 +210,16 @@ impl Machine {
     /// `resync::FORGET`
     fn forget(&mut self, mut gone: Vec<Gone>) -> u64 {
         gone.sort_unstable_by_key(|table| table.files);
+        self.unsettled |= self.gone.note(&mut gone, self.now);
         let mut left = 0;
         for table in &gone {
             self.tick();
-            if !table.is_certain(&self.gone) {
-                self.unsettled = true;
-                continue;
-            }
             let its = |t: &Table| (t.generation, t.seq) == (table.generation, table.seq);
             if self.tables.get(&table.files).is_some_and(its) {
                 self.tables.remove(&table.files);
                 left += table.left;
             }
         }
-        self.gone = gone.into_iter().collect();
         left
     }
 
@@ -259,8 +255,7 @@ impl Machine {
     /// The tables, and then what the iterator sees, one fd of one task after the other.
     fn look(&mut self, walk: u32) -> (HashMap<u64, Table>, HashMap<u64, Seen>) {
         self.pass += 1;
-        let tables = self.tables.iter().map(|(files, table)| (*files, *table));
-        let before = settled(tables.collect(), self.now);
+        let before = self.tables.clone();
         let mut seen = HashMap::new();
         let mut task = 0;
         while task < self.tasks.len() {

@@ -5,13 +5,13 @@
 //! here a run of a program can't be interrupted.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     time::Duration,
 };
 
-use tracker_ebpf::{MAX_SCANNED_FDS, Slot, TABLE_BORN, TABLE_STALE, Table, Tag, slot_sum};
+use tracker_ebpf::{MAX_SCANNED_FDS, Slot, TABLE_STALE, Table, Tag, slot_sum};
 
-use super::{super::Gone, Event, Op};
+use super::{super::Departed, Event, Op};
 
 /// A slot without a file yet.
 const RESERVED: Tag = Tag::EMPTY;
@@ -64,7 +64,7 @@ pub(super) struct Machine {
     pub(super) adopted: bool,
     pub(super) pass: u32,
     /// What the last audit found gone.
-    pub(super) gone: HashSet<Gone>,
+    pub(super) gone: Departed,
     /// The last audit couldn't settle something: another is to follow.
     pub(super) unsettled: bool,
     /// Tables that several tasks have had.
@@ -244,9 +244,6 @@ impl Machine {
 
     fn fork(&mut self, task: usize, files: u64, sees: impl Fn(usize) -> bool) {
         let (new, tgid) = (self.copy(files), self.new_tgid());
-        if self.counts_edges && sees(0) && self.copied(new, files, task) > 0 {
-            self.tables.get_mut(&new).unwrap().flags |= TABLE_BORN;
-        }
         let child = self.tasks.len();
         // Of this moment, so that nobody else has its number.
         self.tasks.push(Task { tgid, asleep: true, new: true, ..Task::default() });
@@ -255,7 +252,7 @@ impl Machine {
         self.then(task, move |m| m.tasks[child].cgroup = m.tasks[task].cgroup);
         self.probe(task, sees(1), move |m| {
             let by = m.by(child);
-            if m.counts_edges { m.wake_up(new, files, by) } else { m.born(new, by) }
+            if m.counts_edges { m.count_birth(new, files, by) } else { m.born(new, by) }
         });
         self.then(task, move |m| (m.tasks[child].new, m.tasks[child].asleep) = (false, false));
     }
@@ -267,7 +264,7 @@ impl Machine {
         }
         let new = self.copy(files);
         if self.counts_edges && sees {
-            self.copied(new, files, task);
+            self.count_birth(new, files, self.by(task));
         }
         self.tasks[task].files = Some(new);
         new
@@ -287,7 +284,7 @@ impl Machine {
             }
         }
         self.probe(task, sees(6), move |m| {
-            if !m.counts_edges || m.adopted && !m.tables.contains_key(&files) {
+            if !m.counts_edges {
                 m.scan(files, m.by(task));
             }
         });
@@ -461,26 +458,13 @@ impl Machine {
         }
     }
 
-    /// `dup_fd`
-    fn copied(&mut self, new: u64, files: u64, task: usize) -> u32 {
+    /// `dup_fd`, and for a fork `wake_up_new_task`
+    fn count_birth(&mut self, new: u64, copied: u64, by: By) {
+        let has = self.tables.contains_key(&copied);
         self.tables.remove(&new);
-        if self.adopted && !self.tables.contains_key(&files) { 0 } else { self.scan(new, self.by(task)) }
-    }
-
-    /// `wake_up_new_task`
-    fn wake_up(&mut self, files: u64, parents: u64, by: By) {
-        let has = self.tables.contains_key(&parents);
-        match self.tables.get_mut(&files) {
-            Some(table) if table.flags & TABLE_BORN != 0 => {
-                table.flags &= !TABLE_BORN;
-                (table.tgid, table.cgroup_id) = (by.tgid, by.cgroup);
-                return;
-            }
-            Some(_) => drop(self.tables.remove(&files)),
-            None if self.adopted && !has => return,
-            None => {}
+        if has || !self.adopted {
+            self.scan(new, by);
         }
-        self.scan(files, by);
     }
 
     /// `sched_process_fork`, and after `unshare`
