@@ -78,7 +78,8 @@ fn not_root() {
     }
     let doctor = Command::new(&copy).arg("doctor").uid(65_534).gid(65_534).output().expect("run it");
     assert_eq!(doctor.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&doctor.stdout).contains("CAP_BPF"));
+    let doctor = String::from_utf8_lossy(&doctor.stdout);
+    assert!(doctor.contains("CAP_BPF") && doctor.contains("CAP_SYS_PTRACE"), "{doctor}");
 }
 
 fn doctor() {
@@ -97,7 +98,9 @@ fn doctor() {
     assert_eq!((output.status.code(), &report["ok"]), (Some(0), &true.into()), "{report}");
     let names: Vec<&str> =
         report["findings"].as_array().expect("a list").iter().filter_map(|f| f["name"].as_str()).collect();
-    for name in ["kernel", "capabilities", "BTF", "lockdown", "tracefs", "cgroups", "feeder", "CRIU"] {
+    for name in
+        ["kernel", "capabilities", "BTF", "lockdown", "tracefs", "cgroups", "feeder", "details", "CRIU"]
+    {
         assert!(names.contains(&name), "{names:?}");
     }
     let is_live = |f: &serde_json::Value| f["name"] == "feeder" && f["status"] == "ok";

@@ -64,24 +64,32 @@ pub const CAPABILITIES: [Capability; 3] = [
     Capability { name: "CAP_DAC_READ_SEARCH", reason: "read tracefs, and find a cgroup by its id", bit: 2 },
 ];
 
-/// The effective capabilities of this process that are missing.
+/// What looks in detail can't do without, besides.
+pub const DETAIL_CAPABILITIES: [Capability; 3] = [
+    Capability { name: "CAP_SYS_PTRACE", reason: "the files of other users' processes", bit: 19 },
+    Capability { name: "CAP_SYS_ADMIN", reason: "mounts and unix peers in containers", bit: 21 },
+    Capability { name: "CAP_SYS_CHROOT", reason: "mounts in containers", bit: 18 },
+];
+
+/// Those of some capabilities that this process doesn't have in effect.
 ///
 /// # Errors
 /// When `/proc/self/status` can't be read.
-pub fn missing_capabilities() -> io::Result<Vec<Capability>> {
+pub fn missing_capabilities(needed: &[Capability]) -> io::Result<Vec<Capability>> {
     let status = fs::read_to_string("/proc/self/status")?;
-    Ok(missing_from(&status))
+    Ok(missing_from(needed, &status))
 }
 
-fn missing_from(status: &str) -> Vec<Capability> {
+fn missing_from(needed: &[Capability], status: &str) -> Vec<Capability> {
     const SYS_ADMIN: u64 = 1 << 21;
     let effective = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
         .unwrap_or(0);
-    CAPABILITIES
-        .into_iter()
+    needed
+        .iter()
+        .copied()
         .filter(|cap| {
             let admin = cap.bit > 32 && effective & SYS_ADMIN != 0;
             effective & 1 << cap.bit == 0 && !admin
@@ -238,7 +246,8 @@ mod tests {
     #[test]
     fn missing_capabilities_are_named() {
         let names = |mask: u64| -> Vec<_> {
-            missing_from(&format!("Name:\tx\nCapEff:\t{mask:016x}\n")).iter().map(|cap| cap.name).collect()
+            let status = format!("Name:\tx\nCapEff:\t{mask:016x}\n");
+            missing_from(&CAPABILITIES, &status).iter().map(|cap| cap.name).collect()
         };
         assert_eq!(names(u64::MAX), [""; 0]);
         assert_eq!(names(0), ["CAP_BPF", "CAP_PERFMON", "CAP_DAC_READ_SEARCH"]);

@@ -12,7 +12,7 @@ use thiserror::Error;
 use super::{Feeder, Kernel, Look, Sizes, trials};
 use crate::{
     error::chain,
-    host::{Capability, KernelVersion, missing_capabilities},
+    host::{CAPABILITIES, Capability, KernelVersion, missing_capabilities},
     runtime::Hierarchy,
 };
 
@@ -98,7 +98,7 @@ fn kernel() -> Result<KernelVersion, Missing> {
 }
 
 fn capabilities() -> Result<(), Missing> {
-    let missing = missing_capabilities().map_err(Missing::Capabilities)?;
+    let missing = missing_capabilities(&CAPABILITIES).map_err(Missing::Capabilities)?;
     missing.first().map_or(Ok(()), |cap| Err(Missing::Capability(*cap)))
 }
 

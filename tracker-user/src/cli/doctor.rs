@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     bpf::{Finding, Status, findings},
+    inspect::limits,
     verdict::Source,
 };
 
@@ -27,8 +28,24 @@ struct Row {
     detail: String,
 }
 
+/// What looks in detail can see: those of `check`, and the agent's at containers.
+fn details() -> Finding {
+    const NAME: &str = "details";
+    let limits = limits();
+    if limits.is_empty() {
+        return Finding {
+            name: NAME,
+            status: Status::Ok,
+            detail: "all that verdicts depend on can be seen".into(),
+        };
+    }
+    let detail = format!("what depends on these is unknown: {}", limits.join(", "));
+    Finding { name: NAME, status: Status::Warn, detail }
+}
+
 pub(super) fn run(args: &args::Doctor) -> anyhow::Result<ExitCode> {
     let mut found = findings();
+    found.push(details());
     found.push(match args.judging.profile() {
         Ok(profile) => {
             let assumed = profile.source == Source::Assumed;

@@ -9,13 +9,15 @@
 //! - `processes`: who is in the tree;
 //! - `surroundings`: what several processes share: mounts, locks, terminals; each is read once;
 //! - `files`: what a process has open, and for some kinds `paths`, `epoll`, `watches`, `sockets`, `terminals`;
-//! - `mappings`: what a process has mapped.
+//! - `mappings`: what a process has mapped;
+//! - `limits`: what can't be seen on this machine.
 //!
 //! It knows of `verdict` its facts and its tree, and nothing of rules.
 
 mod epoll;
 mod files;
 mod kinds;
+mod limits;
 mod mappings;
 mod netlink;
 mod parse;
@@ -32,6 +34,7 @@ use std::{collections::BTreeSet, io};
 
 use thiserror::Error;
 
+pub use self::limits::limits;
 use self::{files::Looker, processes::Seen, surroundings::Surroundings};
 use crate::verdict::tree::{Process, Tree};
 
