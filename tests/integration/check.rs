@@ -25,6 +25,7 @@ pub fn trials() -> Vec<Trial> {
         test("check::an_option_makes_it_dumpable", Root, an_option_makes_it_dumpable),
         test("check::waits_until_it_can_be_dumped", Root, waits_until_it_can_be_dumped),
         test("check::a_container_by_its_id", Needs::Programs(&["runc"]), a_container_by_its_id),
+        test("check::a_containers_configuration", Needs::Programs(&["runc"]), a_containers_configuration),
         test("check::targets_that_are_none", Root, targets_that_are_none),
         test_or_skip("check::frozen_and_thawed", Root, frozen_and_thawed),
         test_or_skip("check::thawed_when_killed", Root, thawed_when_killed),
@@ -170,6 +171,23 @@ fn a_container_by_its_id() {
     // The same container under its cgroup.
     let (code, by_cgroup) = check(&format!("cgroup:/docker/{}", container.id), &["--criu", "4.0"]);
     assert_eq!((code, &by_cgroup["tree"]), (1, &json["tree"]));
+}
+
+/// A container may bring its own configuration of CRIU, which the engine then names instead of its own.
+fn a_containers_configuration() {
+    let config = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(config.path(), "file-locks\n").expect("write it");
+    let annotations = serde_json::json!({"org.criu.config": config.path()});
+    let mut container = Container::start_annotated(None, "/docker", annotations);
+    container.zoo.must("pid");
+    let options = |more: &[&str]| {
+        check(&container.id, &[&["--criu", "4.2.1"], more].concat()).1["criu"]["options"].clone()
+    };
+    let has =
+        |options: serde_json::Value| options.as_array().expect("a list").contains(&"--file-locks".into());
+    assert!(has(options(&[])));
+    // What is said goes before what the container says.
+    assert!(!has(options(&["--criu-config", "/dev/null"])));
 }
 
 fn targets_that_are_none() {

@@ -25,10 +25,16 @@ pub struct Container {
 impl Container {
     /// Starts the fixture in a container, whose cgroup is below `parent`.
     pub fn start(id: Option<&str>, parent: &str) -> Self {
+        Self::start_annotated(id, parent, serde_json::json!({}))
+    }
+
+    /// The same, with annotations.
+    pub fn start_annotated(id: Option<&str>, parent: &str, annotations: serde_json::Value) -> Self {
         let id = id.map_or_else(random_id, str::to_owned);
         let bundle = tempfile::tempdir().expect("a directory for the bundle");
         make_root(&bundle.path().join("rootfs"));
-        let spec = spec(&format!("{parent}/{id}"));
+        let mut spec = spec(&format!("{parent}/{id}"), &["/fdzoo"]);
+        spec["annotations"] = annotations;
         fs::write(bundle.path().join("config.json"), spec.to_string()).expect("write config.json");
         let mut runc = Command::new("runc");
         runc.args(["run", "--bundle"]).arg(bundle.path()).arg(&id);
@@ -76,7 +82,8 @@ pub fn make_root(root: &Path) {
     }
 }
 
-fn spec(cgroup: &str) -> serde_json::Value {
+/// What runc is told of a container: its cgroup, and what is started in it.
+pub fn spec(cgroup: &str, arguments: &[&str]) -> serde_json::Value {
     let all = ["bounding", "effective", "permitted"];
     let capabilities = ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_KILL", "CAP_NET_ADMIN"];
     serde_json::json!({
@@ -84,7 +91,7 @@ fn spec(cgroup: &str) -> serde_json::Value {
         "process": {
             "terminal": false,
             "user": {"uid": 0, "gid": 0},
-            "args": ["/fdzoo"],
+            "args": arguments,
             "env": ["PATH=/"],
             "cwd": "/",
             "capabilities": all.iter().map(|set| (*set, capabilities)).collect::<std::collections::BTreeMap<_, _>>(),

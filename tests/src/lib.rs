@@ -20,7 +20,7 @@ use fdtracker::runtime::Hierarchy;
 use tempfile::TempDir;
 use tracker_ebpf::{ANON_INODES, Kind};
 
-mod container;
+pub mod container;
 pub mod kinds;
 mod rival;
 pub mod sys;

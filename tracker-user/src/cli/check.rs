@@ -18,7 +18,7 @@ use crate::{
     freeze::Frozen,
     inspect,
     report::Check,
-    runtime::Runtime,
+    runtime::{Runtime, criu_config},
     target::{Found, Target},
     verdict::{self, Judge, Verdict},
 };
@@ -39,14 +39,14 @@ pub(super) fn run(args: &args::Check) -> anyhow::Result<ExitCode> {
     let mut known = None;
     loop {
         let found = target.find()?;
-        let engine = engine_of(&found);
+        let how = how_dumped(&found);
         // To find out which CRIU there is takes longer than a look.
         let judge = match known.take() {
-            Some((of, judge)) if of == engine => judge,
-            _ => args.judging.judge(engine)?,
+            Some((as_known, judge)) if as_known == how => judge,
+            _ => args.judging.judge_of(how.0, how.1.clone())?,
         };
         let check = look(args, target, &found, &judge)?;
-        known = Some((engine, judge));
+        known = Some((how, judge));
         let waited = args.wait.is_none_or(|wait| start.elapsed() >= wait);
         if waited || check.verdict == Verdict::Ok.name() {
             print(args, &check)?;
@@ -67,14 +67,15 @@ fn look(args: &args::Check, target: &Target, found: &Found, judge: &Judge) -> an
     Ok(Check::new(target.to_string(), judge, is_frozen, &verdict::check(judge, &tree)))
 }
 
-/// Who would run CRIU.
-fn engine_of(found: &Found) -> Engine {
-    match found.container.as_ref().map(|container| container.runtime) {
-        None => Engine::Criu,
-        Some(Runtime::Podman) => Engine::Podman,
-        Some(Runtime::Crun) => Engine::Crun,
-        Some(_) => Engine::Runc,
-    }
+/// Who would run CRIU, and with which configuration of the container's.
+fn how_dumped(found: &Found) -> (Engine, Option<String>) {
+    let Some(container) = &found.container else { return (Engine::Criu, None) };
+    let engine = match container.runtime {
+        Runtime::Podman => Engine::Podman,
+        Runtime::Crun => Engine::Crun,
+        _ => Engine::Runc,
+    };
+    (engine, criu_config(&container.id))
 }
 
 fn code(verdict: &str) -> ExitCode {

@@ -27,7 +27,7 @@ pub(super) struct Judging {
     #[arg(long, value_name = "ENGINE")]
     engine: Option<Engine>,
 
-    /// Its configuration file, instead of the engine's
+    /// Its configuration file, instead of the engine's, or of the one that a container names (annotation org.criu.config)
     #[arg(long, value_name = "FILE")]
     criu_config: Option<PathBuf>,
 
@@ -110,7 +110,12 @@ fn ghost_limit(text: &str) -> Result<u64, String> {
 impl Judging {
     /// The judge. `engine` runs CRIU unless another was given.
     pub(super) fn judge(&self, engine: criu::Engine) -> anyhow::Result<Judge> {
-        Ok(criu::judge(&self.wanted(engine), kernel()?)?)
+        self.judge_of(engine, None)
+    }
+
+    /// As [`judge`](Self::judge), for a container with an [annotation](crate::runtime::criu_config).
+    pub(super) fn judge_of(&self, engine: criu::Engine, annotation: Option<String>) -> anyhow::Result<Judge> {
+        Ok(criu::judge(&Wanted { annotation, ..self.wanted(engine) }, kernel()?)?)
     }
 
     /// The CRIU that it is about.
@@ -131,6 +136,7 @@ impl Judging {
             program: self.criu_path.clone(),
             engine,
             config: self.criu_config.clone(),
+            annotation: None,
             options: self.options.arguments(),
             rules: self.rules.clone(),
         }

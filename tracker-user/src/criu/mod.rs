@@ -81,6 +81,8 @@ pub struct Wanted {
     pub engine: Engine,
     /// A configuration file instead of the engine's.
     pub config: Option<PathBuf>,
+    /// The same, as the container wants it, unless `config` says otherwise: empty for none, and no error if it isn't there.
+    pub annotation: Option<String>,
     /// Options, as they are given to CRIU.
     pub options: Vec<String>,
     /// Files of rules.
@@ -130,7 +132,7 @@ pub fn profile(wanted: &Wanted, kernel: KernelVersion) -> Result<Profile, CriuEr
     Ok(profile)
 }
 
-/// All options: what stands in CRIU's configuration files, then the engine's, then what was given.
+/// All options: what stands in CRIU's configuration files, then in the engine's or the container's, then what was given.
 fn options(wanted: &Wanted) -> Result<Vec<String>, CriuError> {
     let mut options = Vec::new();
     // config.c:init_configuration
@@ -138,14 +140,12 @@ fn options(wanted: &Wanted) -> Result<Vec<String>, CriuError> {
     for path in [Some(PathBuf::from("/etc/criu/default.conf")), home].into_iter().flatten() {
         options.extend(config::parse(&fs::read_to_string(path).unwrap_or_default()));
     }
-    match &wanted.config {
-        Some(path) => options.extend(config::parse(&read(path)?)),
-        None => {
-            let files = wanted.engine.config_files().iter();
-            let first = files.filter_map(|path| fs::read_to_string(path).ok()).next();
-            options.extend(first.map(|text| config::parse(&text)).unwrap_or_default());
-        }
-    }
+    let text = match (&wanted.config, &wanted.annotation) {
+        (Some(path), _) => Some(read(path)?),
+        (None, Some(path)) => fs::read_to_string(path).ok(),
+        (None, None) => wanted.engine.config_files().iter().find_map(|path| fs::read_to_string(path).ok()),
+    };
+    options.extend(text.map(|text| config::parse(&text)).unwrap_or_default());
     options.extend(wanted.options.iter().cloned());
     Ok(options)
 }

@@ -11,5 +11,6 @@ mod path;
 mod resolver;
 
 pub use hierarchy::{Hierarchy, HierarchyError};
+pub use oci::criu_config;
 pub use path::{Identity, Runtime};
 pub use resolver::{Container, Owner, Resolver};

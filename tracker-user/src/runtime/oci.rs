@@ -99,6 +99,46 @@ fn crun_cgroup(json: &[u8]) -> Option<String> {
     absolute(status.cgroup_path.trim_start_matches('/'))
 }
 
+/// The configuration file that a container wants CRIU to be told of, instead of the engine's, by its annotation `org.criu.config`;
+/// empty if it wants none.
+#[must_use]
+pub fn criu_config(id: &str) -> Option<String> {
+    let dirs = STATE_DIRS.iter().flat_map(|(pattern, _)| expand(pattern)).map(|dir| dir.join(id));
+    dirs.into_iter().find_map(|container| {
+        let read = |name: &str| fs::read(container.join(name)).ok();
+        read("state.json")
+            .and_then(|json| runc_criu_config(&json))
+            .or_else(|| crun_criu_config(&read("config.json")?))
+    })
+}
+
+/// The annotation by which a container names its configuration of CRIU (runc: `handleCriuConfigurationFile`, crun: `criu.c`).
+const CRIU_CONFIG: &str = "org.criu.config";
+
+/// runc writes each annotation down as a label: `name=value`.
+fn runc_criu_config(state: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct State {
+        config: Config,
+    }
+    #[derive(Deserialize)]
+    struct Config {
+        labels: Option<Vec<String>>,
+    }
+    let labels = serde_json::from_slice::<State>(state).ok()?.config.labels?;
+    let of_criu = |label: &String| Some(label.strip_prefix(CRIU_CONFIG)?.strip_prefix('=')?.to_owned());
+    labels.iter().find_map(of_criu)
+}
+
+/// crun keeps the container's specification.
+fn crun_criu_config(spec: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Spec {
+        annotations: Option<HashMap<String, String>>,
+    }
+    serde_json::from_slice::<Spec>(spec).ok()?.annotations?.remove(CRIU_CONFIG)
+}
+
 /// The root itself is nobody's container.
 fn absolute(path: &str) -> Option<String> {
     let path = path.trim_end_matches('/');
@@ -138,6 +178,17 @@ mod tests {
         assert_eq!(found.as_deref(), Some("/system.slice/runc-web.scope"));
         let root = br#"{"cgroup_paths":{"":"/sys/fs/cgroup"}}"#;
         assert_eq!(runc_cgroup(root, Path::new("/sys/fs/cgroup")), None);
+    }
+
+    #[test]
+    fn annotations_for_criu() {
+        let state = br#"{"config":{"labels":["bundle=/b","org.criu.config=/etc/criu/web.conf"]}}"#;
+        assert_eq!(runc_criu_config(state).as_deref(), Some("/etc/criu/web.conf"));
+        assert_eq!(runc_criu_config(br#"{"config":{"labels":["org.criu.config="]}}"#).as_deref(), Some(""));
+        assert_eq!(runc_criu_config(br#"{"config":{"labels":null}}"#), None);
+        let spec = br#"{"ociVersion":"1","annotations":{"org.criu.config":"/x","run.oci.handler":"y"}}"#;
+        assert_eq!(crun_criu_config(spec).as_deref(), Some("/x"));
+        assert_eq!((crun_criu_config(b"{}"), crun_criu_config(b"[")), (None, None));
     }
 
     #[test]
