@@ -21,6 +21,7 @@ pub fn trials() -> Vec<Trial> {
         test("containers::tail_shows_an_open_at_once", RUNC, tail_shows_an_open_at_once),
         test("containers::tail_filters", Needs::Root, tail_filters),
         test("containers::tail_tells_what_it_missed", Needs::Root, tail_tells_what_it_missed),
+        test("containers::tail_tells_what_stands_in_the_way", RUNC, tail_tells_what_stands_in_the_way),
         test("containers::the_host", Needs::Root, the_host),
         test("containers::comes_and_goes", RUNC, comes_and_goes),
     ]
@@ -57,9 +58,16 @@ fn runc() {
 
     container.zoo.must("close_range 3 100 0");
     agrees(&agent, &container);
+    assert_eq!(agent.metrics().find("fdtracker_open_fds", &labels), None);
+    // Once it has been looked at in detail.
+    let of_container = [("container", name)];
+    eventually("it can be dumped", || {
+        let found = agent.metrics().find("fdtracker_container_checkpointable", &of_container);
+        if found == Some(1.0) { Ok(()) } else { Err(format!("{found:?}")) }
+    });
     let metrics = agent.metrics();
-    assert_eq!(metrics.find("fdtracker_open_fds", &labels), None);
-    assert_eq!(metrics.find("fdtracker_container_checkpointable", &[("container", name)]), Some(1.0));
+    assert!(metrics.get("fdtracker_container_blocked_seconds_total", &of_container) > 0.0);
+    assert!(metrics.get("fdtracker_container_last_checkpointable_timestamp_seconds", &of_container) > 1e9);
     let opened = metrics.get("fdtracker_fds_opened_total", &labels[..2]);
     assert_eq!((opened, metrics.get("fdtracker_fds_closed_total", &labels[..2])), (3.0, 3.0));
 }
@@ -247,4 +255,35 @@ fn comes_and_goes() {
     });
     // No series is left of it.
     assert!(!agent.metrics().0.contains(&id[..12]));
+}
+
+/// A verdict that no probe tells: of a pidfd it depends on whether the target is in the tree.
+fn tail_tells_what_stands_in_the_way() {
+    let agent = Agent::start(&["--criu", "4.2.1", "--judge-interval", "200ms"]);
+    let mut container = Container::start(None, "/docker");
+    // It runs.
+    container.zoo.must("pid");
+    let name = container.id[..12].to_owned();
+    let mut tail = Tail::start(&agent, &["--container", &name]);
+    tail.first_line(&mut container.zoo);
+    let standing = |tail: &mut Tail| loop {
+        let line = tail.next();
+        if line["event"] == "blocked" || line["event"] == "unblocked" {
+            return line;
+        }
+    };
+    let fd = container.zoo.must("open io_uring");
+    let line = standing(&mut tail);
+    assert_eq!((&line["event"], &line["reason"]), (&"blocked".into(), &"io_uring_fd".into()), "{line:#}");
+    assert_eq!((&line["fd"], &line["pid"]), (&fd.into(), &container.init().into()));
+    assert_eq!(line["message"], "Can't retrieve FDs from socket");
+    container.zoo.must(&format!("close {fd}"));
+    assert_eq!(standing(&mut tail)["event"], "unblocked");
+    // Of itself.
+    container.zoo.must("open pidfd");
+    let verdict = |agent: &Agent, verdict: &str| {
+        let labels = [("container", name.as_str()), ("kind", "pidfd"), ("verdict", verdict)];
+        agent.metrics().find("fdtracker_open_fds", &labels)
+    };
+    eventually("the pidfd is fine", || same(verdict(&agent, "ok"), Some(1.0)));
 }

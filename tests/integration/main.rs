@@ -101,6 +101,7 @@ impl std::ops::Deref for SharedAgent {
 
 fn agent() -> SharedAgent {
     let mut agent = AGENT.lock().unwrap_or_else(PoisonError::into_inner);
-    agent.get_or_insert_with(|| Agent::start(&["--criu", "4.0", "--audit-interval", "200ms"]));
+    let often = ["--audit-interval", "200ms", "--judge-interval", "200ms"];
+    agent.get_or_insert_with(|| Agent::start(&[&["--criu", "4.0"][..], &often].concat()));
     SharedAgent(agent)
 }

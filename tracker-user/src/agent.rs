@@ -1,8 +1,9 @@
 //! The agent's tasks: it reads events from the ring, sends them on to whoever follows, and audits.
 
 use std::{
+    collections::{HashSet, VecDeque},
     os::fd::AsRawFd,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -22,6 +23,7 @@ use crate::{
     host,
     http::{Line, Lines},
     report::Notice,
+    runtime::{Container, Owner},
     tracker::{Tracker, TrackerError},
     verdict::Judge,
 };
@@ -43,6 +45,15 @@ const LOOK_FACTOR: u32 = 20;
 /// After an audit that had something to put right the next one follows soon: what it put right may have been on its way out.
 const AFTER_CORRECTION: Duration = Duration::from_secs(1);
 
+/// How long a container that moves is left alone before it is looked at in detail.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Looks at containers in detail take no more than this part of the time.
+const JUDGE_FACTOR: u32 = 10;
+
+/// However long the last look took, the next isn't put off for longer.
+const LONGEST_REST: Duration = Duration::from_secs(1);
+
 /// How often counts are read anew where there are no probes.
 const POLL: Duration = Duration::from_secs(5);
 
@@ -56,6 +67,7 @@ pub struct Engine {
     /// What it sees.
     pub lines: Lines,
     doubt: Arc<Notify>,
+    moved: Arc<Moved>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -68,21 +80,26 @@ impl Engine {
         let (tracker, rings) = Tracker::start(judge, sizes, choice)?;
         let tracker = Arc::new(tracker);
         let (lines, _) = broadcast::channel(BACKLOG);
-        let doubt = Arc::new(Notify::new());
-        let reader =
-            Reader { tracker: Arc::clone(&tracker), lines: lines.clone(), doubt: Arc::clone(&doubt) };
+        let (doubt, moved) = (Arc::new(Notify::new()), Arc::new(Moved::default()));
+        let reader = Reader {
+            tracker: Arc::clone(&tracker),
+            lines: lines.clone(),
+            doubt: Arc::clone(&doubt),
+            moved: Arc::clone(&moved),
+        };
         let mut tasks = vec![tokio::spawn(reader.run(register(rings.events)?))];
         if let Some(log) = rings.log {
             tasks.push(tokio::spawn(forward_log(register(log)?)));
         }
-        Ok(Self { tracker, lines, doubt, tasks })
+        Ok(Self { tracker, lines, doubt, moved, tasks })
     }
 
     /// Counts what is open already. From then on counts are exact, and live if there is a feeder.
     ///
     /// # Errors
     /// When the first audit fails.
-    pub async fn adopt(&mut self, audit_every: Duration) -> Result<(), TrackerError> {
+    pub async fn adopt(&mut self, audit_every: Duration, judge_every: Duration) -> Result<(), TrackerError> {
+        self.tracker.look_in_detail();
         let (first, looked) = blocking(&self.tracker, Tracker::adopt).await?;
         host::give_memory_back();
         tracing::info!(adopted = first.changes, took = ?first.took, "what was open already is counted");
@@ -95,6 +112,12 @@ impl Engine {
         let (tracker, doubt) = (Arc::clone(&self.tracker), Arc::clone(&self.doubt));
         self.tasks.push(tokio::spawn(audit_forever(tracker, doubt, every)));
         self.tasks.push(tokio::spawn(look_forever(Arc::clone(&self.tracker), every, looked)));
+        let judging = Judging {
+            tracker: Arc::clone(&self.tracker),
+            moved: Arc::clone(&self.moved),
+            lines: self.lines.clone(),
+        };
+        self.tasks.push(tokio::spawn(judging.run(judge_every)));
         self.tasks.push(tokio::spawn(watch_losses(Arc::clone(&self.tracker), Arc::clone(&self.doubt))));
         Ok(())
     }
@@ -184,11 +207,87 @@ async fn watch_losses(tracker: Arc<Tracker>, doubt: Arc<Notify>) {
     }
 }
 
+/// Containers in which something has moved since they were looked at in detail.
+#[derive(Default)]
+struct Moved {
+    ids: Mutex<HashSet<String>>,
+    some: Notify,
+}
+
+impl Moved {
+    fn add(&self, id: &str) {
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        if !ids.contains(id) {
+            ids.insert(id.to_owned());
+            self.some.notify_one();
+        }
+    }
+
+    fn take(&self) -> HashSet<String> {
+        std::mem::take(&mut *self.ids.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Looks at containers in detail: soon after something has moved in one, and at all of them now and then, because of what moves
+/// without any fd: a TCP state, a queue, a lock, the end of a pidfd's target.
+struct Judging {
+    tracker: Arc<Tracker>,
+    moved: Arc<Moved>,
+    lines: Lines,
+}
+
+impl Judging {
+    async fn run(self, every: Duration) {
+        let mut due = VecDeque::from(self.containers().await);
+        let mut all = Instant::now();
+        let mut front = true;
+        loop {
+            if due.is_empty() && all.elapsed() >= every {
+                all = Instant::now();
+                due.extend(self.containers().await);
+            }
+            let moved = self.moved.take();
+            if !moved.is_empty() {
+                // These go first.
+                due.retain(|container| !moved.contains(&container.id));
+                let all = self.containers().await.into_iter();
+                all.filter(|container| moved.contains(&container.id)).for_each(|c| due.push_front(c));
+            }
+            // In turn with the rest: a container that never keeps still must not keep the agent from others.
+            front = !front;
+            match if front { due.pop_front() } else { due.pop_back() } {
+                Some(container) => self.look(container).await,
+                None => tokio::select! {
+                    () = tokio::time::sleep(every.saturating_sub(all.elapsed())) => {}
+                    () = self.moved.some.notified() => tokio::time::sleep(SETTLE).await,
+                },
+            }
+        }
+    }
+
+    async fn containers(&self) -> Vec<Arc<Container>> {
+        // An error is a panic, which is logged.
+        blocking(&self.tracker, |tracker| Ok(tracker.containers())).await.unwrap_or_default()
+    }
+
+    async fn look(&self, container: Arc<Container>) {
+        let start = Instant::now();
+        let tracker = Arc::clone(&self.tracker);
+        let notice = tokio::task::spawn_blocking(move || tracker.assess(&container)).await;
+        if let Ok(Some(notice)) = notice {
+            // An error means that nobody follows.
+            let _ = self.lines.send(Line::new(notice));
+        }
+        tokio::time::sleep((start.elapsed() * JUDGE_FACTOR).min(LONGEST_REST)).await;
+    }
+}
+
 /// Reads the ring.
 struct Reader {
     tracker: Arc<Tracker>,
     lines: Lines,
     doubt: Arc<Notify>,
+    moved: Arc<Moved>,
 }
 
 impl Reader {
@@ -238,6 +337,9 @@ impl Reader {
         }
         // Also when nobody follows: a cgroup's owner is found out while the cgroup is there.
         let owner = self.tracker.owner(event);
+        if let Owner::Container(container) = &owner {
+            self.moved.add(&container.id);
+        }
         if self.lines.receiver_count() == 0 {
             return;
         }

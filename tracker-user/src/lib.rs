@@ -15,6 +15,7 @@
 //! - [`verdict`]: what CRIU would say. Pure.
 //! - [`inspect`]: looks at a process tree from outside, for [`verdict`]. Knows nothing of BPF.
 //! - [`target`]: which process tree a user means; [`freeze`]: so that it keeps still; [`criu`]: the CRIU to judge for.
+//! - [`standing`]: how each container stands, and since when. Pure.
 //! - [`tracker`]: puts these together: the one owner of the agent's state.
 //! - [`agent`]: its tasks: events, audits.
 //! - [`report`]: what users are shown, as plain data.
@@ -33,6 +34,7 @@ pub mod inventory;
 pub mod metrics;
 pub mod report;
 pub mod runtime;
+pub mod standing;
 pub mod target;
 pub mod tracker;
 pub mod verdict;

@@ -15,7 +15,7 @@ use crate::{
     host,
     inventory::{Counts, Entry, Inventory},
     runtime::{Container, Owner},
-    verdict::Judge,
+    verdict::{Blocker, Judge, Verdict},
 };
 
 /// The document that `ls -o json` prints.
@@ -121,15 +121,19 @@ impl ContainerRow {
             pod: None,
             cgroup,
             state: entry.state(judge).to_owned(),
-            counts: rows(&entry.counts, judge),
+            counts: count_rows(entry.judged(judge)),
             processes: processes.then(|| entry.processes.iter().map(process).collect()),
         }
     }
 }
 
 fn rows(counts: &Counts, judge: &Judge) -> Vec<Count> {
-    counts
-        .judged(judge)
+    count_rows(counts.judged(judge))
+}
+
+fn count_rows(judged: impl IntoIterator<Item = (Kind, Verdict, i64)>) -> Vec<Count> {
+    judged
+        .into_iter()
         .map(|(kind, verdict, count)| Count {
             kind: kind.name().into(),
             verdict: verdict.name().into(),
@@ -175,7 +179,7 @@ impl Who {
 pub struct Notice {
     /// When it happened: RFC 3339, UTC, microseconds.
     pub time: String,
-    /// `opened`, `closed`, `forked`, `execed`, `exited`, `unshared`, `moved`, or `lost`.
+    /// `opened`, `closed`, `forked`, `execed`, `exited`, `unshared`, `moved`, `blocked`, `unblocked`, or `lost`.
     pub event: String,
     /// The container's name; `host` for the host.
     pub container: String,
@@ -208,6 +212,12 @@ pub struct Notice {
     /// `forked`, `execed`, `exited`, `unshared`, `moved`: all of the table's fds that are counted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub counts: Vec<Count>,
+    /// `blocked`: the first thing that stands in the way, by its stable code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// `blocked`: what CRIU would say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     /// `lost`: how many events were not shown. Counts are exact all the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<u64>,
@@ -234,6 +244,8 @@ impl Notice {
             verdict: None,
             link: None,
             counts: Vec::new(),
+            reason: None,
+            message: None,
             lost: None,
         };
         match &event.change {
@@ -252,6 +264,24 @@ impl Notice {
             Change::Uncertain => return None,
         }
         Some(notice)
+    }
+
+    /// Says that a container can't be dumped any more, and what stands in the way; or that it can be again.
+    #[must_use]
+    pub fn standing(owner: &Owner, blocker: Option<&Blocker>) -> Self {
+        let Who { id, name, runtime, .. } = Who::of(owner);
+        let mut notice = Self { container: name, container_id: id, runtime, lost: None, ..Self::lost(0) };
+        notice.event = "unblocked".into();
+        if let Some(Blocker { pid, comm, fd, kind, link, judgement }) = blocker {
+            notice.event = "blocked".into();
+            (notice.pid, notice.tid, notice.comm) = (*pid, *pid, comm.clone());
+            (notice.fd, notice.kind) = (*fd, Some(kind.name().into()));
+            notice.link = Some(link.clone());
+            notice.verdict = Some(judgement.verdict.name().into());
+            notice.reason = Some(judgement.reason.clone());
+            notice.message = Some(judgement.message.clone());
+        }
+        notice
     }
 
     /// Says that a reader was too slow for the events, or the agent for the kernel.
@@ -274,6 +304,8 @@ impl Notice {
             verdict: None,
             link: None,
             counts: Vec::new(),
+            reason: None,
+            message: None,
             lost: Some(count),
         }
     }

@@ -4,11 +4,12 @@
 //! only `names`, so an audit doesn't hold them up. A look for hidden files holds `found` only to leave there what it found.
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use thiserror::Error;
@@ -20,10 +21,13 @@ use crate::{
         confirmed, is_possible,
     },
     error::chain,
-    inventory::{Hidden, Inventory, Ledger},
-    report::Listing,
-    runtime::{Hierarchy, HierarchyError, Owner, Resolver},
-    verdict::Judge,
+    inspect,
+    inventory::{Detail, Hidden, Inventory, Ledger},
+    report::{Listing, Notice},
+    runtime::{Container, Hierarchy, HierarchyError, Owner, Resolver},
+    standing::Standings,
+    target::Found as TreeFound,
+    verdict::{Assessment, Judge, Verdict},
 };
 
 /// Why the tracker can't start or answer.
@@ -48,6 +52,10 @@ pub struct Tracker {
     /// Held during a look: one at a time.
     looking: Mutex<()>,
     found: Mutex<Found>,
+    /// How each container stands; `None` if they aren't looked at in detail.
+    standings: Mutex<Option<Standings>>,
+    /// The root of the cgroup hierarchy.
+    cgroups: PathBuf,
     late_readers: AtomicU64,
 }
 
@@ -136,6 +144,7 @@ impl Tracker {
         let (kernel, rings) = Kernel::start(&hierarchy, sizes, choice)?;
         let live = kernel.feeder().is_live();
         let found = Found::new(kernel.impossible_looks().to_vec());
+        let cgroups = hierarchy.root().to_owned();
         let names = Names { resolver: Resolver::new(hierarchy), ledger: Ledger::default() };
         let tracker = Self {
             kernel: Mutex::new(kernel),
@@ -146,6 +155,8 @@ impl Tracker {
             audits: Mutex::default(),
             looking: Mutex::default(),
             found: Mutex::new(found),
+            standings: Mutex::new(None),
+            cgroups,
             late_readers: AtomicU64::new(0),
         };
         Ok((tracker, rings))
@@ -293,7 +304,58 @@ impl Tracker {
         uncounted.any |= found.succeeded != Some(true);
         let Names { resolver, ledger } = &mut *names;
         let owner = |cgroup| resolver.owner(cgroup);
-        Ok(Inventory::take(&tables, &flows, &found.hidden, ledger, containers, &uncounted, owner))
+        let hidden = &found.hidden;
+        let mut inventory = Inventory::take(&tables, &flows, hidden, ledger, containers, &uncounted, owner);
+        if let Some(standings) = &mut *lock(&self.standings) {
+            self.add_details(&mut inventory, standings);
+        }
+        Ok(inventory)
+    }
+
+    /// Adds what looks in detail have found, and takes note of what that comes to now.
+    fn add_details(&self, inventory: &mut Inventory, standings: &mut Standings) {
+        let now = (Instant::now(), SystemTime::now());
+        for (container, entry) in &mut inventory.containers {
+            entry.detail = standings.assessment(&container.id).map_or(Detail::Pending, Detail::Known);
+            let verdict = if entry.stale { Verdict::Unknown } else { entry.verdict(&self.judge) };
+            let standing = standings.note(&container.id, verdict, now);
+            (entry.last_ok, entry.blocked) = (standing.last_ok, standing.blocked);
+        }
+        let ids = inventory.containers.iter().map(|(container, _)| container.id.as_str()).collect();
+        standings.retain(&ids);
+    }
+
+    /// From now on containers are looked at in detail: what wasn't yet is unknown.
+    pub fn look_in_detail(&self) {
+        lock(&self.standings).get_or_insert_default();
+    }
+
+    /// All containers.
+    #[must_use]
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        lock(&self.names).resolver.refresh()
+    }
+
+    /// Looks at a container in detail. Blocks for some milliseconds, without holding anything up. Returns whether it can be dumped, if
+    /// that is news: with what stands in the way first.
+    #[must_use]
+    pub fn assess(&self, container: &Arc<Container>) -> Option<Notice> {
+        let assessment = Arc::new(self.look_at(container)?);
+        let change = lock(&self.standings).as_mut()?.learn(&container.id, Arc::clone(&assessment))?;
+        let blocker = assessment.first_reason().filter(|_| !change);
+        Some(Notice::standing(&Owner::Container(Arc::clone(container)), blocker))
+    }
+
+    /// `None` for a container that has gone.
+    fn look_at(&self, container: &Arc<Container>) -> Option<Assessment> {
+        let found = TreeFound::in_cgroup(&self.cgroups, &container.cgroup, None).ok()?;
+        match inspect::tree(found.root, &self.judge.profile().options.irmap_paths) {
+            Ok(tree) => Some(Assessment::new(&self.judge, &tree, &found.pids)),
+            Err(error) => {
+                tracing::debug!(error = %chain(error), container = container.id, "look at a container in detail");
+                None
+            }
+        }
     }
 
     /// Who holds what, as users are shown it.

@@ -21,7 +21,7 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
     let service = Service { tracker: engine.tracker.clone(), lines: engine.lines.clone() };
     let socket = listeners.serve(&service);
     let work = async {
-        engine.adopt(args.engine.audit_interval).await?;
+        engine.adopt(args.engine.audit_interval, args.engine.judge_interval).await?;
         if args.live {
             output::listing(&engine.tracker.listing(false)?)?;
             print(&engine).await?;

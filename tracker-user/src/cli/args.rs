@@ -227,6 +227,10 @@ pub(super) struct Engine {
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub(super) audit_interval: Duration,
 
+    /// How often each container is looked at in detail, besides soon after its fds have changed: for what changes without any fd
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub(super) judge_interval: Duration,
+
     /// Room for fd tables that have, or had, something to count; some 400 bytes of kernel memory each
     #[arg(long, value_name = "TABLES", default_value_t = Sizes::default().tables, value_parser = size(16))]
     pub(super) max_tables: u32,

@@ -24,5 +24,10 @@ pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
 fn look(args: &args::Ls) -> anyhow::Result<Listing> {
     let (tracker, _rings) = Tracker::start(args.engine.judge()?, args.engine.sizes(), Choice::Audit)?;
     tracker.adopt()?;
+    tracker.look_in_detail();
+    for container in tracker.containers() {
+        // There was no look before, so nothing is news.
+        let _ = tracker.assess(&container);
+    }
     Ok(tracker.listing(args.processes)?)
 }

@@ -56,7 +56,7 @@ impl Source {
         );
         let mut engine = Engine::start(args.engine.judge()?, args.engine.sizes(), args.engine.choice())?;
         let lines = engine.lines.subscribe();
-        engine.adopt(args.engine.audit_interval).await?;
+        engine.adopt(args.engine.audit_interval, args.engine.judge_interval).await?;
         let filter = filter(args, &engine.tracker.listing(false)?)?;
         Ok(Self::Own { lines, filter, engine })
     }

@@ -56,6 +56,12 @@ impl Counts {
         add(&mut self.in_flight, &other.in_flight);
     }
 
+    /// Takes off other counts, which are part of these.
+    pub fn subtract(&mut self, other: &Self) {
+        add(&mut self.n, &other.n.map(i64::wrapping_neg));
+        add(&mut self.in_flight, &other.in_flight.map(i64::wrapping_neg));
+    }
+
     /// Adds numbers, kind by kind.
     pub fn add<N: Copy + TryInto<i64>>(&mut self, other: &[N; Kind::COUNT]) {
         add(&mut self.n, other);

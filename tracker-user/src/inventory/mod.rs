@@ -10,15 +10,16 @@ mod ledger;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 pub use counts::{Counts, Hidden, Totals};
 pub use ledger::{Key, Ledger};
-use tracker_ebpf::{Flow, TABLE_STALE, Table};
+use tracker_ebpf::{Flow, Kind, TABLE_STALE, Table};
 
 use crate::{
     runtime::{Container, Owner},
-    verdict::{Judge, Verdict},
+    verdict::{Assessment, Judge, Verdict},
 };
 
 /// Cgroups with fd tables that there was no room to count.
@@ -52,6 +53,24 @@ pub struct Entry {
     pub stale: bool,
     /// The same by process (thread group), where there are any.
     pub processes: BTreeMap<u32, Counts>,
+    /// What is known besides numbers.
+    pub detail: Detail,
+    /// When it could last be dumped, if ever while the agent looked.
+    pub last_ok: Option<SystemTime>,
+    /// For how long it could not be dumped, or only with an option, since the agent started.
+    pub blocked: Duration,
+}
+
+/// What is known of a container besides numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// Nothing, and nothing will be: kinds alone decide. That is so of the host, of which there is no dump.
+    #[default]
+    None,
+    /// It is going to be looked at.
+    Pending,
+    /// It was looked at.
+    Known(Arc<Assessment>),
 }
 
 impl Entry {
@@ -68,17 +87,61 @@ impl Entry {
         self.processes.entry(hidden.tgid).or_default().add_hidden(hidden);
     }
 
-    /// Adds another entry, but for its processes.
-    pub fn merge(&mut self, other: &Self) {
-        self.counts.merge(&other.counts);
-        self.totals.merge(&other.totals);
-        self.stale |= other.stale;
-    }
-
-    /// The worst verdict of all that is counted.
+    /// What CRIU would make of it: of a container that was looked at what was found, for as long as it has as many files of each kind
+    /// as then. What can't be dumped whatever else is so is known at once.
     #[must_use]
     pub fn verdict(&self, judge: &Judge) -> Verdict {
-        self.counts.judged(judge).map(|(_, verdict, _)| verdict).max().unwrap_or(Verdict::Ok)
+        let by_kind = |kinds: &mut dyn Iterator<Item = (Kind, Verdict, i64)>| {
+            kinds.map(|(_, verdict, _)| verdict).max().unwrap_or(Verdict::Ok)
+        };
+        match &self.detail {
+            Detail::None => by_kind(&mut self.counts.judged(judge)),
+            Detail::Pending => match by_kind(&mut self.counts.judged(judge)) {
+                Verdict::Blocked => Verdict::Blocked,
+                _ => Verdict::Unknown,
+            },
+            Detail::Known(assessment) => {
+                let inside = self.inside(assessment);
+                if by_kind(&mut inside.judged(judge)) == Verdict::Blocked {
+                    return Verdict::Blocked;
+                }
+                let slots = Kind::ALL.iter().filter(|kind| !kind.is_hidden());
+                let mut known = slots.map(|kind| assessment.of_kind(*kind, inside.get(*kind)));
+                let is_current = known.all(|files| files.is_some());
+                assessment.verdict.filter(|_| is_current).unwrap_or(Verdict::Unknown)
+            }
+        }
+    }
+
+    /// Files per kind, by what CRIU would make of them.
+    #[must_use]
+    pub fn judged(&self, judge: &Judge) -> Vec<(Kind, Verdict, i64)> {
+        let Detail::Known(assessment) = &self.detail else { return self.counts.judged(judge).collect() };
+        let inside = self.inside(assessment);
+        let mut judged: BTreeMap<(Kind, Verdict), i64> = BTreeMap::new();
+        let mut add = |kind, verdict, n| *judged.entry((kind, verdict)).or_default() += n;
+        for (kind, verdict, n) in inside.judged(judge) {
+            match assessment.of_kind(kind, n).filter(|_| !kind.is_hidden()) {
+                Some(files) => files.into_iter().for_each(|(verdict, n)| add(kind, verdict, n)),
+                None => add(kind, verdict, n),
+            }
+        }
+        for outside in self.outside(assessment) {
+            outside.judged(judge).for_each(|(kind, verdict, n)| add(kind, verdict, n));
+        }
+        judged.into_iter().map(|((kind, verdict), n)| (kind, verdict, n)).collect()
+    }
+
+    /// What its processes have that no dump takes.
+    fn outside<'a>(&'a self, assessment: &'a Assessment) -> impl Iterator<Item = &'a Counts> {
+        self.processes.iter().filter(|(pid, _)| assessment.is_outside(**pid)).map(|(_, counts)| counts)
+    }
+
+    /// What the rest have.
+    fn inside(&self, assessment: &Assessment) -> Counts {
+        let mut inside = self.counts;
+        self.outside(assessment).for_each(|counts| inside.subtract(counts));
+        inside
     }
 
     /// The verdict, or `stale`.
@@ -162,8 +225,6 @@ impl Inventory {
 
 #[cfg(test)]
 mod tests {
-    use tracker_ebpf::Kind;
-
     use super::*;
     use crate::{
         host::KernelVersion,

@@ -1,9 +1,12 @@
 //! `/metrics`, made anew from a snapshot at every scrape: a series can't outlive what it is about.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use prometheus::{
-    Encoder as _, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    CounterVec, Encoder as _, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
     core::{Collector, GenericCounterVec, GenericGaugeVec},
     process_collector::ProcessCollector,
 };
@@ -27,12 +30,12 @@ pub fn render(snapshot: &Snapshot) -> Result<Vec<u8>, prometheus::Error> {
     let registry = Registry::new();
     if let Some(inventory) = &snapshot.inventory {
         let containers = Containers::register(&registry)?;
-        containers.entry(HOST, &inventory.host, &snapshot.judge);
+        containers.entries(HOST, &[&inventory.host], &snapshot.judge);
         if inventory.unknown != Entry::default() {
-            containers.entry(UNKNOWN, &inventory.unknown, &snapshot.judge);
+            containers.entries(UNKNOWN, &[&inventory.unknown], &snapshot.judge);
         }
-        for (name, entry) in by_name(inventory) {
-            containers.entry(name, &entry, &snapshot.judge);
+        for (name, entries) in by_name(inventory) {
+            containers.entries(name, &entries, &snapshot.judge);
         }
     }
     own(&registry, snapshot)?;
@@ -47,6 +50,8 @@ struct Containers {
     opened: IntCounterVec,
     closed: IntCounterVec,
     checkpointable: IntGaugeVec,
+    last_ok: GaugeVec,
+    blocked: CounterVec,
     stale: IntGaugeVec,
 }
 
@@ -76,8 +81,28 @@ impl Containers {
             checkpointable: gauges(
                 registry,
                 "fdtracker_container_checkpointable",
-                "1 if none of the file descriptors that are counted stops a dump, 0 if one does or needs an option; absent while that is unknown or a count is being repaired. TCP states, unix peers, locks, terminals and mounts are not looked at.",
+                "1 if CRIU would dump the container, 0 if a file stops it or needs an option; absent while that is unknown or a count is being repaired. What no probe sees (a TCP state, a unix peer, a lock) is as the last look found it, at most --judge-interval ago.",
                 &CONTAINER,
+            )?,
+            last_ok: registered(
+                registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "fdtracker_container_last_checkpointable_timestamp_seconds",
+                        "When the container could last be dumped, as far as the agent looked; absent if never. Unix time.",
+                    ),
+                    &CONTAINER,
+                )?,
+            )?,
+            blocked: registered(
+                registry,
+                CounterVec::new(
+                    Opts::new(
+                        "fdtracker_container_blocked_seconds_total",
+                        "For how long the container could not be dumped, or only with an option, since the agent started.",
+                    ),
+                    &CONTAINER,
+                )?,
             )?,
             stale: gauges(
                 registry,
@@ -88,9 +113,31 @@ impl Containers {
         })
     }
 
-    fn entry(&self, name: &str, entry: &Entry, judge: &Judge) {
+    /// Containers of the same name are one series: they can't be told apart by their labels.
+    fn entries(&self, name: &str, entries: &[&Entry], judge: &Judge) {
         let labels = ["", "", name];
-        for (kind, verdict, n) in entry.counts.judged(judge) {
+        entries.iter().for_each(|entry| self.count(name, entry, judge));
+        if let Some(last) = entries.iter().filter_map(|entry| entry.last_ok).max() {
+            self.last_ok.with_label_values(&labels).set(seconds(last));
+        }
+        let blocked: Duration = entries.iter().map(|entry| entry.blocked).sum();
+        if !blocked.is_zero() {
+            self.blocked.with_label_values(&labels).inc_by(blocked.as_secs_f64());
+        }
+        if entries.iter().any(|entry| entry.stale) {
+            self.stale.with_label_values(&labels).set(1);
+            return;
+        }
+        let checkpointable = match entries.iter().map(|entry| entry.verdict(judge)).max() {
+            Some(Verdict::Ok) => 1,
+            Some(Verdict::NeedsOption | Verdict::Blocked) => 0,
+            Some(Verdict::Unknown) | None => return,
+        };
+        self.checkpointable.with_label_values(&labels).set(checkpointable);
+    }
+
+    fn count(&self, name: &str, entry: &Entry, judge: &Judge) {
+        for (kind, verdict, n) in entry.judged(judge) {
             self.open.with_label_values(&["", "", name, kind.name(), verdict.name()]).add(n);
         }
         for (counter, counts) in [(&self.opened, &entry.totals.opened), (&self.closed, &entry.totals.closed)]
@@ -99,26 +146,19 @@ impl Containers {
                 counter.with_label_values(&["", "", name, kind.name()]).inc_by(n.unsigned_abs());
             }
         }
-        if entry.stale {
-            self.stale.with_label_values(&labels).set(1);
-            return;
-        }
-        let checkpointable = match entry.verdict(judge) {
-            Verdict::Ok => 1,
-            Verdict::NeedsOption | Verdict::Blocked => 0,
-            Verdict::Unknown => return,
-        };
-        self.checkpointable.with_label_values(&labels).set(checkpointable);
     }
 }
 
-/// Containers of the same name are one series: they can't be told apart by their labels.
-fn by_name(inventory: &Inventory) -> BTreeMap<&str, Entry> {
-    let mut entries: BTreeMap<&str, Entry> = BTreeMap::new();
+fn by_name(inventory: &Inventory) -> BTreeMap<&str, Vec<&Entry>> {
+    let mut entries: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
     for (container, entry) in &inventory.containers {
-        entries.entry(&container.name).or_default().merge(entry);
+        entries.entry(&container.name).or_default().push(entry);
     }
     entries
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// Metrics of the agent itself.

@@ -86,12 +86,12 @@ pub fn check(judge: &Judge, tree: &Tree) -> Report {
     Report { verdict: worst(&blockers), plan, tree: subtrees(judge, tree), blockers }
 }
 
-fn worst(blockers: &[Blocker]) -> Verdict {
+pub(super) fn worst(blockers: &[Blocker]) -> Verdict {
     blockers.iter().map(|blocker| blocker.judgement.verdict).max().unwrap_or(Verdict::Ok)
 }
 
 /// What isn't dumped of these processes, in CRIU's order.
-fn blockers(judge: &Judge, tree: &Tree, processes: &[&Process]) -> Vec<Blocker> {
+pub(super) fn blockers(judge: &Judge, tree: &Tree, processes: &[&Process]) -> Vec<Blocker> {
     let context = Context::new(tree, processes);
     let mut found = Vec::new();
     for (place, process) in processes.iter().enumerate() {

@@ -5,9 +5,10 @@
 //! - `profile`, `options`: the CRIU that is used, and how;
 //! - `judge`: rules applied to facts. What isn't known makes a verdict `unknown`, never `ok`;
 //! - `tree`, `context`: a process tree, and what is inside of it;
-//! - `check`: a whole tree;
+//! - `check`: a whole tree; `assessment`: what an agent keeps of that;
 //! - `log`: the log of a dump that failed.
 
+mod assessment;
 mod check;
 mod context;
 mod facts;
@@ -20,6 +21,7 @@ pub mod tree;
 
 use std::fmt;
 
+pub use assessment::Assessment;
 pub use check::{Blocker, Report, Step, Subtree, check};
 pub use facts::{Fact, Facts, FileKind, Type, Value};
 pub use judge::{Judge, Judgement, NOT_KNOWN};

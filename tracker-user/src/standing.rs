@@ -1,0 +1,125 @@
+//! How each container stands: what a look at it in detail found, whether it can be dumped, and since when. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use crate::verdict::{Assessment, Verdict};
+
+/// How a container stands.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// What the last look at it in detail found.
+    pub assessment: Option<Arc<Assessment>>,
+    /// When it could last be dumped, if ever while this was known.
+    pub last_ok: Option<SystemTime>,
+    /// For how long it could not be dumped, or only with an option, in all.
+    pub blocked: Duration,
+    /// Its verdict when it was last noted, and when that was.
+    noted: Option<(Verdict, Instant)>,
+    /// What was last told of it: whether it can be dumped.
+    told: Option<bool>,
+}
+
+impl Standing {
+    /// Takes note of what it comes to now.
+    fn note(&mut self, verdict: Verdict, now: (Instant, SystemTime)) {
+        if let Some((before, since)) = self.noted
+            && could_be_dumped(before) == Some(false)
+        {
+            self.blocked += now.0.saturating_duration_since(since);
+        }
+        if could_be_dumped(verdict) == Some(true) {
+            self.last_ok = Some(now.1);
+        }
+        self.noted = Some((verdict, now.0));
+    }
+
+    /// Whether there is something to tell: it can be dumped now, and could not before, or the other way round.
+    fn change(&mut self, verdict: Verdict) -> Option<bool> {
+        let now = could_be_dumped(verdict)?;
+        let before = self.told.replace(now);
+        // That nothing stands in the way is no news of a container that is new.
+        (before.unwrap_or(true) != now).then_some(now)
+    }
+}
+
+/// `None` if that can't be told.
+const fn could_be_dumped(verdict: Verdict) -> Option<bool> {
+    match verdict {
+        Verdict::Ok => Some(true),
+        Verdict::NeedsOption | Verdict::Blocked => Some(false),
+        Verdict::Unknown => None,
+    }
+}
+
+/// How all containers stand, by their ids.
+#[derive(Debug, Default)]
+pub struct Standings(BTreeMap<String, Standing>);
+
+impl Standings {
+    /// Takes over what a look at a container found. Returns whether it can be dumped, if that is news.
+    pub fn learn(&mut self, id: &str, assessment: Arc<Assessment>) -> Option<bool> {
+        let standing = self.0.entry(id.to_owned()).or_default();
+        let change = assessment.verdict.and_then(|verdict| standing.change(verdict));
+        standing.assessment = Some(assessment);
+        change
+    }
+
+    /// Takes note of what a container comes to now.
+    pub fn note(&mut self, id: &str, verdict: Verdict, now: (Instant, SystemTime)) -> &Standing {
+        let standing = self.0.entry(id.to_owned()).or_default();
+        standing.note(verdict, now);
+        standing
+    }
+
+    /// What the last look at a container found.
+    #[must_use]
+    pub fn assessment(&self, id: &str) -> Option<Arc<Assessment>> {
+        self.0.get(id)?.assessment.clone()
+    }
+
+    /// Forgets containers that are no more.
+    pub fn retain(&mut self, ids: &BTreeSet<&str>) {
+        self.0.retain(|id, _| ids.contains(id.as_str()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assessment(verdict: Verdict) -> Arc<Assessment> {
+        let mut assessment = Assessment::default();
+        assessment.verdict = Some(verdict);
+        Arc::new(assessment)
+    }
+
+    #[test]
+    fn only_changes_are_told() {
+        let mut all = Standings::default();
+        let mut learn = |verdict| all.learn("web", assessment(verdict));
+        assert_eq!(learn(Verdict::Ok), None);
+        assert_eq!(learn(Verdict::Blocked), Some(false));
+        assert_eq!(learn(Verdict::NeedsOption), None);
+        assert_eq!(learn(Verdict::Unknown), None);
+        assert_eq!(learn(Verdict::Ok), Some(true));
+        assert_eq!(all.learn("db", assessment(Verdict::Blocked)), Some(false));
+    }
+
+    #[test]
+    fn time_adds_up() {
+        let mut all = Standings::default();
+        let (start, wall) = (Instant::now(), SystemTime::UNIX_EPOCH);
+        let at = |seconds| (start + Duration::from_secs(seconds), wall + Duration::from_secs(seconds));
+        all.note("web", Verdict::Ok, at(1));
+        all.note("web", Verdict::Blocked, at(2));
+        all.note("web", Verdict::Unknown, at(5));
+        let standing = all.note("web", Verdict::Blocked, at(9));
+        assert_eq!((standing.blocked, standing.last_ok), (Duration::from_secs(3), Some(at(1).1)));
+        all.retain(&BTreeSet::from(["db"]));
+        assert!(all.assessment("web").is_none());
+    }
+}
