@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use crate::log::Line;
 
 /// Asks it. If there is no such command, or it prints no JSON, that is the answer.
-pub(crate) fn run(pid: u32, options: &[String]) -> Value {
+pub(crate) fn run(target: &str, options: &[String]) -> Value {
     let output = Command::new("fdtracker")
-        .args(["check", &format!("pid:{pid}"), "-o", "json"])
+        .args(["check", target, "-o", "json"])
         .args(options)
         .stdin(Stdio::null())
         .output();

@@ -10,6 +10,8 @@ use std::{
 
 use serde_json::Value;
 
+use crate::container::{self, Contained};
+
 /// A state that `fdfixture` can make.
 pub(crate) struct Fixture {
     pub(crate) name: String,
@@ -24,31 +26,56 @@ impl Fixture {
         std::iter::once(&[][..]).chain(self.options.iter().map(Vec::as_slice))
     }
 
+    /// The same in a container, where that can be.
+    fn contained(&self) -> Option<Self> {
+        let mut options = self.options.clone();
+        options.retain(|options| container::has_all(options));
+        let (name, about) =
+            (format!("{}{}", container::PREFIX, self.name), format!("{}, in a container", self.about));
+        container::holds(&self.name).then_some(Self { name, about, options })
+    }
+
     /// Makes the state, or says why that can't be.
     pub(crate) fn hold(&self) -> io::Result<Held> {
+        if let Some(name) = self.name.strip_prefix(container::PREFIX) {
+            return Contained::hold(name).map(Held::Container);
+        }
+        self.hold_here().map(Held::Process)
+    }
+
+    fn hold_here(&self) -> io::Result<Process> {
         let child = Command::new(program()?)
             .args(["hold", &self.name])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;
-        let mut held = Held { child, pid: 0 };
+        let mut held = Process { child, pid: 0 };
         let mut answer = String::new();
         if let Some(output) = held.child.stdout.take() {
             BufReader::new(output).read_line(&mut answer)?;
         }
-        match answer.trim().split_once(' ') {
-            Some(("ready", pid)) => held.pid = pid.parse().map_err(io::Error::other)?,
-            Some(("no", reason)) => return Err(io::Error::other(reason.to_owned())),
-            _ => return Err(io::Error::other(format!("the fixture ended, saying {answer:?}"))),
-        }
+        held.pid = pid(&answer)?;
         Ok(held)
+    }
+}
+
+/// What a fixture says: the pid of the process to be dumped, where it is.
+pub(crate) fn pid(answer: &str) -> io::Result<u32> {
+    match answer.trim().split_once(' ') {
+        Some(("ready", pid)) => pid.parse().map_err(io::Error::other),
+        Some(("no", reason)) => Err(io::Error::other(reason.to_owned())),
+        _ => Err(io::Error::other(format!("the fixture ended, saying {answer:?}"))),
     }
 }
 
 /// All fixtures there are.
 pub(crate) fn list() -> io::Result<Vec<Fixture>> {
     let output = Command::new(program()?).arg("list").output()?;
-    String::from_utf8_lossy(&output.stdout).lines().map(read).collect()
+    let mut all =
+        String::from_utf8_lossy(&output.stdout).lines().map(read).collect::<io::Result<Vec<_>>>()?;
+    let contained: Vec<Fixture> = all.iter().filter_map(Fixture::contained).collect();
+    all.extend(contained);
+    Ok(all)
 }
 
 fn read(line: &str) -> io::Result<Fixture> {
@@ -59,33 +86,54 @@ fn read(line: &str) -> io::Result<Fixture> {
 }
 
 /// `fdfixture`, which is beside this program.
-fn program() -> io::Result<PathBuf> {
+pub(crate) fn program() -> io::Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name("fdfixture"))
 }
 
-/// A fixture that has been made. Its processes go when this is dropped.
-pub(crate) struct Held {
+/// A fixture that has been made. It goes when this is dropped.
+pub(crate) enum Held {
+    Process(Process),
+    Container(Contained),
+}
+
+impl Held {
+    /// What `fdtracker check` is asked about.
+    pub(crate) fn target(&self) -> String {
+        match self {
+            Self::Process(process) => format!("pid:{}", process.pid),
+            Self::Container(container) => container.id.clone(),
+        }
+    }
+}
+
+/// Processes of this machine, without a container.
+pub(crate) struct Process {
     child: Child,
     /// The process to be dumped.
     pub(crate) pid: u32,
 }
 
-impl Drop for Held {
+impl Drop for Process {
     fn drop(&mut self) {
-        // Who is killed may have been about to start another.
-        while let Some(pids) = Some(descendants()).filter(|pids| !pids.is_empty()) {
-            for pid in &pids {
-                // SAFETY: the process descends from this one, which reaps only processes that it has killed.
-                unsafe { libc::kill(*pid, libc::SIGKILL) };
-            }
-            // Not each in turn: nobody hears of the end of a process that is traced, while its tracer lives.
-            for pid in pids {
-                // SAFETY: the status isn't asked for. Those that others must reap come here when these are gone.
-                unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL | libc::WNOHANG) };
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        end_all();
         let _ = self.child.wait();
+    }
+}
+
+/// Kills whatever descends from this program.
+pub(crate) fn end_all() {
+    // Who is killed may have been about to start another.
+    while let Some(pids) = Some(descendants()).filter(|pids| !pids.is_empty()) {
+        for pid in &pids {
+            // SAFETY: the process descends from this one, which reaps only processes that it has killed or that have ended.
+            unsafe { libc::kill(*pid, libc::SIGKILL) };
+        }
+        // Not each in turn: nobody hears of the end of a process that is traced, while its tracer lives.
+        for pid in pids {
+            // SAFETY: the status isn't asked for. Those that others must reap come here when these are gone.
+            unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL | libc::WNOHANG) };
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -1,11 +1,14 @@
 //! Has CRIU itself say what it makes of every fixture, and compares `fdtracker check` with that.
 //!
+//! Each fixture is a process tree; some are in a container of runc's, too, which then is the one to start CRIU.
+//!
 //! For each fixture, and once more for each set of options that it names: starts it, asks `fdtracker check` if it is told to, runs
 //! `criu dump`, and writes a line of JSON. Everything that it starts is killed, a CRIU that hangs too.
 //!
 //! It runs in a machine of its own (`cargo xtask criu`): a fixture may mount file systems.
 
 mod check;
+mod container;
 mod fixture;
 mod log;
 
@@ -139,10 +142,10 @@ fn dump(args: &Args, fixture: &Fixture, options: &[String]) -> io::Result<Dumped
             return Ok(Dumped { verdict: "not_made", reason, log, took: start.elapsed(), check: None });
         }
     };
-    let check = args.check.then(|| check::run(held.pid, options));
+    let check = args.check.then(|| check::run(&held.target(), options));
     let images = std::env::temp_dir().join("fdconform");
     fs::create_dir_all(&images)?;
-    let mut verdict = criu(args, held.pid, options, &images)?;
+    let mut verdict = criu(args, &held, options, &images)?;
     drop(held);
     let text =
         |name: &str| fs::read(images.join(name)).map(|text| String::from_utf8_lossy(&text).into_owned());
@@ -160,14 +163,19 @@ fn dump(args: &Args, fixture: &Fixture, options: &[String]) -> io::Result<Dumped
 const LOG: &str = "dump.log";
 const STDERR: &str = "stderr";
 
-/// Dumps a process into a directory.
-fn criu(args: &Args, pid: u32, options: &[String], images: &Path) -> io::Result<&'static str> {
+/// Dumps what is held into a directory.
+fn criu(args: &Args, held: &Held, options: &[String], images: &Path) -> io::Result<&'static str> {
     let start = Instant::now();
-    let mut criu = Command::new(&args.criu)
-        .args(["dump", "--leave-running", "-v4", "-o", LOG, "-t", &pid.to_string(), "-D"])
-        .arg(images)
-        .args(ALWAYS)
-        .args(options)
+    let mut command = match held {
+        Held::Process(process) => {
+            let mut criu = Command::new(&args.criu);
+            criu.args(["dump", "--leave-running", "-v4", "-o", LOG, "-t", &process.pid.to_string(), "-D"]);
+            criu.arg(images).args(ALWAYS).args(options);
+            criu
+        }
+        Held::Container(container) => container.checkpoint(images, options),
+    };
+    let mut criu = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(File::create(images.join(STDERR))?)

@@ -86,6 +86,9 @@ const MATRIX: [Row; 3] = [
 /// What makes file systems: by its path, as only root's `PATH` leads there.
 const MKFS: &str = "/sbin/mkfs.ext4";
 
+/// What runs containers, and what CRIU packs their tmpfs with. They are in packages of the same names.
+const NEEDED_IN_GUESTS: [&str; 2] = ["runc", "tar"];
+
 /// How long a guest may take.
 const TOTAL: Duration = Duration::from_secs(60 * 60);
 
@@ -128,6 +131,7 @@ pub(crate) fn needed_packages() -> anyhow::Result<Vec<Package>> {
             needed.push(Package::Install(package));
         }
     }
+    needed.extend(NEEDED_IN_GUESTS.into_iter().filter(|name| find(name).is_none()).map(Package::Install));
     if !Path::new(MKFS).exists() {
         needed.push(Package::Install("e2fsprogs"));
     }
@@ -215,7 +219,12 @@ fn write(file: &Path, criu: &Criu, modules: &Path, check: bool, fixtures: &[Stri
     let check = check.then(|| "--check".to_owned());
     let arguments: Vec<String> = check.into_iter().chain(fixtures.iter().cloned()).collect();
     let mut archive = initramfs::start(include_str!("init.sh"), &arguments)?;
-    initramfs::add(&mut archive, &initramfs::programs()?, &file.with_extension("stripped"))?;
+    let mut programs = initramfs::programs()?;
+    for program in NEEDED_IN_GUESTS {
+        let found = find(program).with_context(|| format!("find {program}"))?;
+        programs.push((found, format!("/bin/{program}")));
+    }
+    initramfs::add(&mut archive, &programs, &file.with_extension("stripped"))?;
     criu.add(&mut archive)?;
     archive.file("/disk.img", disk(&file.with_extension("disk"))?)?;
     for (number, (name, data)) in modules::get(modules)?.into_iter().enumerate() {
