@@ -1,7 +1,7 @@
 //! The agent's tasks: it reads events from the ring, sends them on to whoever follows, and audits.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     os::fd::AsRawFd,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -53,6 +53,9 @@ const JUDGE_FACTOR: u32 = 10;
 
 /// However long the last look took, the next isn't put off for longer.
 const LONGEST_REST: Duration = Duration::from_secs(1);
+
+/// No look takes as long, unless it waits for something that doesn't answer.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often counts are read anew where there are no probes.
 const POLL: Duration = Duration::from_secs(5);
@@ -116,6 +119,7 @@ impl Engine {
             tracker: Arc::clone(&self.tracker),
             moved: Arc::clone(&self.moved),
             lines: self.lines.clone(),
+            stuck: HashMap::new(),
         };
         self.tasks.push(tokio::spawn(judging.run(judge_every)));
         self.tasks.push(tokio::spawn(watch_losses(Arc::clone(&self.tracker), Arc::clone(&self.doubt))));
@@ -207,24 +211,34 @@ async fn watch_losses(tracker: Arc<Tracker>, doubt: Arc<Notify>) {
     }
 }
 
-/// Containers in which something has moved since they were looked at in detail.
+/// Containers in which something has moved since they were looked at in detail, the longest waiting first.
 #[derive(Default)]
 struct Moved {
-    ids: Mutex<HashSet<String>>,
+    waiting: Mutex<Waiting>,
     some: Notify,
 }
 
+#[derive(Default)]
+struct Waiting {
+    cgroups: HashSet<String>,
+    containers: VecDeque<Arc<Container>>,
+}
+
 impl Moved {
-    fn add(&self, id: &str) {
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        if !ids.contains(id) {
-            ids.insert(id.to_owned());
+    fn add(&self, container: &Arc<Container>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waiting.cgroups.contains(&container.cgroup) {
+            waiting.cgroups.insert(container.cgroup.clone());
+            waiting.containers.push_back(Arc::clone(container));
             self.some.notify_one();
         }
     }
 
-    fn take(&self) -> HashSet<String> {
-        std::mem::take(&mut *self.ids.lock().unwrap_or_else(PoisonError::into_inner))
+    fn take(&self) -> Option<Arc<Container>> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let container = waiting.containers.pop_front()?;
+        waiting.cgroups.remove(&container.cgroup);
+        Some(container)
     }
 }
 
@@ -234,31 +248,29 @@ struct Judging {
     tracker: Arc<Tracker>,
     moved: Arc<Moved>,
     lines: Lines,
+    /// Looks that don't come to an end, by the container's cgroup: a file system that doesn't answer.
+    stuck: HashMap<String, JoinHandle<Option<Notice>>>,
 }
 
 impl Judging {
-    async fn run(self, every: Duration) {
-        let mut due = VecDeque::from(self.containers().await);
-        let mut all = Instant::now();
-        let mut front = true;
+    async fn run(mut self, every: Duration) {
+        let (mut rest, mut started) = (VecDeque::new(), None::<Instant>);
+        let mut by_turns = false;
         loop {
-            if due.is_empty() && all.elapsed() >= every {
-                all = Instant::now();
-                due.extend(self.containers().await);
+            if rest.is_empty() && started.is_none_or(|at| at.elapsed() >= every) {
+                started = Some(Instant::now());
+                rest.extend(self.containers().await);
             }
-            let moved = self.moved.take();
-            if !moved.is_empty() {
-                // These go first.
-                due.retain(|container| !moved.contains(&container.id));
-                let all = self.containers().await.into_iter();
-                all.filter(|container| moved.contains(&container.id)).for_each(|c| due.push_front(c));
-            }
-            // In turn with the rest: a container that never keeps still must not keep the agent from others.
-            front = !front;
-            match if front { due.pop_front() } else { due.pop_back() } {
+            // A container that never keeps still must not keep the agent from others.
+            by_turns = !by_turns;
+            let next = match by_turns {
+                true => self.moved.take().or_else(|| rest.pop_front()),
+                false => rest.pop_front().or_else(|| self.moved.take()),
+            };
+            match next {
                 Some(container) => self.look(container).await,
                 None => tokio::select! {
-                    () = tokio::time::sleep(every.saturating_sub(all.elapsed())) => {}
+                    () = tokio::time::sleep(started.map_or(every, |at| every.saturating_sub(at.elapsed()))) => {}
                     () = self.moved.some.notified() => tokio::time::sleep(SETTLE).await,
                 },
             }
@@ -270,13 +282,28 @@ impl Judging {
         blocking(&self.tracker, |tracker| Ok(tracker.containers())).await.unwrap_or_default()
     }
 
-    async fn look(&self, container: Arc<Container>) {
+    async fn look(&mut self, container: Arc<Container>) {
+        self.stuck.retain(|_, look| !look.is_finished());
+        if self.stuck.contains_key(&container.cgroup) {
+            return;
+        }
         let start = Instant::now();
-        let tracker = Arc::clone(&self.tracker);
-        let notice = tokio::task::spawn_blocking(move || tracker.assess(&container)).await;
-        if let Ok(Some(notice)) = notice {
-            // An error means that nobody follows.
-            let _ = self.lines.send(Line::new(notice));
+        let (tracker, of) = (Arc::clone(&self.tracker), Arc::clone(&container));
+        let mut look = tokio::task::spawn_blocking(move || tracker.assess(&of));
+        match tokio::time::timeout(PATIENCE, &mut look).await {
+            Ok(Ok(Some(notice))) => {
+                // An error means that nobody follows.
+                let _ = self.lines.send(Line::new(notice));
+            }
+            Ok(_) => {}
+            Err(_) => {
+                tracing::warn!(
+                    container = container.id,
+                    "a look at it doesn't come to an end: its verdict is unknown"
+                );
+                self.tracker.forget_look(&container);
+                self.stuck.insert(container.cgroup.clone(), look);
+            }
         }
         tokio::time::sleep((start.elapsed() * JUDGE_FACTOR).min(LONGEST_REST)).await;
     }
@@ -338,7 +365,7 @@ impl Reader {
         // Also when nobody follows: a cgroup's owner is found out while the cgroup is there.
         let owner = self.tracker.owner(event);
         if let Owner::Container(container) = &owner {
-            self.moved.add(&container.id);
+            self.moved.add(container);
         }
         if self.lines.receiver_count() == 0 {
             return;

@@ -67,7 +67,11 @@ pub const CAPABILITIES: [Capability; 3] = [
 /// What looks in detail can't do without, besides.
 pub const DETAIL_CAPABILITIES: [Capability; 3] = [
     Capability { name: "CAP_SYS_PTRACE", reason: "the files of other users' processes", bit: 19 },
-    Capability { name: "CAP_SYS_ADMIN", reason: "mounts and unix peers in containers", bit: 21 },
+    Capability {
+        name: "CAP_SYS_ADMIN",
+        reason: "mounts and unix peers in containers, of which none is called ok then",
+        bit: 21,
+    },
     Capability { name: "CAP_SYS_CHROOT", reason: "mounts in containers", bit: 18 },
 ];
 

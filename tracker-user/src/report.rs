@@ -18,6 +18,9 @@ use crate::{
     verdict::{Blocker, Judge, Verdict},
 };
 
+/// The event of a container that can be dumped again.
+pub const UNBLOCKED: &str = "unblocked";
+
 /// The document that `ls -o json` prints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listing {
@@ -271,7 +274,7 @@ impl Notice {
     pub fn standing(owner: &Owner, blocker: Option<&Blocker>) -> Self {
         let Who { id, name, runtime, .. } = Who::of(owner);
         let mut notice = Self { container: name, container_id: id, runtime, lost: None, ..Self::lost(0) };
-        notice.event = "unblocked".into();
+        notice.event = UNBLOCKED.into();
         if let Some(Blocker { pid, comm, fd, kind, link, judgement }) = blocker {
             notice.event = "blocked".into();
             (notice.pid, notice.tid, notice.comm) = (*pid, *pid, comm.clone());

@@ -55,35 +55,49 @@ const fn could_be_dumped(verdict: Verdict) -> Option<bool> {
     }
 }
 
-/// How all containers stand, by their ids.
+/// How all containers stand, by their cgroups: ids are not unique.
 #[derive(Debug, Default)]
 pub struct Standings(BTreeMap<String, Standing>);
 
 impl Standings {
     /// Takes over what a look at a container found. Returns whether it can be dumped, if that is news.
-    pub fn learn(&mut self, id: &str, assessment: Arc<Assessment>) -> Option<bool> {
-        let standing = self.0.entry(id.to_owned()).or_default();
-        let change = assessment.verdict.and_then(|verdict| standing.change(verdict));
+    pub fn learn(
+        &mut self,
+        cgroup: &str,
+        assessment: Arc<Assessment>,
+        now: (Instant, SystemTime),
+    ) -> Option<bool> {
+        let standing = self.0.entry(cgroup.to_owned()).or_default();
+        let verdict = assessment.verdict.unwrap_or(Verdict::Unknown);
+        standing.note(verdict, now);
         standing.assessment = Some(assessment);
-        change
+        standing.change(verdict)
+    }
+
+    /// What a look found is known no more.
+    pub fn forget_look(&mut self, cgroup: &str) {
+        if let Some(standing) = self.0.get_mut(cgroup) {
+            standing.assessment = None;
+        }
     }
 
     /// Takes note of what a container comes to now.
-    pub fn note(&mut self, id: &str, verdict: Verdict, now: (Instant, SystemTime)) -> &Standing {
-        let standing = self.0.entry(id.to_owned()).or_default();
+    pub fn note(&mut self, cgroup: &str, verdict: Verdict, now: (Instant, SystemTime)) -> &Standing {
+        let standing = self.0.entry(cgroup.to_owned()).or_default();
         standing.note(verdict, now);
         standing
     }
 
     /// What the last look at a container found.
     #[must_use]
-    pub fn assessment(&self, id: &str) -> Option<Arc<Assessment>> {
-        self.0.get(id)?.assessment.clone()
+    pub fn assessment(&self, cgroup: &str) -> Option<Arc<Assessment>> {
+        self.0.get(cgroup)?.assessment.clone()
     }
 
     /// Forgets containers that are no more.
-    pub fn retain(&mut self, ids: &BTreeSet<&str>) {
-        self.0.retain(|id, _| ids.contains(id.as_str()));
+    pub fn retain<'a>(&mut self, cgroups: impl Iterator<Item = &'a str>) {
+        let cgroups: BTreeSet<&str> = cgroups.collect();
+        self.0.retain(|cgroup, _| cgroups.contains(cgroup.as_str()));
     }
 }
 
@@ -100,13 +114,14 @@ mod tests {
     #[test]
     fn only_changes_are_told() {
         let mut all = Standings::default();
-        let mut learn = |verdict| all.learn("web", assessment(verdict));
+        let now = (Instant::now(), SystemTime::UNIX_EPOCH);
+        let mut learn = |verdict| all.learn("/web", assessment(verdict), now);
         assert_eq!(learn(Verdict::Ok), None);
         assert_eq!(learn(Verdict::Blocked), Some(false));
         assert_eq!(learn(Verdict::NeedsOption), None);
         assert_eq!(learn(Verdict::Unknown), None);
         assert_eq!(learn(Verdict::Ok), Some(true));
-        assert_eq!(all.learn("db", assessment(Verdict::Blocked)), Some(false));
+        assert_eq!(all.learn("/db", assessment(Verdict::Blocked), now), Some(false));
     }
 
     #[test]
@@ -114,12 +129,18 @@ mod tests {
         let mut all = Standings::default();
         let (start, wall) = (Instant::now(), SystemTime::UNIX_EPOCH);
         let at = |seconds| (start + Duration::from_secs(seconds), wall + Duration::from_secs(seconds));
-        all.note("web", Verdict::Ok, at(1));
-        all.note("web", Verdict::Blocked, at(2));
-        all.note("web", Verdict::Unknown, at(5));
-        let standing = all.note("web", Verdict::Blocked, at(9));
+        all.note("/web", Verdict::Ok, at(1));
+        all.note("/web", Verdict::Blocked, at(2));
+        all.note("/web", Verdict::Unknown, at(5));
+        let standing = all.note("/web", Verdict::Blocked, at(9));
         assert_eq!((standing.blocked, standing.last_ok), (Duration::from_secs(3), Some(at(1).1)));
-        all.retain(&BTreeSet::from(["db"]));
-        assert!(all.assessment("web").is_none());
+        // A look is a note, too.
+        all.learn("/web", assessment(Verdict::Ok), at(10));
+        let standing = all.note("/web", Verdict::Blocked, at(20));
+        assert_eq!((standing.blocked, standing.last_ok), (Duration::from_secs(4), Some(at(10).1)));
+        all.forget_look("/web");
+        assert!(all.assessment("/web").is_none());
+        all.retain(["/db"].into_iter());
+        assert!(all.assessment("/web").is_none());
     }
 }

@@ -21,14 +21,23 @@ use crate::{
         confirmed, is_possible,
     },
     error::chain,
-    inspect,
+    inspect::{self, InspectError},
     inventory::{Detail, Hidden, Inventory, Ledger},
     report::{Listing, Notice},
     runtime::{Container, Hierarchy, HierarchyError, Owner, Resolver},
     standing::Standings,
-    target::Found as TreeFound,
+    target::{Found as TreeFound, TargetError},
     verdict::{Assessment, Judge, Verdict},
 };
+
+/// Why a container can't be looked at in detail.
+#[derive(Debug, Error)]
+enum LookError {
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
+}
 
 /// Why the tracker can't start or answer.
 #[derive(Debug, Error)]
@@ -316,13 +325,12 @@ impl Tracker {
     fn add_details(&self, inventory: &mut Inventory, standings: &mut Standings) {
         let now = (Instant::now(), SystemTime::now());
         for (container, entry) in &mut inventory.containers {
-            entry.detail = standings.assessment(&container.id).map_or(Detail::Pending, Detail::Known);
+            entry.detail = standings.assessment(&container.cgroup).map_or(Detail::Pending, Detail::Known);
             let verdict = if entry.stale { Verdict::Unknown } else { entry.verdict(&self.judge) };
-            let standing = standings.note(&container.id, verdict, now);
+            let standing = standings.note(&container.cgroup, verdict, now);
             (entry.last_ok, entry.blocked) = (standing.last_ok, standing.blocked);
         }
-        let ids = inventory.containers.iter().map(|(container, _)| container.id.as_str()).collect();
-        standings.retain(&ids);
+        standings.retain(inventory.containers.iter().map(|(container, _)| container.cgroup.as_str()));
     }
 
     /// From now on containers are looked at in detail: what wasn't yet is unknown.
@@ -330,32 +338,46 @@ impl Tracker {
         lock(&self.standings).get_or_insert_default();
     }
 
-    /// All containers.
+    /// All containers. Of others it isn't remembered any more how they stand.
     #[must_use]
     pub fn containers(&self) -> Vec<Arc<Container>> {
-        lock(&self.names).resolver.refresh()
+        let containers = lock(&self.names).resolver.refresh();
+        if let Some(standings) = &mut *lock(&self.standings) {
+            standings.retain(containers.iter().map(|container| container.cgroup.as_str()));
+        }
+        containers
     }
 
     /// Looks at a container in detail. Blocks for some milliseconds, without holding anything up. Returns whether it can be dumped, if
     /// that is news: with what stands in the way first.
     #[must_use]
     pub fn assess(&self, container: &Arc<Container>) -> Option<Notice> {
-        let assessment = Arc::new(self.look_at(container)?);
-        let change = lock(&self.standings).as_mut()?.learn(&container.id, Arc::clone(&assessment))?;
+        let assessment = match self.look_at(container) {
+            Ok(assessment) => Arc::new(assessment),
+            Err(error) => {
+                tracing::debug!(error = %chain(error), container = container.id, "look at a container in detail");
+                self.forget_look(container);
+                return None;
+            }
+        };
+        let now = (Instant::now(), SystemTime::now());
+        let change =
+            lock(&self.standings).as_mut()?.learn(&container.cgroup, Arc::clone(&assessment), now)?;
         let blocker = assessment.first_reason().filter(|_| !change);
         Some(Notice::standing(&Owner::Container(Arc::clone(container)), blocker))
     }
 
-    /// `None` for a container that has gone.
-    fn look_at(&self, container: &Arc<Container>) -> Option<Assessment> {
-        let found = TreeFound::in_cgroup(&self.cgroups, &container.cgroup, None).ok()?;
-        match inspect::tree(found.root, &self.judge.profile().options.irmap_paths) {
-            Ok(tree) => Some(Assessment::new(&self.judge, &tree, &found.pids)),
-            Err(error) => {
-                tracing::debug!(error = %chain(error), container = container.id, "look at a container in detail");
-                None
-            }
+    /// What the last look at a container found is known no more.
+    pub fn forget_look(&self, container: &Container) {
+        if let Some(standings) = &mut *lock(&self.standings) {
+            standings.forget_look(&container.cgroup);
         }
+    }
+
+    fn look_at(&self, container: &Container) -> Result<Assessment, LookError> {
+        let found = TreeFound::in_cgroup(&self.cgroups, &container.cgroup, None)?;
+        let tree = inspect::tree(found.root, &self.judge.profile().options.irmap_paths)?;
+        Ok(Assessment::new(&self.judge, &tree, &found.pids))
     }
 
     /// Who holds what, as users are shown it.

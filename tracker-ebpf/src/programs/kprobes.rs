@@ -14,8 +14,9 @@ use crate::{
     edges::{emptied, filled, is_adopted},
     fdtable::{file_at, open_fds, tag_of},
     kernel::{
-        OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_TASK_FILES, OFF_TASK_TGID, Probe, Read as _, another_process_has,
-        cgroup_id, current_files, current_tgid, is_own, syscall_arg, syscall_number,
+        OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_TASK_FILES, OFF_TASK_FLAGS, OFF_TASK_TGID, Probe, Read as _,
+        another_process_has, cgroup_id, current, current_files, current_tgid, is_own, syscall_arg,
+        syscall_number,
     },
     maps::TABLES,
     notify::{self, Who},
@@ -132,17 +133,33 @@ fn is_fork(syscall: u64) -> bool {
     matches!(syscall, FORK | VFORK | CLONE | CLONE3)
 }
 
+/// Whether a task that copies its table does so for a child. Of other tasks nothing is said: numbers of 32-bit calls mean something else in
+/// 64-bit ones, but nothing that copies a table.
+#[inline(always)]
+fn is_forking() -> bool {
+    // include/linux/sched.h: a kernel thread, which starts a helper in no system call.
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    // arch/x86/entry/syscalls/syscall_32.tbl
+    const FORK_32: u64 = 2;
+    const CLONE_32: u64 = 120;
+    const VFORK_32: u64 = 190;
+    // SAFETY: integers are plain data.
+    let flags: u32 = unsafe { Probe::read(current(), &OFF_TASK_FLAGS) };
+    let syscall = syscall_number();
+    flags & PF_KTHREAD != 0 || is_fork(syscall) || matches!(syscall, FORK_32 | CLONE_32 | VFORK_32)
+}
+
 /// The return of `dup_fd`, in which every copy of a table is made: for an unshare, an exec of a shared table or a
 /// `close_range(CLOSE_RANGE_UNSHARE)`. Nobody else has it yet.
 ///
 /// A fork's is counted when the child is known, because this function can sleep, and the kernel follows only so many calls at once to
-/// their return: see tracker-user/src/bpf/returns.rs. A 32-bit fork's is counted twice, the latter in place of the former.
+/// their return: see tracker-user/src/bpf/returns.rs.
 #[kretprobe]
 fn dup_fd(ctx: RetProbeContext) -> u32 {
     /// include/linux/err.h
     const MAX_ERRNO: u64 = 4095;
     let (files, copied): (u64, u64) = (ctx.ret(), current_files());
-    if files == 0 || files > MAX_ERRNO.wrapping_neg() || copied == 0 || is_fork(syscall_number()) {
+    if files == 0 || files > MAX_ERRNO.wrapping_neg() || copied == 0 || is_forking() {
         return 0;
     }
     if another_process_has(copied) {

@@ -11,7 +11,7 @@ use tracker_ebpf::{Control, Loss, Table, mode, resync, walk};
 use super::{
     BpfError, Kernel, attach_error,
     auditor::{
-        self, Audit, Gone, Outdated, Seen,
+        self, Audit, Departed, Gone, Outdated, Seen,
         counts::{self, Delta, Measure, Suspect},
         slots::{self, Doubt},
     },
@@ -282,7 +282,9 @@ impl Kernel {
 
     /// Forgets tables that are certainly no more. Returns how many slots were still counted for them.
     fn forget(&mut self, mut gone: Vec<Gone>) -> Result<u64, BpfError> {
-        self.unsettled |= self.gone.note(&mut gone, monotonic());
+        // Without probes nothing is counted that a task does on its way out.
+        let rest = if self.feeder.is_live() { Departed::REST } else { Duration::ZERO };
+        self.unsettled |= self.gone.note(&mut gone, monotonic(), rest);
         let mut left = 0;
         for table in &gone {
             let Gone { files, generation, seq, .. } = *table;

@@ -199,7 +199,7 @@ fn attach_return(
             Ok(())
         }
         Err(error) => {
-            tracing::warn!(function, %error, "a busy machine may skip some of its returns, for audits to find: tracefs can't be written");
+            tracing::warn!(function, %error, "tracefs takes no event of this agent's: a busy machine may skip some of this function's returns, for audits to find");
             program.attach(function, 0).map(drop)
         }
     }

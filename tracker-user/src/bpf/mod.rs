@@ -329,8 +329,11 @@ impl Kernel {
         for (name, program) in self.ebpf.programs() {
             // Not loaded: the other feeder's.
             let Ok(fd) = program.fd() else { continue };
-            let missed = sys::recursion_misses(fd.as_fd())
+            let mut missed = sys::recursion_misses(fd.as_fd())
                 .map_err(|source| call("ask for the state of the BPF program", name, source))?;
+            for probe in self.returns.iter().filter(|probe| probe.function() == name) {
+                missed += probe.missed().map_err(|source| call("read the profile of", name, source))?;
+            }
             misses.push((name.to_owned(), missed));
         }
         misses.sort();

@@ -25,18 +25,45 @@ const GROUP: &str = "fdtracker";
 pub(super) struct ReturnProbe {
     /// Keeps the program attached. Dropped first: a definition can't be removed while it is in use.
     _event: OwnedFd,
-    _definition: Definition,
+    definition: Definition,
+    function: &'static str,
 }
 
 impl ReturnProbe {
     /// Attaches a program of the type kprobe.
-    pub(super) fn attach(program: BorrowedFd<'_>, function: &str) -> io::Result<Self> {
+    pub(super) fn attach(program: BorrowedFd<'_>, function: &'static str) -> io::Result<Self> {
         let tracefs = tracefs().map_err(io::Error::other)?;
-        let definition = Definition::new(&tracefs, function)?;
+        // Another agent that starts may take an event that isn't in use yet for a leftover.
+        Self::try_attach(program, function, &tracefs)
+            .or_else(|_| Self::try_attach(program, function, &tracefs))
+    }
+
+    fn try_attach(program: BorrowedFd<'_>, function: &'static str, tracefs: &Path) -> io::Result<Self> {
+        let definition = Definition::new(tracefs, function)?;
         let id = tracefs.join("events").join(GROUP).join(&definition.name).join("id");
         let id = fs::read_to_string(id)?.trim().parse().map_err(io::Error::other)?;
-        Ok(Self { _event: sys::run_at_event(program, id)?, _definition: definition })
+        Ok(Self { _event: sys::run_at_event(program, id)?, definition, function })
     }
+}
+
+impl ReturnProbe {
+    /// The function.
+    pub(super) fn function(&self) -> &'static str {
+        self.function
+    }
+
+    /// How many calls were not followed. Older kernels don't tell of those for which there was no room.
+    pub(super) fn missed(&self) -> io::Result<u64> {
+        let profile = fs::read_to_string(self.definition.file.with_file_name("kprobe_profile"))?;
+        Ok(missed(&profile, &self.definition.name))
+    }
+}
+
+/// An event's misses, in a list of all: name, hits, misses.
+fn missed(profile: &str, name: &str) -> u64 {
+    let mut lines = profile.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let of_event = lines.find(|words| words.first() == Some(&name));
+    of_event.and_then(|words| words.get(2)?.parse().ok()).unwrap_or(0)
 }
 
 /// An event of the kernel's that is made here.
@@ -90,6 +117,12 @@ fn command(file: &Path, line: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn misses_are_those_of_the_event() {
+        let profile = "  mine                       5        7\n  dup_fd_1_2                 3        2\n";
+        assert_eq!((missed(profile, "dup_fd_1_2"), missed(profile, "dup_fd_1")), (2, 0));
+    }
 
     #[test]
     fn only_own_events_are_removed() {

@@ -6,7 +6,7 @@ use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::report::{BlockerRow, Check, ContainerRow, Count, Listing, Notice, SubtreeRow};
+use crate::report::{BlockerRow, Check, ContainerRow, Count, Listing, Notice, SubtreeRow, UNBLOCKED};
 
 /// Prints one JSON document.
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
@@ -197,7 +197,14 @@ pub(super) fn notice(notice: &Notice) -> String {
     }
     let Notice { time, event, container, pid, comm, .. } = notice;
     let (container, comm) = (printable(container), printable(comm));
+    if event == UNBLOCKED {
+        return format!("{time}  {container}  {event:<8}");
+    }
     let head = format!("{time}  {container}  {event:<8}  {comm}[{pid}]");
+    if let (Some(reason), Some(message)) = (&notice.reason, &notice.message) {
+        let fd = notice.fd.map(|fd| format!("fd {fd}  ")).unwrap_or_default();
+        return format!("{head}  {fd}{reason}: {}", printable(message));
+    }
     match (notice.fd, &notice.kind, &notice.verdict) {
         (Some(fd), Some(kind), Some(verdict)) => {
             let link = notice.link.as_ref().map(|link| format!(" {}", printable(link))).unwrap_or_default();

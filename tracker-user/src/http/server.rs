@@ -36,7 +36,12 @@ use tokio::{
     },
 };
 
-use crate::{error::chain, host, metrics, report::Notice, tracker::Tracker};
+use crate::{
+    error::chain,
+    host, metrics,
+    report::{Notice, UNBLOCKED},
+    tracker::Tracker,
+};
 
 /// Connections at a time; further ones wait.
 const MAX_CONNECTIONS: usize = 64;
@@ -393,12 +398,14 @@ impl Filter {
         container.chain(kinds).collect::<Vec<_>>().join("&")
     }
 
-    /// Whether a notice is wanted. What was lost, everybody is told.
+    /// Whether a notice is wanted. What was lost, everybody is told; and whoever may have heard of a blocker, that there is none any more.
     #[must_use]
     pub fn lets(&self, notice: &Notice) -> bool {
         notice.lost.is_some()
             || self.container.as_ref().is_none_or(|id| *id == notice.container_id)
-                && (self.kinds.is_empty() || self.kinds.iter().any(|kind| notice.is_about(kind)))
+                && (self.kinds.is_empty()
+                    || notice.event == UNBLOCKED
+                    || self.kinds.iter().any(|kind| notice.is_about(kind)))
     }
 }
 

@@ -131,16 +131,17 @@ pub(super) struct Departed(HashMap<Gone, Duration>);
 impl Departed {
     /// A task that exits may rest for a while between leaving its table and emptying it, which the kprobe feeder then counts: so a table
     /// with something to count must have been gone for longer than a task has to wait for a CPU, even where there are too few.
-    const REST: Duration = Duration::from_secs(5);
+    pub(super) const REST: Duration = Duration::from_secs(5);
 
-    /// Notes what an audit found gone at a time, and keeps of it what is to be forgotten. Returns whether something isn't yet.
-    pub(super) fn note(&mut self, gone: &mut Vec<Gone>, now: Duration) -> bool {
+    /// Notes what an audit found gone at a time, and keeps of it what is to be forgotten: what has rested. Returns whether something
+    /// hasn't yet.
+    pub(super) fn note(&mut self, gone: &mut Vec<Gone>, now: Duration, rest: Duration) -> bool {
         let earlier = std::mem::take(&mut self.0);
         let all = gone.len();
         gone.retain(|table| {
             let since = earlier.get(table).copied().unwrap_or(now);
             self.0.insert(*table, since);
-            table.left == 0 || now.saturating_sub(since) >= Self::REST
+            table.left == 0 || now.saturating_sub(since) >= rest
         });
         gone.len() < all
     }
@@ -266,7 +267,7 @@ mod tests {
         let mut departed = Departed::default();
         let mut forgets = |seq, left, now| {
             let mut gone = vec![Gone { files: 1, generation: 1, seq, left }];
-            let waits = departed.note(&mut gone, Duration::from_secs(now));
+            let waits = departed.note(&mut gone, Duration::from_secs(now), Departed::REST);
             assert_eq!(waits, gone.is_empty());
             !waits
         };

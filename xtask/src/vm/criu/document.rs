@@ -40,7 +40,8 @@ fn document(all: &[Results], rules: &str) -> String {
     out.push_str(
         "\n## Conformance\n\n\
          For each fixture, a process or a tree that holds files in some state, `fdtracker check` was asked first, and then the real `criu dump` was run. \
-         They agree if both say that it is dumped, or both that it isn't and the message is the same.\n\n\
+         They agree if both say that it is dumped, or both that it isn't and the message is the same. Those whose names begin with `container` \
+         were in a container of runc's, with namespaces and a root of its own, and it was `runc checkpoint` that had CRIU dump them.\n\n\
          | CRIU | Debian's package | Linux | dumps | agree | explained |\n|---|---|---|---|---|---|\n",
     );
     for results in all {

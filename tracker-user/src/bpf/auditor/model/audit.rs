@@ -13,7 +13,7 @@ use tracker_ebpf::{
 
 use super::{
     super::{
-        Gone, Outdated, Seen, agree,
+        Departed, Gone, Outdated, Seen, agree,
         counts::{self, Delta, Measure, Suspect},
         gone, note,
         slots::{self, Doubt},
@@ -210,7 +210,7 @@ impl Machine {
     /// `resync::FORGET`
     fn forget(&mut self, mut gone: Vec<Gone>) -> u64 {
         gone.sort_unstable_by_key(|table| table.files);
-        self.unsettled |= self.gone.note(&mut gone, self.now);
+        self.unsettled |= self.gone.note(&mut gone, self.now, Departed::REST);
         let mut left = 0;
         for table in &gone {
             self.tick();
