@@ -44,9 +44,7 @@ impl ReturnProbe {
         let id = fs::read_to_string(id)?.trim().parse().map_err(io::Error::other)?;
         Ok(Self { _event: sys::run_at_event(program, id)?, definition, function })
     }
-}
 
-impl ReturnProbe {
     /// The function.
     pub(super) fn function(&self) -> &'static str {
         self.function
