@@ -52,6 +52,9 @@ pub struct ContainerRow {
     pub namespace: Option<String>,
     /// Kubernetes pod.
     pub pod: Option<String>,
+    /// The image that it was made from.
+    #[serde(default)]
+    pub image: Option<String>,
     /// Path from the cgroup hierarchy's root.
     pub cgroup: String,
     /// The worst verdict of what is counted, or `stale` while a count is being repaired.
@@ -110,7 +113,7 @@ impl Listing {
 
 impl ContainerRow {
     fn new(owner: &Owner, entry: &Entry, judge: &Judge, processes: bool) -> Self {
-        let Who { id, name, runtime, cgroup, .. } = Who::of(owner);
+        let Who { id, name, runtime, namespace, pod, image, cgroup } = Who::of(owner);
         let process = |(pid, counts): (&u32, &Counts)| ProcessRow {
             pid: *pid,
             comm: host::comm(*pid).unwrap_or_default(),
@@ -120,8 +123,9 @@ impl ContainerRow {
             id,
             name,
             runtime,
-            namespace: None,
-            pod: None,
+            namespace,
+            pod,
+            image,
             cgroup,
             state: entry.state(judge).to_owned(),
             counts: count_rows(entry.judged(judge)),
@@ -150,6 +154,9 @@ struct Who {
     id: String,
     name: String,
     runtime: String,
+    namespace: Option<String>,
+    pod: Option<String>,
+    image: Option<String>,
     cgroup: String,
 }
 
@@ -159,19 +166,17 @@ impl Who {
             id: name.into(),
             name: name.into(),
             runtime: name.into(),
+            namespace: None,
+            pod: None,
+            image: None,
             cgroup: cgroup.into(),
         };
         match owner {
             Owner::Host => fixed(HOST, "/"),
             Owner::Unknown => fixed(UNKNOWN, ""),
             Owner::Container(c) => {
-                let Container { id, name, runtime, cgroup, .. } = c.as_ref();
-                Self {
-                    id: id.clone(),
-                    name: name.clone(),
-                    runtime: runtime.to_string(),
-                    cgroup: cgroup.clone(),
-                }
+                let Container { id, name, runtime, namespace, pod, image, cgroup, .. } = c.as_ref().clone();
+                Self { id, name, runtime: runtime.to_string(), namespace, pod, image, cgroup }
             }
         }
     }
@@ -230,15 +235,15 @@ impl Notice {
     /// Describes an event; `None` for one that is only for the agent itself.
     #[must_use]
     pub fn new(event: &Event, owner: &Owner, judge: &Judge) -> Option<Self> {
-        let Who { id, name, runtime, .. } = Who::of(owner);
+        let Who { id, name, runtime, namespace, pod, .. } = Who::of(owner);
         let mut notice = Self {
             time: timestamp(host::wall_clock(event.time_ns)),
             event: String::new(),
             container: name,
             container_id: id,
             runtime,
-            namespace: None,
-            pod: None,
+            namespace,
+            pod,
             pid: event.pid,
             tid: event.tid,
             comm: event.comm.clone().or_else(|| host::comm(event.pid)).unwrap_or_default(),
@@ -272,8 +277,9 @@ impl Notice {
     /// Says that a container can't be dumped any more, and what stands in the way; or that it can be again.
     #[must_use]
     pub fn standing(owner: &Owner, blocker: Option<&Blocker>) -> Self {
-        let Who { id, name, runtime, .. } = Who::of(owner);
-        let mut notice = Self { container: name, container_id: id, runtime, lost: None, ..Self::lost(0) };
+        let Who { id, name, runtime, namespace, pod, .. } = Who::of(owner);
+        let mut notice =
+            Self { container: name, container_id: id, runtime, namespace, pod, lost: None, ..Self::lost(0) };
         notice.event = UNBLOCKED.into();
         if let Some(Blocker { pid, comm, fd, kind, link, judgement }) = blocker {
             notice.event = "blocked".into();

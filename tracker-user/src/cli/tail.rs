@@ -135,6 +135,7 @@ mod tests {
             runtime: "runc".into(),
             namespace: None,
             pod: None,
+            image: None,
             cgroup: "/".into(),
             state: "ok".into(),
             counts: vec![],

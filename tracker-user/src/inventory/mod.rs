@@ -228,18 +228,13 @@ mod tests {
     use super::*;
     use crate::{
         host::KernelVersion,
-        runtime::Runtime,
+        runtime::{Identity, Runtime},
         verdict::{Judge, NEWEST_KNOWN, Profile, Rules},
     };
 
     fn container(name: &str) -> Arc<Container> {
-        Arc::new(Container {
-            id: name.into(),
-            name: name.into(),
-            runtime: Runtime::Runc,
-            pod_uid: None,
-            cgroup: format!("/{name}"),
-        })
+        let (id, cgroup) = (name.into(), format!("/{name}"));
+        Arc::new(Container::new(Identity { id, runtime: Runtime::Runc, pod_uid: None, cgroup }))
     }
 
     /// Cgroup 1 is the host's, 2 and 3 are web's, 4 is db's, 5 has gone.

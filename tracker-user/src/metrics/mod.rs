@@ -294,7 +294,7 @@ mod tests {
         bpf::Feeder,
         host::KernelVersion,
         inventory::Counts,
-        runtime::{Container, Runtime},
+        runtime::{Container, Identity, Runtime},
         tracker::{AuditStats, Found},
         verdict::{Profile, Rules},
     };
@@ -315,7 +315,7 @@ mod tests {
     fn text(containers: &[(&str, Entry)]) -> String {
         let container = |name: &str| {
             let (id, cgroup) = (name.to_owned(), format!("/{name}"));
-            Arc::new(Container { id, name: name.into(), runtime: Runtime::Runc, pod_uid: None, cgroup })
+            Arc::new(Container::new(Identity { id, runtime: Runtime::Runc, pod_uid: None, cgroup }))
         };
         let snapshot = Snapshot {
             inventory: Some(Inventory {

@@ -22,6 +22,12 @@ pub struct Container {
     pub name: String,
     /// What runs it.
     pub runtime: Runtime,
+    /// Its Kubernetes namespace.
+    pub namespace: Option<String>,
+    /// Its Kubernetes pod.
+    pub pod: Option<String>,
+    /// The image that it was made from.
+    pub image: Option<String>,
     /// The UID of its Kubernetes pod.
     pub pod_uid: Option<String>,
     /// Its cgroup, from the hierarchy's root.
@@ -29,7 +35,9 @@ pub struct Container {
 }
 
 impl Container {
-    fn new(identity: Identity) -> Self {
+    /// A container of which nobody has told a name yet.
+    #[must_use]
+    pub fn new(identity: Identity) -> Self {
         let Identity { runtime, id, pod_uid, cgroup } = identity;
         let hex = id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit());
         let name = match id.as_str() {
@@ -38,7 +46,7 @@ impl Container {
             "host" | "unknown" => format!("{runtime}/{id}"),
             _ => id.clone(),
         };
-        Self { id, name, runtime, pod_uid, cgroup }
+        Self { id, name, runtime, namespace: None, pod: None, image: None, pod_uid, cgroup }
     }
 }
 

@@ -17,7 +17,7 @@ use tracker_ebpf::{Kind, Slot, TABLE_STALE, Tag};
 use self::machine::{FDS, Machine, PLAIN};
 use crate::{
     inventory::{Counts, Entry, Inventory, Ledger, Uncounted},
-    runtime::{Container, Owner, Runtime},
+    runtime::{Container, Identity, Owner, Runtime},
 };
 
 /// What happens next, and to which task.
@@ -226,7 +226,7 @@ fn owner(cgroup: u64) -> Owner {
     container(cgroup).map_or(Owner::Host, |name| {
         let cgroup = format!("/{name}");
         let (runtime, pod_uid) = (Runtime::Runc, None);
-        Owner::Container(Arc::new(Container { id: name.clone(), name, runtime, pod_uid, cgroup }))
+        Owner::Container(Arc::new(Container::new(Identity { runtime, id: name, pod_uid, cgroup })))
     })
 }
 
