@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use fdtracker_tests::{Cgroup, Zoo, eventually, feeder, same};
+use fdtracker_tests::{Agent, Cgroup, Zoo, eventually, feeder, same};
 use libtest_mimic::Trial;
 
 use crate::{
@@ -18,6 +18,8 @@ pub fn trials() -> Vec<Trial> {
         test("exporter::promtool_finds_nothing_wrong", Programs(&["promtool"]), promtool_finds_nothing_wrong),
         test("exporter::counters_are_exact", Root, counters_are_exact),
         test("exporter::pages", Root, pages),
+        test("exporter::runs_of_programs", Root, runs_of_programs),
+        test("exporter::how_full_everything_is", Root, how_full_everything_is),
     ]
 }
 
@@ -71,4 +73,42 @@ fn pages() {
     }
     assert_eq!(metrics.get("fdtracker_criu_info", &[("version", "4.0"), ("source", "given")]), 1.0);
     assert_eq!(metrics.get("fdtracker_events_lost_total", &[("stage", "ring")]), 0.0);
+    assert_eq!(metrics.get("fdtracker_map_capacity", &[("map", "tables")]), 16_384.0);
+    assert_eq!(metrics.get("fdtracker_series_dropped", &[]), 0.0);
+}
+
+/// The kernel counts them while the agent asks it to, and no longer.
+fn runs_of_programs() {
+    let agent = Agent::start(&["--bpf-stats"]);
+    let cgroup = Cgroup::docker();
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    eventually("runs are counted", || {
+        zoo.must("open pidfd");
+        let metrics = agent.metrics();
+        let of = |name: &str| metrics.sum(name);
+        match (of("fdtracker_program_runs_total"), of("fdtracker_program_run_seconds_total")) {
+            (runs, seconds) if runs > 0.0 && seconds > 0.0 => Ok(()),
+            found => Err(format!("{found:?}")),
+        }
+    });
+}
+
+fn how_full_everything_is() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    zoo.must("open pidfd");
+    eventually("the pidfd is counted", || same(agent.counts(&cgroup.id)?.get("pidfd"), Some(&1)));
+    let metrics = agent.metrics();
+    for map in ["tables", "flows"] {
+        let (entries, capacity) = (
+            metrics.get("fdtracker_map_entries", &[("map", map)]),
+            metrics.get("fdtracker_map_capacity", &[("map", map)]),
+        );
+        assert!(entries >= 1.0 && entries < capacity, "{map}: {entries} of {capacity}");
+    }
+    let tables = metrics.sum("fdtracker_tables");
+    assert_eq!(tables, metrics.get("fdtracker_map_entries", &[("map", "tables")]));
+    assert!(metrics.get("fdtracker_last_audit_timestamp_seconds", &[]) > 1e9);
+    let ring = metrics.get("fdtracker_ring_bytes", &[]);
+    assert!(ring <= metrics.get("fdtracker_ring_capacity_bytes", &[]), "{ring}");
 }

@@ -21,15 +21,12 @@ use crate::{
     bpf::{BpfError, Change, Choice, Event, Sizes, decode},
     error::chain,
     host,
-    http::{Line, Lines},
+    http::{BACKLOG, Line, Lines},
     report::Notice,
     runtime::{Container, Owner},
     tracker::{Tracker, TrackerError},
     verdict::Judge,
 };
-
-/// Events on their way to readers; a reader that falls further behind is told how many it missed.
-const BACKLOG: usize = 8_192;
 
 /// Events that are handled before other tasks have their turn.
 const BATCH: usize = 256;

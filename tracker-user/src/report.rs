@@ -94,6 +94,9 @@ pub const HOST: &str = "host";
 /// The name of the entry for what could not be told.
 pub const UNKNOWN: &str = "unknown";
 
+/// What containers without series of their own are summed up as.
+pub const OTHER: &str = "other";
+
 impl Listing {
     /// Lists an inventory.
     #[must_use]

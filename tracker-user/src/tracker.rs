@@ -17,8 +17,8 @@ use tracker_ebpf::Loss;
 
 use crate::{
     bpf::{
-        Audit, BpfError, Change, Choice, Event, Feeder, Impossible, Iterators, Kernel, Look, Rings, Sizes,
-        confirmed, is_possible,
+        Audit, BpfError, Change, Choice, Event, Feeder, Fill, Impossible, Iterators, Kernel, Look, Program,
+        RingFill, Rings, Sizes, confirmed, is_possible,
     },
     error::chain,
     inspect::{self, InspectError},
@@ -86,6 +86,8 @@ pub struct AuditStats {
     pub corrections: u64,
     /// How long the last one took.
     pub last: Duration,
+    /// When the last that succeeded ended.
+    pub ended: Option<SystemTime>,
 }
 
 /// Files that no slot holds, as the last look found them.
@@ -132,8 +134,12 @@ pub struct Snapshot {
     pub feeder: Feeder,
     /// Events lost, by stage.
     pub lost: Vec<(&'static str, u64)>,
-    /// How often the kernel skipped a run of a program.
-    pub misses: Vec<(String, u64)>,
+    /// What the kernel tells of the programs.
+    pub programs: Vec<Program>,
+    /// How full maps are; nothing until adoption is done.
+    pub fills: Vec<Fill>,
+    /// How full the ring is.
+    pub ring: RingFill,
     /// What audits have done.
     pub audits: AuditStats,
     /// Files that no slot holds.
@@ -219,6 +225,7 @@ impl Tracker {
             Ok(audit) => {
                 stats.finished += 1;
                 stats.last = audit.took;
+                stats.ended = Some(SystemTime::now());
                 // Adoption corrects nothing, and without probes neither does any other audit: all that it finds is news.
                 if stats.finished > 1 && self.live && audit.changes > 0 {
                     stats.corrections += audit.changes;
@@ -398,13 +405,20 @@ impl Tracker {
         let mut lost = Loss::ALL.iter().map(stage).collect::<Vec<_>>();
         lost.push(("reader", self.late_readers.load(Ordering::Relaxed)));
         let ready = self.is_ready();
+        // Until adoption is done, counts would be too small.
+        let inventory = ready.then(|| self.inventory_of(&kernel)).transpose()?;
+        let fills = match &inventory {
+            Some(inventory) => kernel.fills(inventory.tables.total(), inventory.flows)?,
+            None => Vec::new(),
+        };
         Ok(Snapshot {
-            // Until adoption is done, counts would be too small.
-            inventory: ready.then(|| self.inventory_of(&kernel)).transpose()?,
+            inventory,
             judge: Arc::clone(&self.judge),
             feeder: kernel.feeder(),
             lost,
-            misses: kernel.misses()?,
+            programs: kernel.programs()?,
+            fills,
+            ring: kernel.ring(),
             audits: *lock(&self.audits),
             hidden: lock(&self.found).clone(),
             ready,
@@ -433,8 +447,7 @@ impl Tracker {
     pub fn losses(&self) -> Option<u64> {
         let kernel = self.kernel.try_lock().ok()?;
         let lost: u64 = Loss::ALL.iter().map(|loss| kernel.lost(*loss)).sum();
-        let missed: u64 = kernel.misses().ok()?.iter().map(|(_, n)| n).sum();
-        Some(lost + missed)
+        Some(lost + kernel.missed().ok()?)
     }
 
     /// Counts events that a reader was too slow for.

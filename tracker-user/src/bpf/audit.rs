@@ -77,7 +77,7 @@ impl Kernel {
     pub fn begin_audit(&mut self) -> Result<Auditing, BpfError> {
         let start = Instant::now();
         let adopt = self.pass == 0;
-        let misses = self.misses()?.iter().map(|(_, n)| n).sum();
+        let misses = self.missed()?;
         let changes = match (self.feeder.counts_edges(), adopt) {
             (true, true) => self.adopt_counts()?,
             (false, true) => self.adopt_slots()?,

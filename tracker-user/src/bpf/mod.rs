@@ -7,6 +7,7 @@
 //! - `event`: records of the ring;
 //! - `audit`: audits; `auditor`: the comparison of truth and records;
 //! - `hidden`: looks for what no slot holds;
+//! - `state`: how full maps are, and what programs cost;
 //! - `prerequisites`: what a kernel must offer, and what to do where it doesn't;
 //! - `sys`: raw calls.
 //!
@@ -24,6 +25,7 @@ mod offsets;
 mod prerequisites;
 mod returns;
 mod self_test;
+mod state;
 mod sys;
 
 use std::{
@@ -49,6 +51,7 @@ pub(crate) use hidden::is_possible;
 pub use hidden::{Impossible, Iterators, Look, Sight, confirmed};
 pub use prerequisites::{Finding, Missing, Status, check, findings};
 pub use self_test::{COMMAND as SELF_TEST, SelfTest, run_child as self_test_child};
+pub use state::{Fill, Program, RingFill, count_runs};
 use thiserror::Error;
 use tracing_log::LogTracer;
 use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Control, Flow, Kind, Loss, Slot, Table, Tag, resync};
@@ -313,31 +316,8 @@ impl Kernel {
     /// # Errors
     /// When the map can't be read.
     pub fn uncounted(&self) -> Result<Uncounted, BpfError> {
-        let misses: u64 = self.misses()?.iter().map(|(_, n)| n).sum();
-        let any = self.lost(Loss::Tables) > self.no_room || misses > self.known_misses;
+        let any = self.lost(Loss::Tables) > self.no_room || self.missed()? > self.known_misses;
         Ok(Uncounted { cgroups: self.uncounted.clone(), any })
-    }
-
-    /// How often the kernel skipped a run of each program that is loaded.
-    ///
-    /// A kernel before 5.12 doesn't tell, and one before 6.7 not of kprobes and perf-style tracepoints.
-    ///
-    /// # Errors
-    /// When the kernel doesn't tell of a program.
-    pub fn misses(&self) -> Result<Vec<(String, u64)>, BpfError> {
-        let mut misses = Vec::new();
-        for (name, program) in self.ebpf.programs() {
-            // Not loaded: the other feeder's.
-            let Ok(fd) = program.fd() else { continue };
-            let mut missed = sys::recursion_misses(fd.as_fd())
-                .map_err(|source| call("ask for the state of the BPF program", name, source))?;
-            for probe in self.returns.iter().filter(|probe| probe.function() == name) {
-                missed += probe.missed().map_err(|source| call("read the profile of", name, source))?;
-            }
-            misses.push((name.to_owned(), missed));
-        }
-        misses.sort();
-        Ok(misses)
     }
 
     fn dump<K: sys::Plain, V: sys::Plain>(
@@ -359,6 +339,7 @@ struct Shared {
     control: Mapped<Control>,
     measured: Mapped<[i64; Kind::COUNT]>,
     recorded: Mapped<u64>,
+    ring: state::RingPositions,
 }
 
 impl Shared {
@@ -385,6 +366,7 @@ impl Shared {
             control: mapped(ebpf, "CONTROL")?,
             measured: mapped(ebpf, "MEASURED")?,
             recorded: mapped(ebpf, "RECORDED")?,
+            ring: state::RingPositions::open(ebpf)?,
         })
     }
 }

@@ -177,15 +177,26 @@ unsafe impl<T: Plain> Send for Mapped<T> {}
 impl<T: Plain> Mapped<T> {
     /// Maps an array that was made with `BPF_F_MMAPABLE` (Linux 5.5) and is at least as large as `T`.
     pub(super) fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
+        Self::map(map, 0, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    /// Maps the start of a page of a map that has pages for user space, to be read. There must be such a page, and `T` fits in it.
+    pub(super) fn page(map: BorrowedFd<'_>, page: i64) -> io::Result<Self> {
+        // SAFETY: it has no precondition.
+        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        Self::map(map, page * size, libc::PROT_READ)
+    }
+
+    fn map(map: BorrowedFd<'_>, offset: i64, protection: i32) -> io::Result<Self> {
         // SAFETY: a new mapping, of which nobody else knows.
         let at = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 size_of::<T>(),
-                libc::PROT_READ | libc::PROT_WRITE,
+                protection,
                 libc::MAP_SHARED,
                 map.as_raw_fd(),
-                0,
+                offset,
             )
         };
         match NonNull::new(at.cast()) {
@@ -213,11 +224,17 @@ impl<T: Plain> Drop for Mapped<T> {
     }
 }
 
-/// The first words of `struct bpf_prog_info`, up to `recursion_misses` (Linux 5.12).
+/// The first words of `struct bpf_prog_info`. What a kernel doesn't tell stays 0.
+#[derive(Default)]
 #[repr(C)]
-struct ProgramInfo {
-    before: [u64; 26],
-    recursion_misses: u64,
+pub(super) struct ProgramState {
+    before: [u64; 24],
+    /// For how long it ran, while the kernel counted that.
+    pub(super) run_time_ns: u64,
+    /// How often it ran, while the kernel counted that.
+    pub(super) run_count: u64,
+    /// How often the kernel didn't run it because its CPU was running one already (Linux 5.12).
+    pub(super) recursion_misses: u64,
 }
 
 /// `union bpf_attr`, as `BPF_OBJ_GET_INFO_BY_FD` sees it.
@@ -228,16 +245,16 @@ struct Info {
     info: u64,
 }
 
-/// How often the kernel didn't run a program because its CPU was running one already. 0 where the kernel doesn't count that.
-pub(super) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut answer = ProgramInfo { before: [0; 26], recursion_misses: 0 };
+/// What the kernel tells of a program.
+pub(super) fn program_state(program: BorrowedFd<'_>) -> io::Result<ProgramState> {
+    let mut answer = ProgramState::default();
     let mut info = Info {
         bpf_fd: program.as_raw_fd() as u32,
-        info_len: size_of::<ProgramInfo>() as u32,
+        info_len: size_of::<ProgramState>() as u32,
         info: (&raw mut answer) as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut info)?;
-    Ok(answer.recursion_misses)
+    Ok(answer)
 }
 
 fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i64> {

@@ -5,12 +5,15 @@ use std::process::ExitCode;
 use super::{EndSignals, args, output};
 use crate::{
     agent::Engine,
+    bpf,
     http::{Line, Listeners, Service},
 };
 
 pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
     let end = EndSignals::catch()?;
     let judge = args.engine.judge()?;
+    // Kept until the agent ends.
+    let _stats = args.bpf_stats.then(bpf::count_runs).transpose()?;
     // First, because a taken port or another agent is told at once.
     let listeners = Listeners::bind(&args.listen, &args.socket.socket).await?;
     for address in listeners.addresses() {
@@ -18,7 +21,11 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
     }
     tracing::info!("verdicts are about {}", judge.profile());
     let mut engine = Engine::start(judge, args.engine.sizes(), args.engine.choice())?;
-    let service = Service { tracker: engine.tracker.clone(), lines: engine.lines.clone() };
+    let service = Service {
+        tracker: engine.tracker.clone(),
+        lines: engine.lines.clone(),
+        max_series: args.max_series.into(),
+    };
     let socket = listeners.serve(&service);
     let work = async {
         engine.adopt(args.engine.audit_interval, args.engine.judge_interval).await?;

@@ -13,6 +13,7 @@ use crate::{
     bpf::{Choice, SELF_TEST, Sizes},
     criu,
     freeze::COMMAND as THAW,
+    metrics::{LEAST_SERIES, MAX_SERIES},
     target::Target,
     verdict::Judge,
 };
@@ -97,6 +98,16 @@ pub(super) struct Agent {
     /// Address for /metrics and /readyz; can be given several times
     #[arg(long = "web.listen-address", value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN)]
     pub(super) listen: Vec<SocketAddr>,
+
+    /// How many series /metrics has at the most; containers beyond are summed up as container="other", those that can be
+    /// dumped first
+    #[arg(long = "web.max-series", value_name = "SERIES", default_value_t = MAX_SERIES, value_parser = series())]
+    pub(super) max_series: u16,
+
+    /// Have the kernel count how often and for how long BPF programs run, for fdtracker_program_*; costs each run some tens
+    /// of nanoseconds, and needs CAP_SYS_ADMIN
+    #[arg(long)]
+    pub(super) bpf_stats: bool,
 
     /// Print containers, and then fds as they are opened and closed, on standard output
     #[arg(long)]
@@ -273,6 +284,10 @@ pub(super) enum Feeder {
     Tracepoint,
     /// None: counts are read anew every few seconds
     Audit,
+}
+
+fn series() -> RangedI64ValueParser<u16> {
+    RangedI64ValueParser::new().range(i64::from(LEAST_SERIES)..=u16::MAX.into())
 }
 
 fn size(least: i64) -> RangedI64ValueParser<u32> {

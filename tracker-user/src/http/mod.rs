@@ -13,4 +13,4 @@ mod client;
 mod server;
 
 pub use client::{Client, ClientError, Events};
-pub use server::{Filter, Line, Lines, Listeners, ServeError, Service, SocketGuard};
+pub use server::{BACKLOG, Filter, Line, Lines, Listeners, ServeError, Service, SocketGuard};

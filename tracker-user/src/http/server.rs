@@ -12,7 +12,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -38,7 +38,8 @@ use tokio::{
 
 use crate::{
     error::chain,
-    host, metrics,
+    host,
+    metrics::{self, Scrape},
     report::{Notice, UNBLOCKED},
     tracker::Tracker,
 };
@@ -206,6 +207,9 @@ impl Line {
     }
 }
 
+/// Events on their way to readers; a reader that falls further behind is told how many it missed.
+pub const BACKLOG: usize = 8_192;
+
 /// Where events are sent to, for every reader that follows them.
 pub type Lines = broadcast::Sender<Line>;
 
@@ -216,6 +220,8 @@ pub struct Service {
     pub tracker: Arc<Tracker>,
     /// Events.
     pub lines: Lines,
+    /// How many series `/metrics` has at the most.
+    pub max_series: usize,
 }
 
 type Body = Either<Full<Bytes>, Queue>;
@@ -312,11 +318,16 @@ impl Service {
     }
 
     fn metrics(&self) -> Response<Body> {
+        let scrape = Scrape {
+            began: Instant::now(),
+            max_series: self.max_series,
+            events: (self.lines.len(), BACKLOG),
+        };
         let rendered = self
             .tracker
             .snapshot()
             .map_err(chain)
-            .and_then(|snapshot| metrics::render(&snapshot).map_err(|e| e.to_string()));
+            .and_then(|snapshot| metrics::render(&snapshot, &scrape).map_err(|e| e.to_string()));
         match rendered {
             Ok(body) => typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body.into()),
             Err(error) => failed(&error),

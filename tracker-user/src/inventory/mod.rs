@@ -40,7 +40,44 @@ pub struct Inventory {
     pub containers: Vec<(Arc<Container>, Entry)>,
     /// Processes of cgroups that had gone before they could be looked at.
     pub unknown: Entry,
+    /// The fd tables that this was added up from.
+    pub tables: Tables,
+    /// How many cgroups have counted slots filled or emptied.
+    pub flows: usize,
 }
+
+/// fd tables that are kept, by their state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    counted: usize,
+    empty: usize,
+    stale: usize,
+}
+
+impl Tables {
+    fn count(&mut self, table: &Table) {
+        *match table.flags & TABLE_STALE {
+            0 if table.n.iter().all(|n| *n == 0) => &mut self.empty,
+            0 => &mut self.counted,
+            _ => &mut self.stale,
+        } += 1;
+    }
+
+    /// How many there are in each state.
+    #[must_use]
+    pub const fn by_state(&self) -> [(&'static str, usize); 3] {
+        [("counted", self.counted), ("empty", self.empty), ("stale", self.stale)]
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub const fn total(&self) -> usize {
+        self.counted + self.empty + self.stale
+    }
+}
+
+/// The states of containers: the verdicts, or that a count is being repaired.
+pub const STATES: [&str; 5] = ["ok", "needs_option", "unknown", "blocked", "stale"];
 
 /// What the host, or a container, holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -177,7 +214,9 @@ impl Inventory {
             let key = learn(Owner::Container(container));
             entries.entry(key).or_default();
         }
+        let mut states = Tables::default();
         for (_, table) in tables {
+            states.count(table);
             let key = learn(owner(table.cgroup_id));
             entries.entry(key).or_default().charge(table);
         }
@@ -208,7 +247,7 @@ impl Inventory {
             entry.stale |= uncounted.any;
             entry.totals.merge(&ledger.retired(key));
         }
-        Self::arrange(entries, &known)
+        Self { tables: states, flows: flows.len(), ..Self::arrange(entries, &known) }
     }
 
     fn arrange(mut entries: BTreeMap<Key, Entry>, known: &BTreeMap<Key, Arc<Container>>) -> Self {
@@ -219,7 +258,7 @@ impl Inventory {
             .filter_map(|(key, entry)| known.get(&key).map(|container| (Arc::clone(container), entry)))
             .collect();
         containers.sort_by(|(a, _), (b, _)| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
-        Self { host, containers, unknown }
+        Self { host, containers, unknown, ..Self::default() }
     }
 }
 

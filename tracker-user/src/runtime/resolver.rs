@@ -43,7 +43,7 @@ impl Container {
         let name = match id.as_str() {
             _ if hex => id.chars().take(12).collect(),
             // What is in no container goes by these.
-            "host" | "unknown" => format!("{runtime}/{id}"),
+            "host" | "unknown" | "other" => format!("{runtime}/{id}"),
             _ => id.clone(),
         };
         Self { id, name, runtime, namespace: None, pod: None, image: None, pod_uid, cgroup }

@@ -1,0 +1,180 @@
+//! Series of containers, and what is done when there are too many.
+
+use std::{
+    cmp::Reverse,
+    collections::BTreeMap,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use tracker_ebpf::Kind;
+
+use super::{
+    families::Families,
+    registry::{
+        BLOCKED_SECONDS, CHECKPOINTABLE, CONTAINERS, CONTAINERS_FOLDED, FDS_CLOSED, FDS_OPENED,
+        LAST_CHECKPOINTABLE, OPEN_FDS, SERIES_DROPPED, STALE,
+    },
+};
+use crate::{
+    inventory::{Entry, Inventory, STATES},
+    report::{HOST, OTHER, UNKNOWN},
+    runtime::Container,
+    verdict::{Judge, Verdict},
+};
+
+/// What labels tell of a container: namespace, pod, container.
+type Name<'a> = [&'a str; 3];
+
+/// What is in no container, could not be told, or was summed up.
+const fn nameless(name: &str) -> Name<'_> {
+    ["", "", name]
+}
+
+/// Adds the series of the host and of all containers. Of containers there are at most `room`, what is summed up included.
+pub(super) fn add(families: &mut Families, inventory: &Inventory, judge: &Judge, room: usize) {
+    let before = families.len();
+    entries(families, nameless(HOST), &[&inventory.host], judge);
+    zeroes(families, &inventory.host, judge);
+    if inventory.unknown != Entry::default() {
+        entries(families, nameless(UNKNOWN), &[&inventory.unknown], judge);
+    }
+    states(families, inventory, judge);
+    let room = room.saturating_sub(families.len() - before + FOLDING);
+    let groups = groups(inventory, judge);
+    let fits = groups.iter().map(|group| group.series.len()).sum::<usize>() <= room;
+    let mut left = if fits { room } else { room.saturating_sub(Kind::COUNT * VERDICTS) };
+    let mut folded = Folded::default();
+    for group in groups {
+        if group.series.len() <= left {
+            left -= group.series.len();
+            families.append(group.series);
+        } else {
+            // Whoever comes later matters less: it must not take this one's place.
+            left = 0;
+            folded.take(&group, judge);
+        }
+    }
+    folded.add(families);
+}
+
+/// Series that tell of folding.
+const FOLDING: usize = 2;
+
+/// Open fds of a kind are one series for each of these, at the most.
+const VERDICTS: usize = 4;
+
+/// Containers of the same name: labels can't tell them apart, so they are summed up.
+struct Group<'a> {
+    entries: Vec<&'a Entry>,
+    series: Families,
+}
+
+/// All containers, by name. First those that can't be dumped, of which users want to know.
+fn groups<'a>(inventory: &'a Inventory, judge: &Judge) -> Vec<Group<'a>> {
+    let mut by_name: BTreeMap<Name<'a>, Vec<&'a Entry>> = BTreeMap::new();
+    for (container, entry) in &inventory.containers {
+        by_name.entry(name_of(container)).or_default().push(entry);
+    }
+    let group = |(name, members): (Name<'a>, Vec<&'a Entry>)| {
+        let mut series = Families::default();
+        entries(&mut series, name, &members, judge);
+        let worst = members.iter().map(|entry| entry.verdict(judge)).max();
+        (worst, Group { entries: members, series })
+    };
+    let mut groups: Vec<_> = by_name.into_iter().map(group).collect();
+    // Equals stay sorted by name, so that they are the same at every scrape.
+    groups.sort_by_key(|(worst, _)| Reverse(*worst));
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+fn name_of(container: &Container) -> Name<'_> {
+    let Container { namespace, pod, name, .. } = container;
+    [namespace.as_deref().unwrap_or_default(), pod.as_deref().unwrap_or_default(), name]
+}
+
+/// What was left out.
+#[derive(Default)]
+struct Folded {
+    containers: usize,
+    series: usize,
+    /// Counters are not summed up: who is left out changes, and a counter must not fall.
+    open: BTreeMap<(Kind, Verdict), i64>,
+}
+
+impl Folded {
+    fn take(&mut self, group: &Group<'_>, judge: &Judge) {
+        self.containers += group.entries.len();
+        self.series += group.series.len();
+        for (kind, verdict, n) in group.entries.iter().flat_map(|entry| entry.judged(judge)) {
+            *self.open.entry((kind, verdict)).or_default() += n;
+        }
+    }
+
+    fn add(self, families: &mut Families) {
+        add_open(families, nameless(OTHER), self.open);
+        families.one(&CONTAINERS_FOLDED, self.containers as f64);
+        families.one(&SERIES_DROPPED, self.series as f64);
+    }
+}
+
+fn add_open(families: &mut Families, name: Name<'_>, open: BTreeMap<(Kind, Verdict), i64>) {
+    let [namespace, pod, container] = name;
+    for ((kind, verdict), n) in open {
+        families.add(&OPEN_FDS, &[namespace, pod, container, kind.name(), verdict.name()], n as f64);
+    }
+}
+
+/// The series of containers of one name.
+fn entries(families: &mut Families, name: Name<'_>, entries: &[&Entry], judge: &Judge) {
+    counts(families, name, entries, judge);
+    if let Some(last) = entries.iter().filter_map(|entry| entry.last_ok).max() {
+        let seconds = last.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        families.add(&LAST_CHECKPOINTABLE, &name, seconds);
+    }
+    let blocked: Duration = entries.iter().map(|entry| entry.blocked).sum();
+    if !blocked.is_zero() {
+        families.add(&BLOCKED_SECONDS, &name, blocked.as_secs_f64());
+    }
+    if entries.iter().any(|entry| entry.stale) {
+        families.add(&STALE, &name, 1.0);
+        return;
+    }
+    match entries.iter().map(|entry| entry.verdict(judge)).max() {
+        Some(Verdict::Ok) => families.add(&CHECKPOINTABLE, &name, 1.0),
+        Some(Verdict::NeedsOption | Verdict::Blocked) => families.add(&CHECKPOINTABLE, &name, 0.0),
+        Some(Verdict::Unknown) | None => {}
+    }
+}
+
+fn counts(families: &mut Families, name: Name<'_>, entries: &[&Entry], judge: &Judge) {
+    let (mut open, mut opened, mut closed) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for entry in entries {
+        for (kind, verdict, n) in entry.judged(judge) {
+            *open.entry((kind, verdict)).or_default() += n;
+        }
+        entry.totals.opened.iter().for_each(|(kind, n)| *opened.entry(kind).or_default() += n);
+        entry.totals.closed.iter().for_each(|(kind, n)| *closed.entry(kind).or_default() += n);
+    }
+    add_open(families, name, open);
+    let [namespace, pod, container] = name;
+    for (metric, totals) in [(&FDS_OPENED, opened), (&FDS_CLOSED, closed)] {
+        for (kind, n) in totals {
+            families.add(metric, &[namespace, pod, container, kind.name()], i64::unsigned_abs(n) as f64);
+        }
+    }
+}
+
+/// Of each kind there is a series on every machine, so that a sum over containers is 0 and not absent.
+fn zeroes(families: &mut Families, host: &Entry, judge: &Judge) {
+    let nobody = Kind::ALL.iter().filter(|kind| host.counts.get(**kind) == 0);
+    add_open(families, nameless(HOST), nobody.map(|kind| ((*kind, judge.kind(*kind)), 0)).collect());
+}
+
+/// How many containers there are in each state.
+fn states(families: &mut Families, inventory: &Inventory, judge: &Judge) {
+    for state in STATES {
+        let mut all = inventory.containers.iter();
+        let n = all.by_ref().filter(|(_, entry)| entry.state(judge) == state).count();
+        families.add(&CONTAINERS, &[state], n as f64);
+    }
+}
