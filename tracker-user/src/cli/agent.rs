@@ -7,6 +7,7 @@ use crate::{
     agent::Engine,
     bpf,
     http::{Line, Listeners, Service},
+    privileges,
 };
 
 pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
@@ -21,6 +22,8 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
     }
     tracing::info!("verdicts are about {}", judge.profile());
     let mut engine = Engine::start(judge, args.engine.sizes(), args.engine.choice())?;
+    // Before any other thread is started.
+    privileges::keep(&args.keep)?;
     let service = Service {
         tracker: engine.tracker.clone(),
         lines: engine.lines.clone(),

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use caps::Capability;
 use clap::{
     Args, Parser, Subcommand, ValueEnum,
     builder::{PossibleValuesParser, RangedI64ValueParser, TypedValueParser as _},
@@ -14,6 +15,7 @@ use crate::{
     criu,
     freeze::COMMAND as THAW,
     metrics::{LEAST_SERIES, MAX_SERIES},
+    privileges,
     target::Target,
     verdict::Judge,
 };
@@ -108,6 +110,10 @@ pub(super) struct Agent {
     /// of nanoseconds, and needs CAP_SYS_ADMIN
     #[arg(long)]
     pub(super) bpf_stats: bool,
+
+    /// Which of its capabilities the agent keeps once its probes are attached; what is lost without one is in docs/operations.md
+    #[arg(long = "capabilities.keep", value_name = "CAP_NAME", value_delimiter = ',', default_values_t = privileges::USED, value_parser = capability)]
+    pub(super) keep: Vec<Capability>,
 
     /// Print containers, and then fds as they are opened and closed, on standard output
     #[arg(long)]
@@ -286,6 +292,14 @@ pub(super) enum Feeder {
     Audit,
 }
 
+fn capability(name: &str) -> Result<Capability, String> {
+    let used = privileges::USED.into_iter().find(|capability| capability.to_string() == name);
+    used.ok_or_else(|| {
+        let all = privileges::USED.map(|capability| capability.to_string()).join(", ");
+        format!("the agent has no use for it: it uses {all}")
+    })
+}
+
 fn series() -> RangedI64ValueParser<u16> {
     RangedI64ValueParser::new().range(i64::from(LEAST_SERIES)..=u16::MAX.into())
 }
@@ -357,6 +371,19 @@ mod tests {
         assert!(error("fdtracker ls --criu four").contains("4.1.1"));
         assert!(error("fdtracker agent --web.listen-address nowhere").contains("invalid socket address"));
         assert!(error("fdtracker tails").contains("tail"));
+    }
+
+    #[test]
+    fn capabilities_are_those_in_use() {
+        let kept = |line| match parse(line).unwrap().command {
+            Command::Agent(agent) => agent.keep,
+            _ => panic!(),
+        };
+        assert_eq!(kept("fdtracker agent"), privileges::USED);
+        let two = [Capability::CAP_BPF, Capability::CAP_PERFMON];
+        assert_eq!(kept("fdtracker agent --capabilities.keep CAP_BPF,CAP_PERFMON"), two);
+        let wrong = parse("fdtracker agent --capabilities.keep CAP_KILL").unwrap_err().to_string();
+        assert!(wrong.contains("CAP_SYS_PTRACE"), "{wrong}");
     }
 
     #[test]
