@@ -131,7 +131,7 @@ impl Tail {
     }
 
     /// Skips to the event of this name and fd.
-    fn until(&mut self, event: &str, fd: i64) -> serde_json::Value {
+    pub fn until(&mut self, event: &str, fd: i64) -> serde_json::Value {
         loop {
             let line = self.next();
             if line["event"] == event && line["fd"] == fd {

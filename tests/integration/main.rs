@@ -10,6 +10,7 @@ mod exporter;
 mod hidden;
 mod inspect;
 mod life_cycle;
+mod names;
 mod restart;
 mod stress;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         hidden::trials(),
         inspect::trials(),
         containers::trials(),
+        names::trials(),
         exporter::trials(),
         restart::trials(),
         stress::trials(),

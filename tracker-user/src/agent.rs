@@ -23,7 +23,7 @@ use crate::{
     host,
     http::{BACKLOG, Line, Lines},
     report::Notice,
-    runtime::{Container, Owner},
+    runtime::{Container, Directory, Owner, Settings, follow_names},
     tracker::{Tracker, TrackerError},
     verdict::Judge,
 };
@@ -72,12 +72,18 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Loads and attaches the probes, and reads events from now on.
+    /// Loads and attaches the probes, reads events from now on, and asks runtimes for the names of containers.
     ///
     /// # Errors
     /// When the machine lacks something.
-    pub fn start(judge: Judge, sizes: Sizes, choice: Choice) -> Result<Self, TrackerError> {
-        let (tracker, rings) = Tracker::start(judge, sizes, choice)?;
+    pub fn start(
+        judge: Judge,
+        sizes: Sizes,
+        choice: Choice,
+        runtimes: Settings,
+    ) -> Result<Self, TrackerError> {
+        let directory = Arc::new(Directory::default());
+        let (tracker, rings) = Tracker::start(judge, sizes, choice, Arc::clone(&directory))?;
         let tracker = Arc::new(tracker);
         let (lines, _) = broadcast::channel(BACKLOG);
         let (doubt, moved) = (Arc::new(Notify::new()), Arc::new(Moved::default()));
@@ -87,7 +93,10 @@ impl Engine {
             doubt: Arc::clone(&doubt),
             moved: Arc::clone(&moved),
         };
-        let mut tasks = vec![tokio::spawn(reader.run(register(rings.events)?))];
+        let mut tasks = vec![
+            tokio::spawn(reader.run(register(rings.events)?)),
+            tokio::spawn(follow_names(directory, runtimes)),
+        ];
         if let Some(log) = rings.log {
             tasks.push(tokio::spawn(forward_log(register(log)?)));
         }

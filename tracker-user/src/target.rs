@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::{
     host,
-    runtime::{Container, Hierarchy, HierarchyError, Resolver},
+    runtime::{Container, Directory, Hierarchy, HierarchyError, Resolver, SANDBOX},
 };
 
 /// What a user means.
@@ -115,7 +115,9 @@ pub enum TargetError {
         candidates: Vec<String>,
     },
     /// There is no such pod on this node.
-    #[error("there is no pod {namespace}/{name} on this node (/var/log/pods has none)")]
+    #[error(
+        "there is no pod {namespace}/{name} on this node (no runtime tells of one, and /var/log/pods has none)"
+    )]
     NoPod {
         /// Its namespace.
         namespace: String,
@@ -195,11 +197,11 @@ impl Found {
 }
 
 impl Target {
-    /// Finds the tree.
+    /// Finds the tree. Containers are called as the directory says.
     ///
     /// # Errors
     /// When there is none, or several; the message says which there are.
-    pub fn find(&self) -> Result<Found, TargetError> {
+    pub fn find(&self, directory: &Arc<Directory>) -> Result<Found, TargetError> {
         if let Self::Pid(pid) = self {
             check(*pid)?;
             return Ok(Found { root: *pid, container: None, pids: Vec::new() });
@@ -209,7 +211,7 @@ impl Target {
         let (container, cgroup) = match self {
             Self::Cgroup(path) => (None, path.clone()),
             _ => {
-                let container = self.choose(Resolver::new(hierarchy).refresh())?;
+                let container = self.choose(&Resolver::new(hierarchy, Arc::clone(directory)).refresh())?;
                 let cgroup = container.cgroup.clone();
                 (Some(container), cgroup)
             }
@@ -217,15 +219,24 @@ impl Target {
         Found::in_cgroup(&root, &cgroup, container)
     }
 
-    fn choose(&self, containers: Vec<Arc<Container>>) -> Result<Arc<Container>, TargetError> {
+    fn choose(&self, containers: &[Arc<Container>]) -> Result<Arc<Container>, TargetError> {
         let all: Vec<String> = containers.iter().map(|container| container.name.clone()).collect();
         let mut found: Vec<_> = match self {
             Self::Pod { namespace, name, container } => {
-                let uids = pod_uids(namespace, name)?;
-                let of_pod =
-                    |c: &Arc<Container>| c.pod_uid.as_ref().is_some_and(|uid| uids.contains(&bare(uid)));
-                let named = |c: &Arc<Container>| container.as_ref().is_none_or(|wanted| c.name == *wanted);
-                containers.into_iter().filter(|c| of_pod(c) && named(c)).collect()
+                let uids = pod_uids(namespace, name);
+                let of_pod = |c: &&Arc<Container>| match &c.pod {
+                    Some(pod) => pod == name && c.namespace.as_ref() == Some(namespace),
+                    None => c.pod_uid.as_ref().is_some_and(|uid| uids.contains(&bare(uid))),
+                };
+                let of_pod: Vec<_> = containers.iter().filter(of_pod).cloned().collect();
+                if of_pod.is_empty() && uids.is_empty() {
+                    return Err(TargetError::NoPod { namespace: namespace.into(), name: name.into() });
+                }
+                let is_meant = |c: &Arc<Container>| match container {
+                    Some(wanted) => c.name == *wanted,
+                    None => c.name != SANDBOX,
+                };
+                of_pod.into_iter().filter(is_meant).collect()
             }
             Self::Container(wanted) => {
                 let named: Vec<_> =
@@ -256,13 +267,11 @@ fn bare(uid: &str) -> String {
 }
 
 /// The UIDs of pods of this name: the kubelet keeps their logs in `/var/log/pods/NAMESPACE_NAME_UID`.
-fn pod_uids(namespace: &str, name: &str) -> Result<Vec<String>, TargetError> {
-    let none = || TargetError::NoPod { namespace: namespace.into(), name: name.into() };
+fn pod_uids(namespace: &str, name: &str) -> Vec<String> {
     let prefix = format!("{namespace}_{name}_");
-    let entries = fs::read_dir("/var/log/pods").map_err(|_| none())?.flatten();
+    let entries = fs::read_dir("/var/log/pods").into_iter().flatten().flatten();
     let uid = |entry: fs::DirEntry| Some(bare(entry.file_name().to_str()?.strip_prefix(&prefix)?));
-    let uids: Vec<String> = entries.filter_map(uid).collect();
-    if uids.is_empty() { Err(none()) } else { Ok(uids) }
+    entries.filter_map(uid).collect()
 }
 
 /// All processes in a cgroup and below it.
@@ -340,7 +349,7 @@ mod tests {
 
     #[test]
     fn what_cant_be_dumped_is_told() {
-        let error = |pid: u32| Target::Pid(pid).find().unwrap_err().to_string();
+        let error = |pid: u32| Target::Pid(pid).find(&Arc::default()).unwrap_err().to_string();
         assert!(error(std::process::id()).contains("fdtracker itself"));
         assert!(error(u32::MAX).contains("there is no process"));
     }

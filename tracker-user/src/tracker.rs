@@ -24,7 +24,7 @@ use crate::{
     inspect::{self, InspectError},
     inventory::{Detail, Hidden, Inventory, Ledger},
     report::{Listing, Notice},
-    runtime::{Container, Hierarchy, HierarchyError, Owner, Resolver},
+    runtime::{Container, Directory, Hierarchy, HierarchyError, LookupCounts, Owner, Resolver},
     standing::Standings,
     target::{Found as TreeFound, TargetError},
     verdict::{Assessment, Judge, Verdict},
@@ -54,6 +54,7 @@ pub enum TrackerError {
 pub struct Tracker {
     kernel: Mutex<Kernel>,
     names: Mutex<Names>,
+    directory: Arc<Directory>,
     judge: Arc<Judge>,
     live: bool,
     ready: AtomicBool,
@@ -144,26 +145,35 @@ pub struct Snapshot {
     pub audits: AuditStats,
     /// Files that no slot holds.
     pub hidden: Found,
+    /// How often runtimes were asked for names, by what came of it.
+    pub runtime_lookups: LookupCounts,
     /// Adoption is done.
     pub ready: bool,
 }
 
 impl Tracker {
     /// Loads the programs and attaches a feeder: counts are those of the last [`Tracker::audit`], and with a feeder live
-    /// from then on.
+    /// from then on. Containers are called as the directory says.
     ///
     /// # Errors
     /// When the machine lacks something.
-    pub fn start(judge: Judge, sizes: Sizes, choice: Choice) -> Result<(Self, Rings), TrackerError> {
+    pub fn start(
+        judge: Judge,
+        sizes: Sizes,
+        choice: Choice,
+        directory: Arc<Directory>,
+    ) -> Result<(Self, Rings), TrackerError> {
         let hierarchy = Hierarchy::find()?;
         let (kernel, rings) = Kernel::start(&hierarchy, sizes, choice)?;
         let live = kernel.feeder().is_live();
         let found = Found::new(kernel.impossible_looks().to_vec());
         let cgroups = hierarchy.root().to_owned();
-        let names = Names { resolver: Resolver::new(hierarchy), ledger: Ledger::default() };
+        let names =
+            Names { resolver: Resolver::new(hierarchy, Arc::clone(&directory)), ledger: Ledger::default() };
         let tracker = Self {
             kernel: Mutex::new(kernel),
             names: Mutex::new(names),
+            directory,
             judge: Arc::new(judge),
             live,
             ready: AtomicBool::new(false),
@@ -421,6 +431,7 @@ impl Tracker {
             ring: kernel.ring(),
             audits: *lock(&self.audits),
             hidden: lock(&self.found).clone(),
+            runtime_lookups: self.directory.counts(),
             ready,
         })
     }

@@ -21,7 +21,8 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
         tracing::info!("listening on http://{address}/metrics");
     }
     tracing::info!("verdicts are about {}", judge.profile());
-    let mut engine = Engine::start(judge, args.engine.sizes(), args.engine.choice())?;
+    let mut engine =
+        Engine::start(judge, args.engine.sizes(), args.engine.choice(), args.engine.runtimes.settings())?;
     // Before any other thread is started.
     privileges::keep(&args.keep)?;
     let service = Service {

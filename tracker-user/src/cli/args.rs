@@ -20,7 +20,7 @@ use crate::{
     verdict::Judge,
 };
 
-use super::judging::Judging;
+use super::{judging::Judging, runtimes::Runtimes};
 
 /// Live, exact counts of the file descriptors that stop a CRIU checkpoint, for every container.
 #[derive(Debug, Parser)]
@@ -187,6 +187,9 @@ pub(super) struct Check {
     pub(super) output: LsFormat,
 
     #[command(flatten)]
+    pub(super) runtimes: Runtimes,
+
+    #[command(flatten)]
     pub(super) judging: Judging,
 }
 
@@ -235,6 +238,9 @@ pub(super) struct Socket {
 pub(super) struct Engine {
     #[command(flatten)]
     judging: Judging,
+
+    #[command(flatten)]
+    pub(super) runtimes: Runtimes,
 
     /// The probes to count by [default: the best that passes its self-test on this kernel]
     #[arg(long, value_name = "FEEDER")]
@@ -332,7 +338,7 @@ fn kind() -> impl clap::builder::TypedValueParser<Value = Kind> {
         .try_map(|name| Kind::from_name(&name).ok_or("no such kind"))
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration of at least 100ms, such as 30s, 500ms or 2m");
     let parsed: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
     let duration = Duration::try_from(parsed).map_err(|_| wrong())?;

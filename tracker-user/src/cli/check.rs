@@ -4,6 +4,7 @@ use std::{
     fs,
     path::Path,
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,7 +19,7 @@ use crate::{
     freeze::Frozen,
     inspect,
     report::Check,
-    runtime::{Runtime, criu_config},
+    runtime::{Directory, Runtime},
     target::{Found, Target},
     verdict::{self, Judge, Verdict},
 };
@@ -26,7 +27,7 @@ use crate::{
 /// How often it is looked again with `--wait`.
 const AGAIN: Duration = Duration::from_millis(250);
 
-pub(super) fn run(args: &args::Check) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: &args::Check) -> anyhow::Result<ExitCode> {
     if let Some(log) = &args.log {
         return read_log(args, log);
     }
@@ -35,10 +36,14 @@ pub(super) fn run(args: &args::Check) -> anyhow::Result<ExitCode> {
             "say what to check: a container, pod/NAMESPACE/NAME, pid:N or cgroup:/PATH (or --log FILE)"
         );
     };
+    let directory = match target {
+        Target::Container(_) | Target::Pod { .. } => args.runtimes.look().await,
+        Target::Pid(_) | Target::Cgroup(_) => Arc::new(Directory::default()),
+    };
     let start = Instant::now();
     let mut known = None;
     loop {
-        let found = target.find()?;
+        let found = target.find(&directory)?;
         let how = how_dumped(&found);
         // To find out which CRIU there is takes longer than a look.
         let judge = match known.take() {
@@ -75,7 +80,7 @@ fn how_dumped(found: &Found) -> (Engine, Option<String>) {
         Runtime::Crun => Engine::Crun,
         _ => Engine::Runc,
     };
-    (engine, criu_config(&container.id))
+    (engine, container.criu_config.clone())
 }
 
 fn code(verdict: &str) -> ExitCode {

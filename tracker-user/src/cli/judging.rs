@@ -113,7 +113,7 @@ impl Judging {
         self.judge_of(engine, None)
     }
 
-    /// As [`judge`](Self::judge), for a container with an [annotation](crate::runtime::criu_config).
+    /// As [`judge`](Self::judge), for a container with an [annotation](crate::runtime::Container::criu_config).
     pub(super) fn judge_of(&self, engine: criu::Engine, annotation: Option<String>) -> anyhow::Result<Judge> {
         Ok(criu::judge(&Wanted { annotation, ..self.wanted(engine) }, kernel()?)?)
     }

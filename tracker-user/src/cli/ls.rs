@@ -11,7 +11,7 @@ use crate::{bpf::Choice, http::Client, report::Listing, tracker::Tracker};
 pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
     let listing = match Client::find(&args.socket.socket).await? {
         Some(agent) => agent.listing(args.processes).await?,
-        None => look(&args)?,
+        None => look(&args).await?,
     };
     match args.output {
         LsFormat::Json => output::json(&listing)?,
@@ -21,8 +21,13 @@ pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
 }
 
 /// No agent runs: one look is enough.
-fn look(args: &args::Ls) -> anyhow::Result<Listing> {
-    let (tracker, _rings) = Tracker::start(args.engine.judge()?, args.engine.sizes(), Choice::Audit)?;
+async fn look(args: &args::Ls) -> anyhow::Result<Listing> {
+    let (tracker, _rings) = Tracker::start(
+        args.engine.judge()?,
+        args.engine.sizes(),
+        Choice::Audit,
+        args.engine.runtimes.look().await,
+    )?;
     tracker.adopt()?;
     tracker.look_in_detail();
     for container in tracker.containers() {

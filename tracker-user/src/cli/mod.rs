@@ -12,6 +12,7 @@ mod judging;
 mod ls;
 mod output;
 mod rules;
+mod runtimes;
 mod tail;
 
 use std::{io, process::ExitCode};
@@ -54,7 +55,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Agent(args) => agent::run(args).await,
             Command::Tail(args) => tail::run(args).await,
             Command::Ls(args) => ls::run(args).await,
-            Command::Check(args) => check::run(&args),
+            Command::Check(args) => check::run(&args).await,
             Command::Explain(args) => explain::run(&args),
             Command::Rules(args) => rules::run(&args),
             Command::Doctor(args) => doctor::run(&args),

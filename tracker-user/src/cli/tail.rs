@@ -54,7 +54,12 @@ impl Source {
             "fdtracker: no agent answers at {}: attaching probes for this command alone",
             args.socket.socket.display()
         );
-        let mut engine = Engine::start(args.engine.judge()?, args.engine.sizes(), args.engine.choice())?;
+        let mut engine = Engine::start(
+            args.engine.judge()?,
+            args.engine.sizes(),
+            args.engine.choice(),
+            args.engine.runtimes.settings(),
+        )?;
         let lines = engine.lines.subscribe();
         engine.adopt(args.engine.audit_interval, args.engine.judge_interval).await?;
         let filter = filter(args, &engine.tracker.listing(false)?)?;

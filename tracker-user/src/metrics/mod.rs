@@ -102,6 +102,7 @@ mod tests {
             lost: vec![("ring", 3)],
             audits: AuditStats { finished: 2, last: Duration::from_millis(5), ..AuditStats::default() },
             hidden: Found::new(vec![(Look::Mapped, "too old".into())]),
+            runtime_lookups: vec![],
             ready: true,
         }
     }

@@ -17,10 +17,16 @@ pub enum HierarchyError {
     /// The list of mounts can't be read.
     #[error("read /proc/self/mountinfo")]
     Mounts(#[source] io::Error),
+    /// Only a part of each, whose paths aren't those that runtimes name.
+    #[error(
+        "only a part of the cgroup hierarchy can be seen here, in which containers have other paths: use the host's cgroup \
+         namespace (docker, podman: --cgroupns=host; Kubernetes: privileged: true; unshare: without --cgroup)"
+    )]
+    Part,
     /// No cgroup filesystem that containers could be told apart by.
     #[error(
         "no cgroup v2 hierarchy and no v1 hierarchy of the controllers memory, pids, cpu or devices is mounted as a whole: \
-         mount one (mount -t cgroup2 cgroup2 /sys/fs/cgroup), and in a container use the host's cgroup namespace"
+         mount one (mount -t cgroup2 cgroup2 /sys/fs/cgroup), or in a container mount the host's /sys/fs/cgroup"
     )]
     None,
 }
@@ -31,6 +37,9 @@ pub struct Hierarchy {
     root: PathBuf,
     controller: Option<String>,
 }
+
+/// The id of the cgroup at the root of every hierarchy: kernfs, fs/kernfs/dir.c, numbers from 1.
+const ROOT: u64 = 1;
 
 /// v1 controllers by which every container runtime separates containers, the surest first.
 const CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "devices"];
@@ -53,23 +62,24 @@ impl Hierarchy {
     /// When none is mounted.
     pub fn find() -> Result<Self, HierarchyError> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(HierarchyError::Mounts)?;
-        Self::choose(&mounts).ok_or(HierarchyError::None)
+        Self::choose(&mounts, |at| fs::metadata(at).is_ok_and(|meta| meta.ino() == ROOT))
     }
 
-    fn choose(mountinfo: &str) -> Option<Self> {
+    /// In a cgroup namespace the root of a mount reads `/` too if it is the namespace's own, so `is_whole` is asked of where it is mounted.
+    fn choose(mountinfo: &str, is_whole: impl Fn(&str) -> bool) -> Result<Self, HierarchyError> {
         let mounts: Vec<Mount<'_>> = mountinfo.lines().filter_map(Mount::parse).collect();
+        let whole: Vec<&Mount<'_>> = mounts.iter().filter(|mount| is_whole(mount.at)).collect();
         let v1 = |controller: &&str| {
-            let found = mounts.iter().find(|m| {
-                m.kind == "cgroup"
-                    && m.root == "/"
-                    && m.options.split(',').any(|option| option == *controller)
-            })?;
-            Some(Self::v1(found.at, *controller))
+            let has = |m: &&&Mount<'_>| m.kind == "cgroup" && m.options.split(',').any(|o| o == *controller);
+            whole.iter().find(has).map(|found| Self::v1(found.at, *controller))
         };
-        CONTROLLERS.iter().find_map(v1).or_else(|| {
-            let unified = mounts.iter().find(|m| m.kind == "cgroup2" && m.root == "/")?;
-            Some(Self::unified(unified.at))
-        })
+        let v2 = || whole.iter().find(|m| m.kind == "cgroup2").map(|found| Self::unified(found.at));
+        let has_parts = || mounts.iter().any(|m| matches!(m.kind, "cgroup" | "cgroup2") && !is_whole(m.at));
+        CONTROLLERS
+            .iter()
+            .find_map(v1)
+            .or_else(v2)
+            .ok_or_else(|| if has_parts() { HierarchyError::Part } else { HierarchyError::None })
     }
 
     /// The v1 controller, or `None` for the v2 hierarchy.
@@ -82,6 +92,11 @@ impl Hierarchy {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The user that a cgroup was given to.
+    pub(super) fn user_of(&self, path: &str) -> Option<u32> {
+        fs::metadata(self.root.join(path.trim_start_matches('/'))).ok().map(|meta| meta.uid())
     }
 
     /// Every cgroup: id and path from the hierarchy's root.
@@ -159,7 +174,6 @@ impl Hierarchy {
 
 /// One line of `/proc/PID/mountinfo`, see proc(5).
 struct Mount<'a> {
-    root: &'a str,
     at: &'a str,
     kind: &'a str,
     options: &'a str,
@@ -168,10 +182,10 @@ struct Mount<'a> {
 impl<'a> Mount<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let (left, right) = line.split_once(" - ")?;
-        let mut left = left.split(' ').skip(3);
+        let mut left = left.split(' ').skip(4);
         let mut right = right.split(' ');
         let kind = right.next()?;
-        Some(Self { root: left.next()?, at: left.next()?, kind, options: right.nth(1)? })
+        Some(Self { at: left.next()?, kind, options: right.nth(1)? })
     }
 }
 
@@ -189,19 +203,24 @@ mod tests {
 
     #[test]
     fn v2_alone() {
-        assert_eq!(Hierarchy::choose(V2), Some(Hierarchy::unified("/sys/fs/cgroup")));
+        assert_eq!(Hierarchy::choose(V2, |_| true).unwrap(), Hierarchy::unified("/sys/fs/cgroup"));
     }
 
     #[test]
     fn hybrid_takes_a_controller() {
-        assert_eq!(Hierarchy::choose(HYBRID), Some(Hierarchy::v1("/sys/fs/cgroup/pids", "pids")));
+        let found = Hierarchy::choose(HYBRID, |_| true).unwrap();
+        assert_eq!(found, Hierarchy::v1("/sys/fs/cgroup/pids", "pids"));
     }
 
     #[test]
-    fn a_mount_of_a_sub_cgroup_is_not_the_hierarchy() {
-        let inside = V2.replace(" / /sys", " /docker/1 /sys");
-        assert_eq!(Hierarchy::choose(&inside), None);
-        assert_eq!(Hierarchy::choose(""), None);
+    fn a_mount_of_a_part_is_not_the_hierarchy() {
+        let error = Hierarchy::choose(V2, |_| false).unwrap_err();
+        assert!(error.to_string().contains("--cgroupns=host"), "{error}");
+        assert!(matches!(Hierarchy::choose("", |_| true), Err(HierarchyError::None)));
+        // The whole beside a part, as where a container is given the host's.
+        let both = format!("{V2}{}", V2.replace("/sys/fs", "/host/sys/fs"));
+        let found = Hierarchy::choose(&both, |at| at.starts_with("/host")).unwrap();
+        assert_eq!(found.root(), Path::new("/host/sys/fs/cgroup"));
     }
 
     #[test]

@@ -2,15 +2,27 @@
 //!
 //! - `hierarchy`: which cgroup hierarchy tells containers apart on this machine, and its paths;
 //! - `path`: what runtimes name their cgroups; pure;
+//! - `names`: what containers are called, by annotations or labels; pure;
 //! - `oci`: what runc and crun write down of containers whose cgroup may have any name;
-//! - `resolver`: puts the three together, and remembers.
+//! - `lookup`: asks runtimes over their sockets, and reads what engines write down, in the background;
+//! - `directory`: what lookups have found;
+//! - `resolver`: puts all that together, and remembers.
+//!
+//! A container goes by its cgroup, whatever it is called. Its name is what its runtime says now, else what it wrote down, else the
+//! annotations of its specification, else its id. In Kubernetes that is the name in the pod; a pod's sandbox is called `POD`.
 
+mod directory;
+mod files;
 mod hierarchy;
+mod lookup;
+mod names;
 mod oci;
 mod path;
 mod resolver;
 
+pub use directory::{Directory, LookupCounts};
 pub use hierarchy::{Hierarchy, HierarchyError};
-pub use oci::criu_config;
+pub use lookup::{ParseSocketError, Protocol, Settings, Socket, once as look_names_up, run as follow_names};
+pub use names::SANDBOX;
 pub use path::{Identity, Runtime};
 pub use resolver::{Container, Owner, Resolver};

@@ -1,16 +1,21 @@
 //! What runc and crun write down of the containers that they started: which cgroup is which container's, whatever its
-//! name.
+//! name, and by which annotations its engine says what it is called.
 
 use std::{
     collections::HashMap,
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::SystemTime,
+    sync::Arc,
 };
 
 use serde::Deserialize;
 
-use super::path::Runtime;
+use super::{
+    files::{self, Stamp, expand, subdirs},
+    names::Names,
+    path::Runtime,
+};
 
 /// Where the low-level runtimes keep the state of containers: by themselves, and under an engine. One directory of
 /// containers each; `*` stands for every directory.
@@ -24,6 +29,9 @@ const STATE_DIRS: [(&str, Runtime); 7] = [
     ("/run/user/*/crun", Runtime::Crun),
 ];
 
+/// A specification of a container is some 10 KiB, and larger with many devices.
+const LARGEST: u64 = 4 << 20;
+
 /// A container that a low-level runtime has state of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct State {
@@ -31,12 +39,26 @@ pub(super) struct State {
     pub(super) runtime: Runtime,
     /// Path in the hierarchy.
     pub(super) cgroup: String,
+    /// As the engine calls it.
+    pub(super) names: Names,
+    /// The configuration file that the container wants CRIU to be told of, instead of the engine's; empty if it wants none.
+    pub(super) criu_config: Option<String>,
 }
 
-/// As runc writes it: `state.json`.
+/// The annotation for that (runc: `handleCriuConfigurationFile`, crun: `criu.c`).
+const CRIU_CONFIG: &str = "org.criu.config";
+
+/// As runc writes it: `state.json`. Each annotation is a label, `name=value`.
 #[derive(Deserialize)]
 struct RuncState {
     cgroup_paths: HashMap<String, String>,
+    #[serde(default)]
+    config: RuncConfig,
+}
+
+#[derive(Default, Deserialize)]
+struct RuncConfig {
+    labels: Option<Vec<String>>,
 }
 
 /// As crun writes it: `status`.
@@ -46,97 +68,110 @@ struct CrunStatus {
     cgroup_path: String,
 }
 
+/// A container's specification, which crun keeps beside its state.
+#[derive(Default, Deserialize)]
+pub(super) struct Spec {
+    #[serde(default)]
+    annotations: Option<HashMap<String, String>>,
+}
+
+impl Spec {
+    /// What it says of the container's name.
+    pub(super) fn names(&self) -> Names {
+        Names::from_annotations(|key| self.get(key))
+    }
+
+    fn get(&self, key: &str) -> Option<&str> {
+        self.annotations.as_ref()?.get(key).map(String::as_str)
+    }
+}
+
+/// States by their cgroups.
+pub(super) type ByCgroup = HashMap<String, Arc<State>>;
+
 /// States, remembered for as long as their files don't change: they are large, and are asked for often.
 #[derive(Debug, Default)]
 pub(super) struct States {
-    files: HashMap<PathBuf, (SystemTime, Option<State>)>,
+    files: HashMap<PathBuf, (Stamp, Option<Arc<State>>)>,
 }
 
 impl States {
     /// All states there are. One that comes, goes or can't be understood meanwhile is left out.
-    pub(super) fn read(&mut self, hierarchy_root: &Path) -> Vec<State> {
+    pub(super) fn read(&mut self, hierarchy_root: &Path) -> ByCgroup {
         let mut before = std::mem::take(&mut self.files);
+        let mut found: ByCgroup = HashMap::new();
         for (pattern, runtime) in STATE_DIRS {
             for container in expand(pattern).iter().flat_map(|dir| subdirs(dir)) {
-                let Some((file, changed)) = state_file(&container) else { continue };
+                let Some((file, stamp)) = state_file(&container) else { continue };
                 let state = match before.remove(&file) {
-                    Some((at, state)) if at == changed => state,
-                    _ => read_state(&container, &file, runtime, hierarchy_root),
+                    Some((at, state)) if at == stamp => state,
+                    _ => read_state(&container, &file, runtime, hierarchy_root).map(Arc::new),
                 };
-                self.files.insert(file, (changed, state));
+                if let Some(state) = state.clone().filter(|state| may_tell(&file, state, hierarchy_root)) {
+                    // Of several that share a cgroup always the same is told, and the machine's own goes first.
+                    let known = found.entry(state.cgroup.clone()).or_insert_with(|| Arc::clone(&state));
+                    if known.runtime == state.runtime && state.id < known.id {
+                        *known = state;
+                    }
+                }
+                self.files.insert(file, (stamp, state));
             }
         }
-        self.files.values().filter_map(|(_, state)| state.clone()).collect()
+        found
     }
 }
 
-/// The file that holds a container's state (runc's or crun's), and when it last changed.
-fn state_file(container: &Path) -> Option<(PathBuf, SystemTime)> {
+/// Whether whoever wrote the state has a say about the cgroup.
+fn may_tell(file: &Path, state: &State, hierarchy_root: &Path) -> bool {
+    let Some(user) = files::user_of(file) else { return true };
+    let dir = hierarchy_root.join(state.cgroup.trim_start_matches('/'));
+    user == 0 || fs::metadata(dir).is_ok_and(|meta| meta.uid() == user)
+}
+
+/// The file that holds a container's state (runc's or crun's), and what changes with it.
+fn state_file(container: &Path) -> Option<(PathBuf, Stamp)> {
     ["state.json", "status"].iter().find_map(|name| {
         let file = container.join(name);
-        let changed = fs::metadata(&file).ok()?.modified().ok()?;
-        Some((file, changed))
+        let stamp = Stamp::of(&file)?;
+        Some((file, stamp))
     })
 }
 
 fn read_state(container: &Path, file: &Path, runtime: Runtime, hierarchy_root: &Path) -> Option<State> {
     let id = container.file_name()?.to_str()?.to_owned();
-    let json = fs::read(file).ok()?;
-    let cgroup =
-        if file.ends_with("state.json") { runc_cgroup(&json, hierarchy_root)? } else { crun_cgroup(&json)? };
-    Some(State { id, runtime, cgroup })
+    let json = files::read(file, LARGEST).ok()?;
+    if file.ends_with("state.json") {
+        return runc_state(id, runtime, &json, hierarchy_root);
+    }
+    let spec = files::read(&container.join("config.json"), LARGEST).unwrap_or_default();
+    crun_state(id, runtime, &json, &spec)
 }
 
 /// runc names the cgroup's directory in each hierarchy: by controller on v1, under "" on v2.
-fn runc_cgroup(json: &[u8], hierarchy_root: &Path) -> Option<String> {
+fn runc_state(id: String, runtime: Runtime, json: &[u8], hierarchy_root: &Path) -> Option<State> {
     let state: RuncState = serde_json::from_slice(json).ok()?;
-    let paths = state.cgroup_paths.values();
-    paths.filter_map(|path| Path::new(path).strip_prefix(hierarchy_root).ok()?.to_str()).find_map(absolute)
+    let mut paths = state.cgroup_paths.values().filter_map(|path| {
+        let below = Path::new(path).strip_prefix(hierarchy_root).ok()?.to_str()?;
+        absolute(below)
+    });
+    let cgroup = paths.next()?;
+    let labels = state.config.labels.unwrap_or_default();
+    let get = |key: &str| labels.iter().find_map(|label| label.strip_prefix(key)?.strip_prefix('='));
+    let names = Names::from_annotations(get);
+    Some(State { id, runtime, cgroup, names, criu_config: get(CRIU_CONFIG).map(str::to_owned) })
 }
 
-fn crun_cgroup(json: &[u8]) -> Option<String> {
-    let status: CrunStatus = serde_json::from_slice(json).ok()?;
-    absolute(status.cgroup_path.trim_start_matches('/'))
-}
-
-/// The configuration file that a container wants CRIU to be told of, instead of the engine's, by its annotation `org.criu.config`;
-/// empty if it wants none.
-#[must_use]
-pub fn criu_config(id: &str) -> Option<String> {
-    let dirs = STATE_DIRS.iter().flat_map(|(pattern, _)| expand(pattern)).map(|dir| dir.join(id));
-    dirs.into_iter().find_map(|container| {
-        let read = |name: &str| fs::read(container.join(name)).ok();
-        read("state.json")
-            .and_then(|json| runc_criu_config(&json))
-            .or_else(|| crun_criu_config(&read("config.json")?))
+fn crun_state(id: String, runtime: Runtime, status: &[u8], spec: &[u8]) -> Option<State> {
+    let status: CrunStatus = serde_json::from_slice(status).ok()?;
+    let cgroup = absolute(status.cgroup_path.trim_start_matches('/'))?;
+    let spec: Spec = serde_json::from_slice(spec).unwrap_or_default();
+    Some(State {
+        id,
+        runtime,
+        cgroup,
+        names: spec.names(),
+        criu_config: spec.get(CRIU_CONFIG).map(str::to_owned),
     })
-}
-
-/// The annotation by which a container names its configuration of CRIU (runc: `handleCriuConfigurationFile`, crun: `criu.c`).
-const CRIU_CONFIG: &str = "org.criu.config";
-
-/// runc writes each annotation down as a label: `name=value`.
-fn runc_criu_config(state: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct State {
-        config: Config,
-    }
-    #[derive(Deserialize)]
-    struct Config {
-        labels: Option<Vec<String>>,
-    }
-    let labels = serde_json::from_slice::<State>(state).ok()?.config.labels?;
-    let of_criu = |label: &String| Some(label.strip_prefix(CRIU_CONFIG)?.strip_prefix('=')?.to_owned());
-    labels.iter().find_map(of_criu)
-}
-
-/// crun keeps the container's specification.
-fn crun_criu_config(spec: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Spec {
-        annotations: Option<HashMap<String, String>>,
-    }
-    serde_json::from_slice::<Spec>(spec).ok()?.annotations?.remove(CRIU_CONFIG)
 }
 
 /// The root itself is nobody's container.
@@ -145,57 +180,57 @@ fn absolute(path: &str) -> Option<String> {
     (!path.is_empty()).then(|| format!("/{path}"))
 }
 
-fn expand(pattern: &str) -> Vec<PathBuf> {
-    match pattern.split_once("/*") {
-        None => vec![pattern.into()],
-        Some((parent, rest)) => {
-            subdirs(Path::new(parent)).into_iter().map(|dir| dir.join(rest.trim_start_matches('/'))).collect()
-        }
-    }
-}
-
-fn subdirs(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    entries.flatten().filter(|e| e.file_type().is_ok_and(|ty| ty.is_dir())).map(|e| e.path()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn runc(json: &str, root: &str) -> Option<State> {
+        runc_state("web".into(), Runtime::Runc, json.as_bytes(), Path::new(root))
+    }
+
+    fn crun(status: &str, spec: &str) -> Option<State> {
+        crun_state("web".into(), Runtime::Crun, status.as_bytes(), spec.as_bytes())
+    }
+
     #[test]
     fn runc_v1() {
-        let json = br#"{"id":"web","cgroup_paths":{"memory":"/sys/fs/cgroup/memory/shop/web",
+        let json = r#"{"id":"web","cgroup_paths":{"memory":"/sys/fs/cgroup/memory/shop/web",
             "":"/sys/fs/cgroup/unified/shop/web","cpu":"/sys/fs/cgroup/cpu/shop/web"}}"#;
-        assert_eq!(runc_cgroup(json, Path::new("/sys/fs/cgroup/memory")).as_deref(), Some("/shop/web"));
-        assert_eq!(runc_cgroup(json, Path::new("/sys/fs/cgroup/pids")), None);
+        assert_eq!(runc(json, "/sys/fs/cgroup/memory").unwrap().cgroup, "/shop/web");
+        assert_eq!(runc(json, "/sys/fs/cgroup/pids"), None);
     }
 
     #[test]
     fn runc_v2() {
-        let json = br#"{"cgroup_paths":{"":"/sys/fs/cgroup/system.slice/runc-web.scope"}}"#;
-        let found = runc_cgroup(json, Path::new("/sys/fs/cgroup"));
-        assert_eq!(found.as_deref(), Some("/system.slice/runc-web.scope"));
-        let root = br#"{"cgroup_paths":{"":"/sys/fs/cgroup"}}"#;
-        assert_eq!(runc_cgroup(root, Path::new("/sys/fs/cgroup")), None);
+        let json = r#"{"cgroup_paths":{"":"/sys/fs/cgroup/system.slice/runc-web.scope"}}"#;
+        assert_eq!(runc(json, "/sys/fs/cgroup").unwrap().cgroup, "/system.slice/runc-web.scope");
+        assert_eq!(runc(r#"{"cgroup_paths":{"":"/sys/fs/cgroup"}}"#, "/sys/fs/cgroup"), None);
     }
 
     #[test]
-    fn annotations_for_criu() {
-        let state = br#"{"config":{"labels":["bundle=/b","org.criu.config=/etc/criu/web.conf"]}}"#;
-        assert_eq!(runc_criu_config(state).as_deref(), Some("/etc/criu/web.conf"));
-        assert_eq!(runc_criu_config(br#"{"config":{"labels":["org.criu.config="]}}"#).as_deref(), Some(""));
-        assert_eq!(runc_criu_config(br#"{"config":{"labels":null}}"#), None);
-        let spec = br#"{"ociVersion":"1","annotations":{"org.criu.config":"/x","run.oci.handler":"y"}}"#;
-        assert_eq!(crun_criu_config(spec).as_deref(), Some("/x"));
-        assert_eq!((crun_criu_config(b"{}"), crun_criu_config(b"[")), (None, None));
+    fn runcs_labels_are_annotations() {
+        let state = |labels: &str| {
+            let paths = r#""cgroup_paths":{"":"/sys/fs/cgroup/web"}"#;
+            runc(&format!(r#"{{{paths},"config":{{"labels":{labels}}}}}"#), "/sys/fs/cgroup").unwrap()
+        };
+        let found = state(r#"["bundle=/b","org.criu.config=/etc/a=b.conf","nerdctl/name=web=1"]"#);
+        assert_eq!(found.criu_config.as_deref(), Some("/etc/a=b.conf"));
+        assert_eq!(found.names, Names::plain("web=1", None));
+        assert_eq!(state(r#"["org.criu.config="]"#).criu_config.as_deref(), Some(""));
+        assert_eq!((state("null").criu_config, state("[]").names), (None, Names::default()));
     }
 
     #[test]
-    fn crun() {
-        let found = crun_cgroup(br#"{"pid":5,"cgroup-path":"/web","scope":null}"#);
-        assert_eq!(found.as_deref(), Some("/web"));
-        assert_eq!(crun_cgroup(br#"{"cgroup-path":"/"}"#), None);
-        assert_eq!(crun_cgroup(b"{"), None);
+    fn crun_keeps_the_specification() {
+        let status = r#"{"pid":5,"cgroup-path":"/web","scope":null}"#;
+        let spec = r#"{"ociVersion":"1","annotations":{"org.criu.config":"/x","io.kubernetes.pod.name":"front-1",
+            "io.kubernetes.pod.namespace":"shop","io.kubernetes.container.name":"nginx"}}"#;
+        let found = crun(status, spec).unwrap();
+        assert_eq!((found.cgroup.as_str(), found.criu_config.as_deref()), ("/web", Some("/x")));
+        assert_eq!(found.names, Names::in_pod("shop", "front-1", "nginx", None));
+        for none in ["", "{}", "[", r#"{"annotations":null}"#] {
+            assert_eq!(crun(status, none).unwrap().names, Names::default(), "{none}");
+        }
+        assert_eq!((crun(r#"{"cgroup-path":"/"}"#, ""), crun("{", "")), (None, None));
     }
 }

@@ -4,17 +4,20 @@
 //! |---|---|
 //! | docker | `/system.slice/docker-ID.scope`, `/docker/ID` |
 //! | podman | `…/libpod-ID.scope[/container]`, `/libpod_parent/libpod-ID`, `…/libpod-payload-ID` |
-//! | containerd | `…/cri-containerd-ID.scope`, `…:cri-containerd:ID`, `…/nerdctl-ID.scope` |
+//! | containerd | `…/cri-containerd-ID.scope`, `…:cri-containerd:ID`, `…:containerd:ID`, `…/nerdctl-ID.scope` |
 //! | CRI-O | `…/crio-ID.scope`, `/kubepods/…/crio-ID` |
 //! | Kubernetes, cgroupfs driver | `/kubepods/[QOS/]podUID/ID` |
-//! | LXC | `/lxc.payload.NAME` |
-//! | systemd-nspawn | `/machine.slice/machine-NAME.scope`, `…/systemd-nspawn@NAME.service` |
+//! | Kubernetes in a container (kind, k3d) | the same below `…/docker/ID/[kubelet/]`, `…/kubelet.slice/kubelet-kubepods…` |
+//! | LXC, LXD, Incus | `/lxc.payload.NAME`, `/lxc.payload/NAME`, `/lxc/NAME` |
+//! | systemd-nspawn | `/machine.slice/machine-NAME.scope`, `…/systemd-nspawn@NAME.service`, with systemd's escapes |
 //! | others | `/PARENT/ID` |
 //!
 //! ID is 64 hexadecimal digits. Containers nest (kind, Docker in Docker), so the innermost match counts; below it may
-//! be cgroups that the container made itself.
+//! be cgroups that the container made itself, or its runtime for it: `/container`, `/init`.
 
 use std::fmt;
+
+use super::names::is_engine_id as is_id;
 
 /// What runs a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,8 +79,8 @@ pub(super) fn identify(path: &str) -> Option<Identity> {
         if let Some((runtime, id)) = container(above, name) {
             return Some(Identity {
                 runtime,
-                id: id.to_owned(),
-                pod_uid: above.iter().rev().find_map(|c| pod_uid(c)),
+                id,
+                pod_uid: components.get(..=depth)?.iter().rev().find_map(|c| pod_uid(c)),
                 cgroup: format!("/{}", components.get(..=depth)?.join("/")),
             });
         }
@@ -95,47 +98,87 @@ const PREFIXES: [(&str, Runtime); 7] = [
     ("ecstasks-", Runtime::Docker),
 ];
 
+/// What systemd's driver gives to runc as `SLICE:PREFIX:ID` makes one directory of that name where systemd isn't asked for it.
+const TRIPLES: [(&str, Runtime); 6] = [
+    ("cri-containerd", Runtime::Containerd),
+    ("containerd", Runtime::Containerd),
+    ("nerdctl", Runtime::Containerd),
+    ("crio", Runtime::CriO),
+    ("docker", Runtime::Docker),
+    ("libpod", Runtime::Podman),
+];
+
 /// Whether one component, below these, is a container's.
-fn container<'a>(above: &[&str], name: &'a str) -> Option<(Runtime, &'a str)> {
+fn container(above: &[&str], name: &str) -> Option<(Runtime, String)> {
     let bare = name.strip_suffix(".scope").unwrap_or(name);
     for (prefix, runtime) in PREFIXES {
         if let Some(id) = bare.strip_prefix(prefix)
             && is_id(id)
         {
-            return Some((runtime, id));
+            return Some((runtime, id.to_owned()));
         }
     }
-    if let Some((_, id)) = bare.rsplit_once(":cri-containerd:") {
-        return Some((Runtime::Containerd, id));
-    }
-    if let Some(name) = name.strip_prefix("lxc.payload.") {
-        return Some((Runtime::Lxc, name));
-    }
-    if let Some(machine) = bare.strip_prefix("machine-")
-        && bare != name
+    if let Some((slice, id)) = name.rsplit_once(':')
+        && let Some((_, prefix)) = slice.rsplit_once(':')
+        && let Some((_, runtime)) = TRIPLES.iter().find(|(known, _)| *known == prefix)
+        && !id.is_empty()
     {
-        return Some((Runtime::Nspawn, machine));
+        return Some((*runtime, id.to_owned()));
     }
-    if let Some(machine) = name.strip_prefix("systemd-nspawn@") {
-        return Some((Runtime::Nspawn, machine.strip_suffix(".service").unwrap_or(machine)));
-    }
-    if !is_id(name) {
-        return None;
-    }
-    let runtime = match above.last() {
-        Some(&"docker") => Runtime::Docker,
-        _ => Runtime::Unknown,
-    };
-    Some((runtime, name))
+    by_name(above, name).filter(|(_, name)| !name.is_empty()).or_else(|| {
+        let runtime = match above.last() {
+            Some(&"docker") => Runtime::Docker,
+            _ => Runtime::Unknown,
+        };
+        is_id(name).then(|| (runtime, name.to_owned()))
+    })
 }
 
-fn is_id(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+/// Containers whose cgroup has their name.
+fn by_name(above: &[&str], name: &str) -> Option<(Runtime, String)> {
+    if let Some(name) = name.strip_prefix("lxc.payload.") {
+        return Some((Runtime::Lxc, name.to_owned()));
+    }
+    if matches!(above.last(), Some(&("lxc" | "lxc.payload"))) {
+        return Some((Runtime::Lxc, name.to_owned()));
+    }
+    if let Some(machine) = name.strip_prefix("systemd-nspawn@") {
+        return Some((Runtime::Nspawn, unescape(machine.strip_suffix(".service").unwrap_or(machine))));
+    }
+    let machine = unescape(name.strip_prefix("machine-")?.strip_suffix(".scope")?);
+    // libvirt registers machines of its own, by driver, number and name; a virtual machine is no container.
+    match machine.split('-').next() {
+        Some("qemu") => None,
+        Some("lxc") => Some((Runtime::Lxc, machine)),
+        _ => Some((Runtime::Nspawn, machine)),
+    }
+}
+
+/// The name that systemd escaped for a unit: bytes as `\x2d`.
+fn unescape(unit: &str) -> String {
+    let mut bytes = Vec::with_capacity(unit.len());
+    let mut rest = unit;
+    while let Some((before, after)) = rest.split_once("\\x") {
+        bytes.extend_from_slice(before.as_bytes());
+        match after.get(..2).and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = after.get(2..).unwrap_or_default();
+            }
+            None => {
+                bytes.extend_from_slice(b"\\x");
+                rest = after;
+            }
+        }
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The pod's UID in `kubepods-burstable-podUID.slice` or `podUID`. systemd's names have `_` where the UID has `-`; a static
 /// pod's UID has neither.
 fn pod_uid(component: &str) -> Option<String> {
+    let component = component.split(':').next().unwrap_or(component);
     let bare = component.strip_suffix(".slice").unwrap_or(component);
     let at = bare.rfind("pod")?;
     let uid = bare.get(at + 3..)?.replace('_', "-");
@@ -189,8 +232,32 @@ mod tests {
             (
                 "/system.slice/containerd.service/kubepods-burstable-podU_D.slice:cri-containerd:ID",
                 Containerd,
+                true,
+            ),
+            ("/system.slice:containerd:ID", Containerd, false),
+            ("/system.slice:docker:ID", Docker, false),
+            (
+                "/docker/OTHER/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/\
+                 kubelet-kubepods-burstable-podU_D.slice/cri-containerd-ID.scope",
+                Containerd,
+                true,
+            ),
+            (
+                "/system.slice/docker-OTHER.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-podU_D.slice/\
+                 cri-containerd-ID.scope/init",
+                Containerd,
+                true,
+            ),
+            ("/docker/OTHER/kubepods/besteffort/podUID/ID", Unknown, true),
+            ("/docker/OTHER/machine.slice/libpod-ID.scope/container", Podman, false),
+            ("/machine.slice/machine-libpod_pod_OTHER.slice/libpod-ID.scope", Podman, false),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/user.slice/user-libpod_pod_OTHER.slice/libpod-ID.scope",
+                Podman,
                 false,
             ),
+            ("/user.slice/user-1000.slice/user@1000.service/user.slice/docker-ID.scope", Docker, false),
+            ("/lxc.payload.web/docker/ID", Docker, false),
             ("/docker/OTHER/kubelet/kubepods/burstable/podUID/ID", Unknown, true),
             ("/docker/OTHER/docker/ID/init", Docker, false),
         ] {
@@ -208,12 +275,21 @@ mod tests {
 
     #[test]
     fn names_instead_of_ids() {
-        let found = identify("/lxc.payload.web/system.slice").unwrap();
-        assert_eq!((found.runtime, found.id.as_str()), (Runtime::Lxc, "web"));
-        let found = identify("/machine.slice/machine-build.scope/payload").unwrap();
-        assert_eq!((found.runtime, found.id.as_str()), (Runtime::Nspawn, "build"));
-        let found = identify("/machine.slice/systemd-nspawn@build.service/payload").unwrap();
-        assert_eq!((found.runtime, found.id.as_str()), (Runtime::Nspawn, "build"));
+        for (path, runtime, id) in [
+            ("/lxc.payload.web/system.slice", Runtime::Lxc, "web"),
+            ("/lxc.payload/web/init.scope", Runtime::Lxc, "web"),
+            ("/lxc/web", Runtime::Lxc, "web"),
+            ("/lxc/web/lxc/inner/system.slice", Runtime::Lxc, "inner"),
+            ("/machine.slice/machine-lxc\\x2d7\\x2dweb.scope", Runtime::Lxc, "lxc-7-web"),
+            ("/machine.slice/machine-build.scope/payload", Runtime::Nspawn, "build"),
+            ("/machine.slice/machine-my\\x2dname.scope/payload", Runtime::Nspawn, "my-name"),
+            ("/machine.slice/machine-a\\x2.scope", Runtime::Nspawn, "a\\x2"),
+            ("/machine.slice/systemd-nspawn@build.service/payload", Runtime::Nspawn, "build"),
+            ("/machine.slice/systemd-nspawn@my-name.service", Runtime::Nspawn, "my-name"),
+        ] {
+            let found = identify(path).unwrap_or_else(|| panic!("{path}: not a container"));
+            assert_eq!((found.runtime, found.id.as_str()), (runtime, id), "{path}");
+        }
     }
 
     #[test]
@@ -234,6 +310,13 @@ mod tests {
             "/machine.slice",
             "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podU_D.slice",
             "/lxc.monitor.web",
+            "/lxc.monitor/web",
+            "/lxc",
+            "/lxc.payload.",
+            "/machine.slice/machine-.scope",
+            "/machine.slice/machine-qemu\\x2d1\\x2dvm.scope/emulator",
+            "/:cri-containerd:",
+            "/a:b:ID",
             "/docker/ID0",
             "/docker/0123",
             "/system.slice/docker-.scope",
@@ -244,9 +327,19 @@ mod tests {
 
     #[test]
     fn any_bytes_are_survived() {
-        for path in
-            ["////", "/é/ü", "/\u{0}", "pod", "/pod/pod", "/:cri-containerd:", "/machine-", "/lxc.payload."]
-        {
+        for path in [
+            "////",
+            "/é/ü",
+            "/\u{0}",
+            "pod",
+            "/pod/pod",
+            "/:cri-containerd:",
+            "/machine-",
+            "/lxc.payload.",
+            "/machine-\\x.scope",
+            "/machine-\\xé.scope",
+            "/systemd-nspawn@\\xff",
+        ] {
             let _ = identify(path);
         }
     }

@@ -8,8 +8,10 @@ use std::{
 };
 
 use super::{
+    directory::Directory,
     hierarchy::Hierarchy,
-    oci::{State, States},
+    names::{Names, clean, is_engine_id},
+    oci::{ByCgroup, State, States},
     path::{Identity, Runtime, identify},
 };
 
@@ -32,6 +34,11 @@ pub struct Container {
     pub pod_uid: Option<String>,
     /// Its cgroup, from the hierarchy's root.
     pub cgroup: String,
+    /// The configuration file that it wants CRIU to be told of, instead of its engine's (annotation `org.criu.config`); empty if it wants
+    /// none.
+    pub criu_config: Option<String>,
+    /// Somebody has told its name.
+    named: bool,
 }
 
 impl Container {
@@ -39,14 +46,39 @@ impl Container {
     #[must_use]
     pub fn new(identity: Identity) -> Self {
         let Identity { runtime, id, pod_uid, cgroup } = identity;
-        let hex = id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit());
-        let name = match id.as_str() {
-            _ if hex => id.chars().take(12).collect(),
-            // What is in no container goes by these.
-            "host" | "unknown" | "other" => format!("{runtime}/{id}"),
-            _ => id.clone(),
-        };
-        Self { id, name, runtime, namespace: None, pod: None, image: None, pod_uid, cgroup }
+        let name = if is_engine_id(&id) { id.chars().take(12).collect() } else { shown(&id, runtime) };
+        Self {
+            id,
+            name,
+            runtime,
+            namespace: None,
+            pod: None,
+            image: None,
+            pod_uid,
+            cgroup,
+            criu_config: None,
+            named: false,
+        }
+    }
+
+    /// The same, as it is called now. What isn't said stays as it is.
+    fn called(mut self, names: Names) -> Self {
+        if let Some(name) = names.name {
+            self.name = shown(&name, self.runtime);
+            (self.namespace, self.pod) = (names.namespace, names.pod);
+            self.named = true;
+        }
+        self.image = names.image.or(self.image);
+        self
+    }
+}
+
+/// A name as it is shown. Some stand for what is no container, in metrics and lists.
+fn shown(name: &str, runtime: Runtime) -> String {
+    match clean(name) {
+        Some(name) if matches!(name.as_str(), "host" | "unknown" | "other") => format!("{runtime}/{name}"),
+        Some(name) => name,
+        None => "?".into(),
     }
 }
 
@@ -65,15 +97,27 @@ pub enum Owner {
 /// afterwards.
 const HOST_TTL: Duration = Duration::from_secs(1);
 
+/// A runtime has written down what it knows of a container by then.
+const NAMED_WITHIN: Duration = Duration::from_secs(5);
+
 /// Finds the owners of cgroups.
 #[derive(Debug)]
 pub struct Resolver {
     hierarchy: Hierarchy,
     states: States,
+    directory: Arc<Directory>,
+    /// What of the directory is known here.
+    news: u64,
     known: HashMap<u64, Known>,
 }
 
 impl Known {
+    /// Its engine writes the name down in these moments.
+    fn may_be_named(&self) -> bool {
+        matches!(&self.owner, Owner::Container(container) if !container.named)
+            && self.since.elapsed() < NAMED_WITHIN
+    }
+
     /// What a cgroup is can become clear later; once it is clear, it stays so.
     fn is_lasting(&self) -> bool {
         matches!(&self.owner, Owner::Container(container) if container.runtime != Runtime::Unknown)
@@ -89,21 +133,25 @@ struct Known {
 }
 
 impl Resolver {
-    /// A resolver for the cgroups of this hierarchy.
+    /// A resolver for the cgroups of this hierarchy, which has names from the directory.
     #[must_use]
-    pub fn new(hierarchy: Hierarchy) -> Self {
-        Self { hierarchy, states: States::default(), known: HashMap::new() }
+    pub fn new(hierarchy: Hierarchy, directory: Arc<Directory>) -> Self {
+        Self { hierarchy, states: States::default(), directory, news: 0, known: HashMap::new() }
     }
 
     /// The owner of a cgroup.
     pub fn owner(&mut self, cgroup: u64) -> Owner {
+        self.learn_names();
         if let Some(known) = self.known.get(&cgroup)
             && (known.is_lasting() || known.since.elapsed() < HOST_TTL)
         {
             return known.owner.clone();
         }
         let owner = match self.hierarchy.path_of(cgroup) {
-            Ok(path) => owner_of(&path, &self.states.read(self.hierarchy.root())),
+            Ok(path) => {
+                let states = self.states.read(self.hierarchy.root());
+                self.named(owner_of(&path, &states))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Owner::Unknown,
             // Without CAP_DAC_READ_SEARCH a cgroup can't be opened by its id: look for it.
             Err(_) => {
@@ -111,13 +159,51 @@ impl Resolver {
                 self.known.get(&cgroup).map_or(Owner::Unknown, |known| known.owner.clone())
             }
         };
+        if let Owner::Container(container) = &owner {
+            self.ask_for(container);
+        }
         self.remember(cgroup, owner.clone());
         owner
     }
 
-    /// Looks again at a cgroup that isn't known to be a container's.
+    /// Takes over what lookups have found since. Waits for nothing: a container goes by what is known of it now.
+    fn learn_names(&mut self) {
+        let news = self.directory.news();
+        if news == std::mem::replace(&mut self.news, news) {
+            return;
+        }
+        let mut known = std::mem::take(&mut self.known);
+        // Cgroups of one container share its record.
+        let mut records: HashMap<String, Owner> = HashMap::new();
+        for known in known.values_mut() {
+            if let Owner::Container(container) = &known.owner {
+                let record = records.entry(container.cgroup.clone());
+                known.owner = record.or_insert_with(|| self.named(known.owner.clone())).clone();
+            }
+        }
+        self.known = known;
+    }
+
+    /// An owner as lookups call it.
+    fn named(&self, owner: Owner) -> Owner {
+        let Owner::Container(container) = owner else { return owner };
+        let is_users = |user| self.hierarchy.user_of(&container.cgroup) == Some(user);
+        Owner::Container(match self.directory.find(&container.id, is_users) {
+            Some(names) => Arc::new(Container::clone(&container).called(names)),
+            None => container,
+        })
+    }
+
+    /// Has runtimes asked about a container that nobody has named.
+    fn ask_for(&self, container: &Container) {
+        if !container.named && is_engine_id(&container.id) {
+            self.directory.ask();
+        }
+    }
+
+    /// Looks again at a cgroup that isn't known to be a container's, or whose container has just come and has no name.
     pub fn reconsider(&mut self, cgroup: u64) {
-        if self.known.get(&cgroup).is_some_and(|known| !known.is_lasting()) {
+        if self.known.get(&cgroup).is_some_and(|known| !known.is_lasting() || known.may_be_named()) {
             self.known.remove(&cgroup);
         }
     }
@@ -142,21 +228,24 @@ impl Resolver {
 
     /// Looks at every cgroup. Returns the containers there are.
     pub fn refresh(&mut self) -> Vec<Arc<Container>> {
+        self.learn_names();
         let states = self.states.read(self.hierarchy.root());
         let mut before = std::mem::take(&mut self.known);
         let mut containers: HashMap<String, Arc<Container>> = HashMap::new();
         for (id, path) in self.hierarchy.list() {
-            let owner = match before.remove(&id) {
-                Some(known) if known.is_lasting() => known.owner,
-                _ => owner_of(&path, &states),
-            };
-            let owner = match owner {
-                // Cgroups of one container share its record.
-                Owner::Container(found) => {
-                    let shared = containers.entry(found.cgroup.clone()).or_insert(found);
-                    Owner::Container(Arc::clone(shared))
+            let known = before.remove(&id);
+            let lasts = known.as_ref().is_some_and(Known::is_lasting);
+            let owner = match (owner_of(&path, &states), known.map(|known| known.owner)) {
+                (Owner::Container(found), known) => {
+                    // Cgroups of one container share its record.
+                    let record = containers.entry(found.cgroup.clone());
+                    Owner::Container(Arc::clone(record.or_insert_with(|| self.again(found, known))))
                 }
-                other => other,
+                // A runtime forgets a container before its last process has ended.
+                (_, Some(Owner::Container(found))) if lasts => {
+                    Owner::Container(Arc::clone(containers.entry(found.cgroup.clone()).or_insert(found)))
+                }
+                (owner, _) => owner,
             };
             self.remember(id, owner);
         }
@@ -166,37 +255,62 @@ impl Resolver {
         containers.into_values().collect()
     }
 
+    /// The record of a container that was found, and may have been known.
+    fn again(&self, found: Arc<Container>, known: Option<Owner>) -> Arc<Container> {
+        let Owner::Container(found) = self.named(Owner::Container(Arc::clone(&found))) else { return found };
+        match known {
+            Some(Owner::Container(known)) if known.id == found.id => {
+                let is_better = found.named || !known.named;
+                // That nobody tells its name any more doesn't make it another.
+                if is_better && *found != *known { found } else { known }
+            }
+            _ => {
+                self.ask_for(&found);
+                found
+            }
+        }
+    }
+
     fn remember(&mut self, cgroup: u64, owner: Owner) {
         self.known.insert(cgroup, Known { owner, since: Instant::now(), gone: false });
     }
 }
 
 /// The innermost of what the path says and what runtimes wrote down.
-fn owner_of(path: &str, states: &[State]) -> Owner {
+fn owner_of(path: &str, states: &ByCgroup) -> Owner {
     let by_path = identify(path);
-    let by_state = states
-        .iter()
-        .filter(|state| is_at_or_below(path, &state.cgroup))
-        .max_by_key(|state| state.cgroup.len());
-    let identity = match (by_path, by_state) {
+    let (identity, state) = match (by_path, innermost(path, states)) {
         (Some(found), Some(state)) if state.cgroup.len() <= found.cgroup.len() => {
-            let tells = found.runtime != Runtime::Unknown || state.cgroup != found.cgroup;
-            Identity { runtime: if tells { found.runtime } else { state.runtime }, ..found }
+            let is_same = state.cgroup == found.cgroup;
+            let tells = found.runtime != Runtime::Unknown || !is_same;
+            let runtime = if tells { found.runtime } else { state.runtime };
+            (Identity { runtime, ..found }, Some(state).filter(|_| is_same))
         }
-        (_, Some(state)) => Identity {
-            runtime: state.runtime,
-            id: state.id.clone(),
-            pod_uid: None,
-            cgroup: state.cgroup.clone(),
-        },
-        (Some(found), None) => found,
+        (_, Some(state)) => {
+            let (runtime, id, cgroup) = (state.runtime, state.id.clone(), state.cgroup.clone());
+            (Identity { runtime, id, pod_uid: None, cgroup }, Some(state))
+        }
+        (Some(found), None) => (found, None),
         (None, None) => return Owner::Host,
     };
-    Owner::Container(Arc::new(Container::new(identity)))
+    let container = Container::new(identity);
+    Owner::Container(Arc::new(match state {
+        Some(State { names, criu_config, .. }) => {
+            Container { criu_config: criu_config.clone(), ..container.called(names.clone()) }
+        }
+        None => container,
+    }))
 }
 
-fn is_at_or_below(path: &str, cgroup: &str) -> bool {
-    path.strip_prefix(cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+/// The state of the cgroup at a path, or of the nearest above it that has one.
+fn innermost<'a>(path: &str, states: &'a ByCgroup) -> Option<&'a State> {
+    let mut at = path;
+    loop {
+        if let Some(state) = states.get(at) {
+            return Some(state);
+        }
+        at = at.rsplit_once('/')?.0;
+    }
 }
 
 #[cfg(test)]
@@ -205,15 +319,24 @@ mod tests {
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
+    fn owner(path: &str, states: &[State]) -> Owner {
+        owner_of(path, &states.iter().map(|state| (state.cgroup.clone(), Arc::new(state.clone()))).collect())
+    }
+
     fn name(path: &str, states: &[State]) -> Option<(Runtime, String)> {
-        match owner_of(path, states) {
+        match owner(path, states) {
             Owner::Container(c) => Some((c.runtime, c.name.clone())),
             Owner::Host | Owner::Unknown => None,
         }
     }
 
+    fn state(id: &str, runtime: Runtime, cgroup: &str) -> State {
+        let (id, cgroup) = (id.into(), cgroup.into());
+        State { id, runtime, cgroup, names: Names::default(), criu_config: None }
+    }
+
     fn web() -> State {
-        State { id: "web".into(), runtime: Runtime::Runc, cgroup: "/shop/web".into() }
+        state("web", Runtime::Runc, "/shop/web")
     }
 
     #[test]
@@ -236,20 +359,67 @@ mod tests {
         assert_eq!(name(&inside, &[web()]), Some((Runtime::Docker, "0123456789ab".into())));
         // The engine's path tells more than the state that its runc keeps of the same cgroup.
         let cgroup = format!("/system.slice/docker-{ID}.scope");
-        let state = State { id: ID.into(), runtime: Runtime::Runc, cgroup: cgroup.clone() };
+        let state = state(ID, Runtime::Runc, &cgroup);
         assert_eq!(name(&cgroup, &[state]), Some((Runtime::Docker, "0123456789ab".into())));
     }
 
     #[test]
     fn an_unknown_engine_is_known_by_its_state() {
-        let state = State { id: ID.into(), runtime: Runtime::Containerd, cgroup: format!("/default/{ID}") };
+        let state = state(ID, Runtime::Containerd, &format!("/default/{ID}"));
         let found = name(&format!("/default/{ID}"), &[state]);
         assert_eq!(found, Some((Runtime::Containerd, "0123456789ab".into())));
     }
 
     #[test]
-    fn no_container_is_called_as_the_host() {
-        let state = State { id: "host".into(), runtime: Runtime::Runc, cgroup: "/host".into() };
-        assert_eq!(name("/host", &[state]), Some((Runtime::Runc, "runc/host".into())));
+    fn no_container_is_called_as_what_is_none() {
+        for reserved in ["host", "unknown", "other"] {
+            let state = state(reserved, Runtime::Runc, "/web");
+            assert_eq!(name("/web", &[state]), Some((Runtime::Runc, format!("runc/{reserved}"))));
+            let told = State { names: Names::plain(reserved, None), ..web() };
+            assert_eq!(name("/shop/web", &[told]), Some((Runtime::Runc, format!("runc/{reserved}"))));
+        }
+        assert_eq!(name("/lxc.payload.a\nb", &[]), Some((Runtime::Lxc, "a\u{fffd}b".into())));
+    }
+
+    #[test]
+    fn annotations_name_the_container_of_their_cgroup_only() {
+        let cgroup = format!("/kubepods/podUID/{ID}");
+        let names = Names::in_pod("shop", "front-1", "nginx", Some("nginx:1"));
+        let state =
+            State { names, criu_config: Some("/x".into()), ..state(ID, Runtime::Containerd, &cgroup) };
+        let Owner::Container(found) = owner(&format!("{cgroup}/init"), std::slice::from_ref(&state)) else {
+            panic!("no container");
+        };
+        assert_eq!((found.namespace.as_deref(), found.pod.as_deref()), (Some("shop"), Some("front-1")));
+        assert_eq!((found.name.as_str(), found.image.as_deref()), ("nginx", Some("nginx:1")));
+        assert_eq!(found.criu_config.as_deref(), Some("/x"));
+        let inner = "f".repeat(64);
+        let Owner::Container(found) = owner(&format!("{cgroup}/docker/{inner}"), &[state]) else {
+            panic!("no container");
+        };
+        assert_eq!(
+            (found.id.clone(), found.pod.as_deref(), found.criu_config.as_deref()),
+            (inner, None, None)
+        );
+    }
+
+    #[test]
+    fn a_container_is_named_later_and_renamed() {
+        let directory = Arc::new(Directory::default());
+        let mut resolver = Resolver::new(Hierarchy::unified("/nowhere"), Arc::clone(&directory));
+        for cgroup in [7, 8] {
+            resolver.remember(cgroup, owner(&format!("/docker/{ID}"), &[]));
+        }
+        let mut called = |name: &str| {
+            directory.replace(0, "mock", None, HashMap::from([(ID.into(), Names::plain(name, None))]));
+            let (Owner::Container(a), Owner::Container(b)) = (resolver.owner(7), resolver.owner(8)) else {
+                panic!("no container");
+            };
+            assert!(Arc::ptr_eq(&a, &b));
+            a.name.clone()
+        };
+        assert_eq!(called("web"), "web");
+        assert_eq!(called("shop"), "shop");
+        assert_eq!(called("other"), "docker/other");
     }
 }

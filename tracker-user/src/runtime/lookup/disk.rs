@@ -1,0 +1,326 @@
+//! What engines write down, and a rename changes: podman (`containers.json` of its storage), docker (`config.v2.json` of each
+//! container), and the specifications in containerd's bundles, for runtimes that keep no state of their own.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use tokio::{sync::oneshot, time::timeout};
+
+use super::LookupError;
+use crate::runtime::{
+    directory::List,
+    files::{self, Stamp, subdirs},
+    names::Names,
+    oci::Spec,
+};
+
+/// A file about one container, and one about all.
+const LARGEST: u64 = 4 << 20;
+const LARGEST_OF_ALL: u64 = 32 << 20;
+
+/// Files that are read of one place.
+const FILES: usize = 10_000;
+
+/// Users whose files are read, the first in `/etc/passwd`.
+const USERS: usize = 100;
+
+/// Where a user's own engines keep their files, below the home directory.
+const USERS_STORAGE: &str = ".local/share/containers/storage";
+const USERS_DOCKER: &str = ".local/share/docker";
+
+/// The first id that is a person's, /etc/login.defs.
+const FIRST_USER: u32 = 1_000;
+
+/// Where containerd keeps the bundles of what runs, one directory by namespace: by itself, in k3s and in k0s.
+const BUNDLES: [&str; 3] = [
+    "/run/containerd/io.containerd.runtime.v2.task/*",
+    "/run/k3s/containerd/io.containerd.runtime.v2.task/*",
+    "/run/k0s/containerd/io.containerd.runtime.v2.task/*",
+];
+
+/// Files of the machine's engines, or of all users'. Remembers what hasn't changed.
+#[derive(Debug)]
+pub(super) struct Disk {
+    of_users: bool,
+    known: HashMap<PathBuf, (Stamp, List)>,
+}
+
+impl Disk {
+    pub(super) fn machine() -> Self {
+        Self { of_users: false, known: HashMap::new() }
+    }
+
+    pub(super) fn users() -> Self {
+        Self { of_users: true, known: HashMap::new() }
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        if self.of_users { "users-files" } else { "files" }
+    }
+
+    fn look(&mut self) -> Vec<(Option<u32>, List)> {
+        let mut reading = Reading { before: std::mem::take(&mut self.known), now: HashMap::new() };
+        let lists = if self.of_users {
+            let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+            let homes = homes(&passwd).into_iter();
+            let list = |(user, home): (u32, PathBuf)| {
+                let mut list = reading.podman(&home.join(USERS_STORAGE), LARGEST);
+                list.extend(reading.docker(&home.join(USERS_DOCKER)));
+                (Some(user), list)
+            };
+            // Also who has none any more.
+            homes.map(list).collect()
+        } else {
+            let mut list = reading.bundles();
+            list.extend(reading.podman(&storage(), LARGEST_OF_ALL));
+            list.extend(reading.docker(&docker_root()));
+            vec![(None, list)]
+        };
+        self.known = reading.now;
+        lists
+    }
+}
+
+/// What a read comes to.
+type Answer = (Disk, Vec<(Option<u32>, List)>);
+
+/// Reads on a thread of its own, because a home directory may be on a server that doesn't answer.
+pub(super) struct Reader {
+    idle: Option<Disk>,
+    busy: Option<oneshot::Receiver<Answer>>,
+}
+
+impl Reader {
+    pub(super) fn new(disk: Disk) -> Self {
+        Self { idle: Some(disk), busy: None }
+    }
+
+    /// Reads. A read that doesn't come to an end is waited for the next time, instead of another.
+    pub(super) async fn read(&mut self, patience: Duration) -> Result<Vec<(Option<u32>, List)>, LookupError> {
+        if let Some(mut disk) = self.idle.take() {
+            let (sender, receiver) = oneshot::channel();
+            let work = move || {
+                let lists = disk.look();
+                // An error means that nobody waits any more.
+                let _ = sender.send((disk, lists));
+            };
+            // No task of the event loop, which couldn't end before it.
+            let thread = std::thread::Builder::new().name("names".into());
+            thread.spawn(work).map_err(LookupError::Connect)?;
+            self.busy = Some(receiver);
+        }
+        let ended = || LookupError::Refused("its reader has ended".into());
+        let receiver = self.busy.as_mut().ok_or_else(ended)?;
+        let (disk, lists) =
+            timeout(patience, receiver).await.map_err(|_| LookupError::Timeout)?.map_err(|_| ended())?;
+        (self.idle, self.busy) = (Some(disk), None);
+        Ok(lists)
+    }
+}
+
+struct Reading {
+    before: HashMap<PathBuf, (Stamp, List)>,
+    now: HashMap<PathBuf, (Stamp, List)>,
+}
+
+impl Reading {
+    fn file(&mut self, path: PathBuf, limit: u64, parse: impl FnOnce(&[u8]) -> Option<List>) -> List {
+        let Some(stamp) = Stamp::of(&path) else { return List::new() };
+        let list = match self.before.remove(&path) {
+            Some((at, list)) if at == stamp => list,
+            // One that is being written is understood the next time.
+            before => files::read(&path, limit)
+                .ok()
+                .and_then(|json| parse(&json))
+                .or_else(|| before.map(|(_, list)| list))
+                .unwrap_or_default(),
+        };
+        self.now.insert(path, (stamp, list.clone()));
+        list
+    }
+
+    /// Of each driver for layers.
+    fn podman(&mut self, storage: &Path, limit: u64) -> List {
+        let mut list = List::new();
+        let is_drivers = |dir: &PathBuf| dir.to_string_lossy().ends_with("-containers");
+        for dir in subdirs(storage).into_iter().filter(is_drivers) {
+            for name in ["containers.json", "volatile-containers.json"] {
+                list.extend(self.file(dir.join(name), limit, podman));
+            }
+        }
+        list
+    }
+
+    fn docker(&mut self, root: &Path) -> List {
+        let mut list = List::new();
+        for dir in subdirs(&root.join("containers")).into_iter().take(FILES) {
+            list.extend(self.file(dir.join("config.v2.json"), LARGEST, docker));
+        }
+        list
+    }
+
+    fn bundles(&mut self) -> List {
+        let mut list = List::new();
+        let bundles = BUNDLES.iter().flat_map(|pattern| files::expand(pattern));
+        for dir in bundles.flat_map(|namespace| subdirs(&namespace)).take(FILES) {
+            let Some(id) = dir.file_name().and_then(|name| name.to_str()) else { continue };
+            list.extend(self.file(dir.join("config.json"), LARGEST, |json| bundle(id, json)));
+        }
+        list
+    }
+}
+
+/// Users and their homes, as `/etc/passwd` lists them.
+fn homes(passwd: &str) -> Vec<(u32, PathBuf)> {
+    let home = |line: &str| {
+        let mut fields = line.split(':').skip(2);
+        let user = fields.next()?.parse().ok()?;
+        let home = fields.nth(2).filter(|home| home.len() > 1)?;
+        (user >= FIRST_USER).then(|| (user, home.into()))
+    };
+    let mut homes: Vec<(u32, PathBuf)> = passwd.lines().filter_map(home).collect();
+    homes.dedup_by_key(|(user, _)| *user);
+    homes.truncate(USERS);
+    homes
+}
+
+/// The machine's storage, containers-storage.conf(5).
+fn storage() -> PathBuf {
+    let config = fs::read_to_string("/etc/containers/storage.conf").unwrap_or_default();
+    graph_root(&config).unwrap_or_else(|| "/var/lib/containers/storage".into())
+}
+
+fn graph_root(config: &str) -> Option<PathBuf> {
+    let table: toml::Table = config.parse().ok()?;
+    let root = table.get("storage")?.get("graphroot")?.as_str()?;
+    Path::new(root).is_absolute().then(|| root.into())
+}
+
+fn docker_root() -> PathBuf {
+    let config = fs::read("/etc/docker/daemon.json").unwrap_or_default();
+    data_root(&config).unwrap_or_else(|| "/var/lib/docker".into())
+}
+
+fn data_root(config: &[u8]) -> Option<PathBuf> {
+    let config: serde_json::Value = serde_json::from_slice(config).ok()?;
+    let root = config.get("data-root")?.as_str()?;
+    Path::new(root).is_absolute().then(|| root.into())
+}
+
+/// `containers.json`: containers with their names, and what podman or CRI-O said of them when they were made, as a text in JSON.
+fn podman(json: &[u8]) -> Option<List> {
+    #[derive(Deserialize)]
+    struct Row {
+        id: String,
+        #[serde(default)]
+        names: Option<Vec<String>>,
+        #[serde(default)]
+        metadata: Option<String>,
+    }
+    #[derive(Default, Deserialize)]
+    struct Metadata {
+        #[serde(rename = "image-name", default)]
+        image: String,
+        /// Only CRI-O's have one: these names are made up of others, which annotations tell.
+        #[serde(rename = "pod-name", default)]
+        pod: String,
+    }
+    let rows: Vec<Row> = serde_json::from_slice(json).ok()?;
+    let names = |row: Row| {
+        let metadata: Metadata =
+            row.metadata.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        let name = row.names.iter().flatten().next().filter(|_| metadata.pod.is_empty());
+        (row.id, Names::plain(name.map_or("", String::as_str), Some(&metadata.image)))
+    };
+    Some(rows.into_iter().map(names).collect())
+}
+
+/// `config.v2.json`.
+fn docker(json: &[u8]) -> Option<List> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Container {
+        #[serde(rename = "ID")]
+        id: String,
+        name: String,
+        config: Config,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Config {
+        image: String,
+        #[serde(default)]
+        labels: Option<HashMap<String, String>>,
+    }
+    let container: Container = serde_json::from_slice(json).ok()?;
+    let labels = container.config.labels.unwrap_or_default();
+    let by_labels = Names::from_annotations(|key| labels.get(key).map(String::as_str));
+    let names = by_labels.or(&Names::plain(&container.name, Some(&container.config.image)));
+    Some(List::from([(container.id, names)]))
+}
+
+fn bundle(id: &str, json: &[u8]) -> Option<List> {
+    let spec: Spec = serde_json::from_slice(json).ok()?;
+    Some(List::from([(id.to_owned(), spec.names())]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn podmans_storage() {
+        let json = br#"[
+            {"id":"a1","names":["web"],"image":"c0ffee","layer":"1","metadata":
+             "{\"image-name\":\"docker.io/library/alpine:latest\",\"name\":\"web\"}","created":"2026-11-23T16:01:53Z"},
+            {"id":"b2","names":["k8s_nginx_front-1_shop_UID_0"],"metadata":
+             "{\"pod-name\":\"k8s_front-1_shop\",\"image-name\":\"nginx:1\"}"},
+            {"id":"c3","names":["old"],"metadata":"garbage"},
+            {"id":"d4"}]"#;
+        let found = podman(json).unwrap();
+        assert_eq!(found["a1"], Names::plain("web", Some("docker.io/library/alpine:latest")));
+        assert_eq!(found["b2"], Names { image: Some("nginx:1".into()), ..Names::default() });
+        assert_eq!(found["c3"], Names::plain("old", None));
+        assert_eq!(found["d4"], Names::default());
+    }
+
+    #[test]
+    fn dockers_state() {
+        let json = br#"{"StreamConfig":{},"State":{"Running":true,"Pid":7},"ID":"a1","Name":"/web","Config":
+            {"Hostname":"x","Image":"nginx:1","Labels":{"a":"b"}},"Image":"sha256:77"}"#;
+        assert_eq!(docker(json).unwrap()["a1"], Names::plain("web", Some("nginx:1")));
+    }
+
+    #[test]
+    fn containerds_bundles() {
+        let json = br#"{"annotations":{"io.kubernetes.cri.container-name":"nginx",
+            "io.kubernetes.cri.sandbox-name":"front-1","io.kubernetes.cri.sandbox-namespace":"shop"}}"#;
+        assert_eq!(bundle("a1", json).unwrap()["a1"], Names::in_pod("shop", "front-1", "nginx", None));
+    }
+
+    #[test]
+    fn garbage_is_survived() {
+        for json in ["", "[", "{}", "7", "[{}]", "null", r#"{"ID":7}"#] {
+            let json = json.as_bytes();
+            assert_eq!((podman(json), docker(json)), (None, None));
+        }
+        assert_eq!(bundle("a", b"["), None);
+    }
+
+    #[test]
+    fn where_things_are() {
+        let passwd =
+            "root:x:0:0:root:/root:/bin/sh\nme:x:1000:1000::/home/me:/bin/sh\nnobody:x:65534:1::/:/x\nbad\n";
+        assert_eq!(homes(passwd), [(1000, PathBuf::from("/home/me"))]);
+        let config = "[storage]\ndriver = \"overlay\"\ngraphroot = \"/srv/containers\"\n";
+        assert_eq!(graph_root(config), Some("/srv/containers".into()));
+        assert_eq!((graph_root(""), graph_root("[storage]\ngraphroot='x'")), (None, None));
+        assert_eq!(data_root(br#"{"data-root":"/srv/docker"}"#), Some("/srv/docker".into()));
+        assert_eq!(data_root(b""), None);
+    }
+}
