@@ -9,7 +9,7 @@ use super::{
         AUDIT_CORRECTIONS, AUDIT_DURATION, AUDITS, BUILD_INFO, CRIU_INFO, EVENTS_LOST, FEEDER_INFO,
         HIDDEN_LOOK, HIDDEN_LOOK_DURATION, HIDDEN_LOOKS, LAST_AUDIT, MAP_CAPACITY, MAP_ENTRIES, PROBE_MISSES,
         PROGRAM_RUNS, PROGRAM_SECONDS, QUEUE_CAPACITY, QUEUE_ENTRIES, READY, RING_BYTES, RING_CAPACITY,
-        SCRAPE_DURATION, SERIES_LIMIT, TABLES,
+        RUNTIME_LOOKUPS, SCRAPE_DURATION, SERIES_LIMIT, TABLES,
     },
 };
 use crate::{
@@ -24,6 +24,9 @@ pub(super) fn add(families: &mut Families, snapshot: &Snapshot, scrape: &Scrape)
     audits(families, snapshot);
     looks(families, snapshot);
     fills(families, snapshot, scrape);
+    for (source, result, n) in &snapshot.runtime_lookups {
+        families.add(&RUNTIME_LOOKUPS, &[source, result], *n as f64);
+    }
     families.one(&SERIES_LIMIT, scrape.max_series as f64);
     families.one(&SCRAPE_DURATION, scrape.began.elapsed().as_secs_f64());
 }

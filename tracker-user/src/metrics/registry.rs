@@ -118,6 +118,8 @@ metrics! {
         "For how long a BPF program ran; only while the kernel counts that (--bpf-stats, or the sysctl kernel.bpf_stats_enabled).";
     PROGRAM_RUNS: Counter "fdtracker_program_runs_total" &["program"],
         "How often a BPF program ran; only while the kernel counts that (--bpf-stats, or the sysctl kernel.bpf_stats_enabled).";
+    RUNTIME_LOOKUPS: Counter "fdtracker_runtime_lookups_total" &["source", "result"],
+        "Questions to container runtimes for the names of containers, by where they were put and what came of them: ok, or why there was no answer. Without one a container goes by its id.";
     SCRAPE_DURATION: Gauge "fdtracker_scrape_duration_seconds" &[],
         "How long it took to collect what this answer shows.";
     CRIU_INFO: Gauge "fdtracker_criu_info" &["version", "source"],
