@@ -13,6 +13,7 @@ mod life_cycle;
 mod names;
 mod restart;
 mod stress;
+mod web;
 
 use std::{
     process::{Command, ExitCode, Stdio},
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         containers::trials(),
         names::trials(),
         exporter::trials(),
+        web::trials(),
         restart::trials(),
         stress::trials(),
         documents::trials(),

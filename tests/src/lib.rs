@@ -10,7 +10,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    os::unix::fs::MetadataExt as _,
+    os::unix::{fs::MetadataExt as _, net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
@@ -104,10 +104,17 @@ pub struct Agent {
 impl Agent {
     /// Starts an agent and waits until it is ready.
     pub fn start(arguments: &[&str]) -> Self {
+        let mut all = vec!["--web.listen-address", "127.0.0.1:0"];
+        all.extend(arguments);
+        Self::start_by(Command::new(fdtracker()), &all)
+    }
+
+    /// The same, by a command that becomes the agent; it listens where the arguments say.
+    pub fn start_by(mut command: Command, arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory for the socket");
         let socket = dir.path().join("agent.sock");
-        let mut child = Command::new(fdtracker())
-            .args(["agent", "--web.listen-address", "127.0.0.1:0", "--socket"])
+        let mut child = command
+            .args(["agent", "--socket"])
             .arg(&socket)
             .args(if arguments.contains(&"--feeder") { Vec::new() } else { feeder_arguments() })
             .args(arguments)
@@ -118,7 +125,7 @@ impl Agent {
         let log = BufReader::new(child.stderr.take().expect("its standard error"));
         let address = listening_address(log);
         let agent = Self { child, address, socket, _dir: dir };
-        eventually("the agent is ready", || match agent.get("/readyz") {
+        eventually("the agent is ready", || match agent.ask("/readyz") {
             (200, _) => Ok(()),
             (status, body) => Err(format!("{status} {body}")),
         });
@@ -137,13 +144,12 @@ impl Agent {
 
     /// Status and body of a request.
     pub fn request(&self, method: &str, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.address).expect("connect to the agent");
-        write!(stream, "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").expect("send");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("receive");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
-        (status, body.to_owned())
+        exchange(TcpStream::connect(self.address).expect("connect to the agent"), method, path)
+    }
+
+    /// Status and body of a GET over its unix socket.
+    pub fn ask(&self, path: &str) -> (u16, String) {
+        exchange(UnixStream::connect(&self.socket).expect("connect to the agent"), "GET", path)
     }
 
     /// What it exports.
@@ -199,6 +205,16 @@ impl Drop for Agent {
     }
 }
 
+/// Status and body of a request.
+fn exchange(mut stream: impl std::io::Read + std::io::Write, method: &str, path: &str) -> (u16, String) {
+    write!(stream, "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").expect("send");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("receive");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
+    (status, body.to_owned())
+}
+
 /// Reads the agent's log until it says where it listens, and goes on reading so that it never blocks.
 fn listening_address(mut log: BufReader<impl std::io::Read + Send + 'static>) -> SocketAddr {
     let mut seen = String::new();
@@ -207,8 +223,8 @@ fn listening_address(mut log: BufReader<impl std::io::Read + Send + 'static>) ->
         let read = log.read_line(&mut line).expect("read the agent's log");
         assert!(read > 0, "the agent ended:\n{seen}");
         seen.push_str(&line);
-        if let Some((_, rest)) = line.split_once("listening on http://") {
-            let address = rest.split('/').next().and_then(|a| a.parse().ok()).expect("an address in the log");
+        if let Some((_, rest)) = line.split_once("listening on http") {
+            let address = rest.split('/').nth(2).and_then(|a| a.parse().ok()).expect("an address in the log");
             std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::stderr()));
             return address;
         }

@@ -13,6 +13,7 @@ use tokio::{
     io::unix::AsyncFd,
     sync::{Notify, broadcast},
     task::JoinHandle,
+    time::timeout,
 };
 use tracing_log::LogTracer;
 use tracker_ebpf::Kind;
@@ -22,6 +23,7 @@ use crate::{
     error::chain,
     host,
     http::{BACKLOG, Line, Lines},
+    pulse::{Pulse, Pulses},
     report::Notice,
     runtime::{Container, Directory, Owner, Settings, follow_names},
     tracker::{Tracker, TrackerError},
@@ -54,6 +56,9 @@ const LONGEST_REST: Duration = Duration::from_secs(1);
 /// No look takes as long, unless it waits for something that doesn't answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often the reader of events shows that it is there while nothing happens.
+const QUIET: Duration = Duration::from_secs(10);
+
 /// How often counts are read anew where there are no probes.
 const POLL: Duration = Duration::from_secs(5);
 
@@ -66,6 +71,8 @@ pub struct Engine {
     pub tracker: Arc<Tracker>,
     /// What it sees.
     pub lines: Lines,
+    /// Whether its tasks are at work.
+    pub pulses: Arc<Pulses>,
     doubt: Arc<Notify>,
     moved: Arc<Moved>,
     tasks: Vec<JoinHandle<()>>,
@@ -87,6 +94,7 @@ impl Engine {
         let tracker = Arc::new(tracker);
         let (lines, _) = broadcast::channel(BACKLOG);
         let (doubt, moved) = (Arc::new(Notify::new()), Arc::new(Moved::default()));
+        let pulses = Arc::new(Pulses::default());
         let reader = Reader {
             tracker: Arc::clone(&tracker),
             lines: lines.clone(),
@@ -94,13 +102,13 @@ impl Engine {
             moved: Arc::clone(&moved),
         };
         let mut tasks = vec![
-            tokio::spawn(reader.run(register(rings.events)?)),
+            tokio::spawn(reader.run(register(rings.events)?, pulses.begin("reader"))),
             tokio::spawn(follow_names(directory, runtimes)),
         ];
         if let Some(log) = rings.log {
             tasks.push(tokio::spawn(forward_log(register(log)?)));
         }
-        Ok(Self { tracker, lines, doubt, moved, tasks })
+        Ok(Self { tracker, lines, pulses, doubt, moved, tasks })
     }
 
     /// Counts what is open already. From then on counts are exact, and live if there is a feeder.
@@ -118,17 +126,21 @@ impl Engine {
             tracing::warn!("no probes: counts are those of the last audit, at most {POLL:?} old");
             audit_every.min(POLL)
         };
+        let begin = |name| self.pulses.begin(name);
         let (tracker, doubt) = (Arc::clone(&self.tracker), Arc::clone(&self.doubt));
-        self.tasks.push(tokio::spawn(audit_forever(tracker, doubt, every)));
-        self.tasks.push(tokio::spawn(look_forever(Arc::clone(&self.tracker), every, looked)));
+        self.tasks.push(tokio::spawn(audit_forever(tracker, doubt, every, begin("auditor"))));
+        let tracker = Arc::clone(&self.tracker);
+        self.tasks.push(tokio::spawn(look_forever(tracker, every, looked, begin("looker"))));
         let judging = Judging {
             tracker: Arc::clone(&self.tracker),
             moved: Arc::clone(&self.moved),
             lines: self.lines.clone(),
             stuck: HashMap::new(),
+            pulse: begin("judge"),
         };
         self.tasks.push(tokio::spawn(judging.run(judge_every)));
-        self.tasks.push(tokio::spawn(watch_losses(Arc::clone(&self.tracker), Arc::clone(&self.doubt))));
+        let (tracker, doubt) = (Arc::clone(&self.tracker), Arc::clone(&self.doubt));
+        self.tasks.push(tokio::spawn(watch_losses(tracker, doubt, begin("watcher"))));
         Ok(())
     }
 }
@@ -171,15 +183,17 @@ async fn blocking<T: Send + 'static>(
     })
 }
 
-async fn audit_forever(tracker: Arc<Tracker>, doubt: Arc<Notify>, every: Duration) {
+async fn audit_forever(tracker: Arc<Tracker>, doubt: Arc<Notify>, every: Duration, pulse: Pulse) {
     let mut wait = every;
     let mut last = Duration::ZERO;
     loop {
+        pulse.within(wait);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = doubt.notified() => tokio::time::sleep((last * COALESCE_FACTOR).clamp(COALESCE, AFTER_CORRECTION)).await,
         }
         wait = every;
+        pulse.within(Duration::ZERO);
         match blocking(&tracker, Tracker::audit).await {
             Ok(audit) => {
                 tracing::debug!(?audit, "audited");
@@ -194,18 +208,22 @@ async fn audit_forever(tracker: Arc<Tracker>, doubt: Arc<Notify>, every: Duratio
 }
 
 /// Looks for files that no slot holds, on a clock of its own: it takes longer than an audit, and no probe asks for it.
-async fn look_forever(tracker: Arc<Tracker>, every: Duration, mut last: Duration) {
+async fn look_forever(tracker: Arc<Tracker>, every: Duration, mut last: Duration, pulse: Pulse) {
     loop {
-        tokio::time::sleep(every.max(last * LOOK_FACTOR)).await;
+        let rest = every.max(last * LOOK_FACTOR);
+        pulse.within(rest);
+        tokio::time::sleep(rest).await;
+        pulse.within(Duration::ZERO);
         // An error is a panic, which is logged.
         last = blocking(&tracker, |tracker| Ok(tracker.look_for_hidden())).await.unwrap_or_default();
     }
 }
 
 /// Asks for an audit when something was lost: whatever it was, the kernel's own list of files tells.
-async fn watch_losses(tracker: Arc<Tracker>, doubt: Arc<Notify>) {
+async fn watch_losses(tracker: Arc<Tracker>, doubt: Arc<Notify>, pulse: Pulse) {
     let mut known = 0;
     loop {
+        pulse.within(WATCH);
         // Nothing is told while an audit has the kernel side.
         if let Some(losses) = tracker.losses()
             && losses != std::mem::replace(&mut known, losses)
@@ -256,6 +274,7 @@ struct Judging {
     lines: Lines,
     /// Looks that don't come to an end, by the container's cgroup: a file system that doesn't answer.
     stuck: HashMap<String, JoinHandle<Option<Notice>>>,
+    pulse: Pulse,
 }
 
 impl Judging {
@@ -263,6 +282,8 @@ impl Judging {
         let (mut rest, mut started) = (VecDeque::new(), None::<Instant>);
         let mut by_turns = false;
         loop {
+            // A look takes no longer than this, and no rest does but the last.
+            self.pulse.within(PATIENCE);
             if rest.is_empty() && started.is_none_or(|at| at.elapsed() >= every) {
                 started = Some(Instant::now());
                 rest.extend(self.containers().await);
@@ -275,10 +296,13 @@ impl Judging {
             };
             match next {
                 Some(container) => self.look(container).await,
-                None => tokio::select! {
+                None => {
+                    self.pulse.within(every);
+                    tokio::select! {
                     () = tokio::time::sleep(started.map_or(every, |at| every.saturating_sub(at.elapsed()))) => {}
                     () = self.moved.some.notified() => tokio::time::sleep(SETTLE).await,
-                },
+                    }
+                }
             }
         }
     }
@@ -296,7 +320,7 @@ impl Judging {
         let start = Instant::now();
         let (tracker, of) = (Arc::clone(&self.tracker), Arc::clone(&container));
         let mut look = tokio::task::spawn_blocking(move || tracker.assess(&of));
-        match tokio::time::timeout(PATIENCE, &mut look).await {
+        match timeout(PATIENCE, &mut look).await {
             Ok(Ok(Some(notice))) => {
                 // An error means that nobody follows.
                 let _ = self.lines.send(Line::new(notice));
@@ -324,12 +348,15 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(self, mut ring: AsyncFd<RingBuf<MapData>>) {
+    async fn run(self, mut ring: AsyncFd<RingBuf<MapData>>, pulse: Pulse) {
         let mut lost = Lost { known: 0, checked: Instant::now() };
         loop {
-            let mut guard = match ring.readable_mut().await {
-                Ok(guard) => guard,
-                Err(error) => {
+            pulse.within(QUIET);
+            let mut guard = match timeout(QUIET, ring.readable_mut()).await {
+                // Nothing happens.
+                Err(_) => continue,
+                Ok(Ok(guard)) => guard,
+                Ok(Err(error)) => {
                     tracing::error!(%error, "wait for the ring; events are not shown any more");
                     return;
                 }

@@ -191,6 +191,20 @@ pub fn fd_link(pid: u32, fd: u32) -> Option<String> {
     Some(link.to_string_lossy().into_owned())
 }
 
+/// Whether `/proc` doesn't show everybody all processes.
+#[must_use]
+pub fn hides_processes() -> bool {
+    fs::read_to_string("/proc/self/mounts").is_ok_and(|mounts| is_hidepid(&mounts))
+}
+
+fn is_hidepid(mounts: &str) -> bool {
+    let of_proc = |line: &&str| line.split(' ').nth(1) == Some("/proc");
+    // What is mounted last is what is seen.
+    let options = mounts.lines().rfind(of_proc).and_then(|line| line.split(' ').nth(3));
+    let hidepid = options.and_then(|options| options.split(',').find_map(|o| o.strip_prefix("hidepid=")));
+    hidepid.is_some_and(|value| !matches!(value, "0" | "off"))
+}
+
 /// Which process listens on a TCP port, as `pid 123 (name)`, as far as this user may see it.
 #[must_use]
 pub fn listener_of(port: u16) -> Option<String> {
@@ -226,6 +240,13 @@ fn listening_inode(table: &str, port: u16) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hidepid() {
+        assert!(!is_hidepid("proc /proc proc rw,relatime 0 0\nproc /x/proc proc rw,hidepid=2 0 0"));
+        assert!(is_hidepid("proc /proc proc rw 0 0\nproc /proc proc rw,nosuid,hidepid=invisible 0 0"));
+        assert!(!is_hidepid("proc /proc proc rw,hidepid=off 0 0\n"));
+    }
 
     #[test]
     fn kernel_releases() {

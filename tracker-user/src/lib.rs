@@ -17,7 +17,7 @@
 //! - [`target`]: which process tree a user means; [`freeze`]: so that it keeps still; [`criu`]: the CRIU to judge for.
 //! - [`standing`]: how each container stands, and since when. Pure.
 //! - [`tracker`]: puts these together: the one owner of the agent's state.
-//! - [`agent`]: its tasks: events, audits; [`privileges`]: what it gives up once it is attached.
+//! - [`agent`]: its tasks: events, audits; [`pulse`]: whether they are at work; [`privileges`]: what the agent gives up once it is attached.
 //! - [`report`]: what users are shown, as plain data.
 //! - [`metrics`], [`http`], [`cli`]: how they are shown it; [`error`]: and what went wrong.
 
@@ -33,6 +33,7 @@ pub mod inspect;
 pub mod inventory;
 pub mod metrics;
 pub mod privileges;
+pub mod pulse;
 pub mod report;
 pub mod runtime;
 pub mod standing;

@@ -3,10 +3,12 @@
 //! Field names are stable.
 
 mod check;
+mod container;
 
 use std::time::SystemTime;
 
 pub use check::{BlockerRow, Check, StepRow, SubtreeRow};
+pub use container::ContainerReport;
 use serde::{Deserialize, Serialize};
 use tracker_ebpf::Kind;
 
@@ -108,9 +110,14 @@ impl Listing {
         containers.extend(inventory.containers.iter().map(|(container, entry)| {
             ContainerRow::new(&Owner::Container(container.clone()), entry, judge, processes)
         }));
+        Self { criu: Criu::new(judge), containers }
+    }
+}
+
+impl Criu {
+    fn new(judge: &Judge) -> Self {
         let profile = judge.profile();
-        let criu = Criu { version: profile.version.to_string(), source: profile.source.to_string() };
-        Self { criu, containers }
+        Self { version: profile.version.to_string(), source: profile.source.to_string() }
     }
 }
 
@@ -334,6 +341,19 @@ impl Notice {
         self.counts = rows(counts, judge);
     }
 
+    /// Whether it names a file by its path.
+    #[must_use]
+    pub fn has_paths(&self) -> bool {
+        self.link.iter().chain(&self.message).any(|text| names_path(text))
+    }
+
+    /// Leaves out what names a file by its path.
+    pub fn hide_paths(&mut self) {
+        for text in [&mut self.link, &mut self.message] {
+            text.take_if(|text| names_path(text));
+        }
+    }
+
     /// Whether this is about a kind. What was lost is about every kind.
     #[must_use]
     pub fn is_about(&self, kind: &str) -> bool {
@@ -341,6 +361,12 @@ impl Notice {
             || self.kind.as_deref() == Some(kind)
             || self.counts.iter().any(|count| count.kind == kind)
     }
+}
+
+/// Whether a text has an absolute path in it: a slash that doesn't follow a word, as in `sid/pgrp`.
+fn names_path(text: &str) -> bool {
+    let before = |at: usize| text.get(..at).and_then(|before| before.chars().next_back());
+    text.match_indices('/').any(|(at, _)| !before(at).is_some_and(char::is_alphanumeric))
 }
 
 /// RFC 3339 with microseconds.
@@ -394,6 +420,16 @@ mod tests {
     #[test]
     fn a_loss_is_about_everything() {
         assert!(Notice::lost(3).is_about("pidfd"));
+    }
+
+    #[test]
+    fn paths_are_told_from_other_slashes() {
+        for path in ["/a", "Can't dump ghost file /tmp/a of 1 size", "path=/a b", "(unknown /dev/x)"] {
+            assert!(names_path(path), "{path}");
+        }
+        for other in ["", "sid/pgrp 1, no peer", "err -1/10", "anon_inode:[pidfd]"] {
+            assert!(!names_path(other), "{other}");
+        }
     }
 
     #[test]

@@ -220,8 +220,7 @@ impl Target {
     }
 
     fn choose(&self, containers: &[Arc<Container>]) -> Result<Arc<Container>, TargetError> {
-        let all: Vec<String> = containers.iter().map(|container| container.name.clone()).collect();
-        let mut found: Vec<_> = match self {
+        let found: Vec<_> = match self {
             Self::Pod { namespace, name, container } => {
                 let uids = pod_uids(namespace, name);
                 let of_pod = |c: &&Arc<Container>| match &c.pod {
@@ -238,21 +237,39 @@ impl Target {
                 };
                 of_pod.into_iter().filter(is_meant).collect()
             }
-            Self::Container(wanted) => {
-                let named: Vec<_> =
-                    containers.iter().filter(|c| c.name == *wanted || c.id == *wanted).cloned().collect();
-                let by_id = || containers.iter().filter(|c| c.id.starts_with(wanted)).cloned().collect();
-                if named.is_empty() { by_id() } else { named }
-            }
+            Self::Container(wanted) => return by_name(containers, wanted),
             Self::Pid(_) | Self::Cgroup(_) => Vec::new(),
         };
-        match (found.pop(), found.len()) {
-            (Some(only), 0) => Ok(only),
-            (None, _) => Err(TargetError::NoContainer { name: self.to_string(), known: all }),
-            (Some(last), _) => {
-                let candidates = found.iter().chain([&last]).map(|c| short(&c.id)).collect();
-                Err(TargetError::Ambiguous { name: self.to_string(), candidates })
-            }
+        only(found, &self.to_string(), containers)
+    }
+}
+
+/// The container of this name, or of an id that begins so.
+///
+/// # Errors
+/// When there is none, or several; the message says which there are.
+pub fn by_name(containers: &[Arc<Container>], wanted: &str) -> Result<Arc<Container>, TargetError> {
+    let those =
+        |is: &dyn Fn(&Container) -> bool| containers.iter().filter(|c| is(c)).cloned().collect::<Vec<_>>();
+    let named = those(&|c| c.name == wanted || c.id == wanted);
+    let found = if named.is_empty() { those(&|c| c.id.starts_with(wanted)) } else { named };
+    only(found, wanted, containers)
+}
+
+fn only(
+    mut found: Vec<Arc<Container>>,
+    wanted: &str,
+    all: &[Arc<Container>],
+) -> Result<Arc<Container>, TargetError> {
+    match (found.pop(), found.len()) {
+        (Some(only), 0) => Ok(only),
+        (None, _) => {
+            let known = all.iter().map(|container| container.name.clone()).collect();
+            Err(TargetError::NoContainer { name: wanted.to_owned(), known })
+        }
+        (Some(last), _) => {
+            let candidates = found.iter().chain([&last]).map(|c| short(&c.id)).collect();
+            Err(TargetError::Ambiguous { name: wanted.to_owned(), candidates })
         }
     }
 }

@@ -23,10 +23,10 @@ use crate::{
     error::chain,
     inspect::{self, InspectError},
     inventory::{Detail, Hidden, Inventory, Ledger},
-    report::{Listing, Notice},
+    report::{self, ContainerReport, Listing, Notice},
     runtime::{Container, Directory, Hierarchy, HierarchyError, LookupCounts, Owner, Resolver},
     standing::Standings,
-    target::{Found as TreeFound, TargetError},
+    target::{self, Found as TreeFound, TargetError},
     verdict::{Assessment, Judge, Verdict},
 };
 
@@ -403,6 +403,25 @@ impl Tracker {
     /// When the maps can't be read.
     pub fn listing(&self, processes: bool) -> Result<Listing, TrackerError> {
         Ok(Listing::new(&self.inventory()?, &self.judge, processes))
+    }
+
+    /// What stands in the way of one container, or what the host holds.
+    ///
+    /// # Errors
+    /// When the maps can't be read; and within, when there is no such container, or several.
+    pub fn report(&self, name: &str) -> Result<Result<ContainerReport, TargetError>, TrackerError> {
+        let inventory = self.inventory()?;
+        let of = |owner: &Owner, entry| ContainerReport::new(owner, entry, &self.judge);
+        if name == report::HOST {
+            return Ok(Ok(of(&Owner::Host, &inventory.host)));
+        }
+        let containers: Vec<_> = inventory.containers.iter().map(|(c, _)| Arc::clone(c)).collect();
+        let found = target::by_name(&containers, name).and_then(|found| {
+            let entry = inventory.containers.iter().find(|(container, _)| Arc::ptr_eq(container, &found));
+            let (_, entry) = entry.ok_or_else(|| TargetError::Empty(found.cgroup.clone()))?;
+            Ok(of(&Owner::Container(Arc::clone(&found)), entry))
+        });
+        Ok(found)
     }
 
     /// Everything that is exported.

@@ -25,6 +25,9 @@ pub(crate) struct Args {
 
 /// What the tests start, and the package that has it.
 const PROGRAMS: &[(&str, Package)] = &[
+    ("curl", Package::Install("curl")),
+    ("ip", Package::Install("iproute2")),
+    ("openssl", Package::Install("openssl")),
     ("runc", Package::Install("runc")),
     ("promtool", Package::Extract { package: "prometheus", programs: &["promtool"] }),
 ];

@@ -16,21 +16,21 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
     // Kept until the agent ends.
     let _stats = args.bpf_stats.then(bpf::count_runs).transpose()?;
     // First, because a taken port or another agent is told at once.
-    let listeners = Listeners::bind(&args.listen, &args.socket.socket).await?;
-    for address in listeners.addresses() {
-        tracing::info!("listening on http://{address}/metrics");
+    let listeners = Listeners::bind(args.web.options(), &args.socket.socket).await?;
+    for url in listeners.urls().await {
+        tracing::info!("listening on {url}");
     }
     tracing::info!("verdicts are about {}", judge.profile());
     let mut engine =
         Engine::start(judge, args.engine.sizes(), args.engine.choice(), args.engine.runtimes.settings())?;
     // Before any other thread is started.
     privileges::keep(&args.keep)?;
-    let service = Service {
+    let socket = listeners.serve(Service {
         tracker: engine.tracker.clone(),
         lines: engine.lines.clone(),
-        max_series: args.max_series.into(),
-    };
-    let socket = listeners.serve(&service);
+        pulses: engine.pulses.clone(),
+        max_series: args.web.max_series,
+    });
     let work = async {
         engine.adopt(args.engine.audit_interval, args.engine.judge_interval).await?;
         if args.live {

@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use caps::Capability;
 use clap::{
@@ -14,13 +14,12 @@ use crate::{
     bpf::{Choice, SELF_TEST, Sizes},
     criu,
     freeze::COMMAND as THAW,
-    metrics::{LEAST_SERIES, MAX_SERIES},
     privileges,
     target::Target,
     verdict::Judge,
 };
 
-use super::{judging::Judging, runtimes::Runtimes};
+use super::{judging::Judging, runtimes::Runtimes, web::Web};
 
 /// Live, exact counts of the file descriptors that stop a CRIU checkpoint, for every container.
 #[derive(Debug, Parser)]
@@ -92,20 +91,8 @@ impl Command {
     }
 }
 
-/// The port isn't one that Prometheus' list of exporters gives to another.
-const DEFAULT_LISTEN: &str = "127.0.0.1:10460";
-
 #[derive(Debug, Args)]
 pub(super) struct Agent {
-    /// Address for /metrics and /readyz; can be given several times
-    #[arg(long = "web.listen-address", value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN)]
-    pub(super) listen: Vec<SocketAddr>,
-
-    /// How many series /metrics has at the most; containers beyond are summed up as container="other", those that can be
-    /// dumped first
-    #[arg(long = "web.max-series", value_name = "SERIES", default_value_t = MAX_SERIES, value_parser = series())]
-    pub(super) max_series: u16,
-
     /// Have the kernel count how often and for how long BPF programs run, for fdtracker_program_*; costs each run some tens
     /// of nanoseconds, and needs CAP_SYS_ADMIN
     #[arg(long)]
@@ -124,6 +111,9 @@ pub(super) struct Agent {
 
     #[command(flatten)]
     pub(super) engine: Engine,
+
+    #[command(flatten)]
+    pub(super) web: Web,
 }
 
 #[derive(Debug, Args)]
@@ -306,10 +296,6 @@ fn capability(name: &str) -> Result<Capability, String> {
     })
 }
 
-fn series() -> RangedI64ValueParser<u16> {
-    RangedI64ValueParser::new().range(i64::from(LEAST_SERIES)..=u16::MAX.into())
-}
-
 fn size(least: i64) -> RangedI64ValueParser<u32> {
     RangedI64ValueParser::new().range(least..=1 << 24)
 }
@@ -397,7 +383,9 @@ mod tests {
         let cli =
             parse("fdtracker agent --web.listen-address 127.0.0.1:1 --web.listen-address [::1]:2").unwrap();
         let Command::Agent(agent) = cli.command else { panic!() };
-        assert_eq!(agent.listen.len(), 2);
+        assert_eq!(agent.web.listen.len(), 2);
+        assert!(parse("fdtracker agent --web.systemd-socket").is_ok());
+        assert!(parse("fdtracker agent --web.systemd-socket --web.listen-address :1").is_err());
         let cli = parse("fdtracker tail --kind pidfd --kind io_uring").unwrap();
         let Command::Tail(tail) = cli.command else { panic!() };
         assert_eq!(tail.kind, [Kind::Pidfd, Kind::IoUring]);

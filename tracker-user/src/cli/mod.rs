@@ -14,6 +14,7 @@ mod output;
 mod rules;
 mod runtimes;
 mod tail;
+mod web;
 
 use std::{io, process::ExitCode};
 

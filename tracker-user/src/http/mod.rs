@@ -1,16 +1,34 @@
-//! What the agent answers: `/metrics` and `/readyz` over TCP; over its unix socket also `/v1`, which tells process names.
+//! What the agent answers, over TCP and over its unix socket: [docs/http-api.md](../../../docs/http-api.md) has it for users.
 //!
 //! | path | answer |
 //! |---|---|
 //! | `/` | a page with links |
-//! | `/metrics` | Prometheus' text format |
-//! | `/livez` | 200 while the agent runs |
-//! | `/readyz` | 200 once what was open before the start is counted; 503 until then |
+//! | `/metrics`, or `--web.telemetry-path` | Prometheus' text format |
+//! | `/livez` | 200 while the agent's tasks are at work; else 503 and which aren't |
+//! | `/readyz` | 200 once what was open before the start is counted; else 503 and what is missing |
 //! | `/v1/containers[?processes=true]` | [`Listing`](crate::report::Listing) |
+//! | `/v1/containers/NAME` | [`ContainerReport`](crate::report::ContainerReport), by name, id, or the beginning of its id |
 //! | `/v1/events[?container=ID][&kind=KIND…]` | a [`Notice`](crate::report::Notice) per line, as they come |
+//!
+//! From a connection to an answer: `listen` (addresses, sockets) → `connection` (TLS, time limits) → `routes` (limits, passwords, paths) →
+//! `answer`. `access` says who is told of processes; `web_config` what `--web.config.file` says, with `tls` and `auth`, and `protection` keeps
+//! that current. `events` are streams; `client` is the other commands' side.
 
+mod access;
+mod answer;
+mod auth;
 mod client;
-mod server;
+mod connection;
+mod events;
+mod listen;
+mod protection;
+mod routes;
+mod tls;
+mod web_config;
 
 pub use client::{Client, ClientError, Events};
-pub use server::{BACKLOG, Filter, Line, Lines, Listeners, ServeError, Service, SocketGuard};
+pub use events::{BACKLOG, Filter, Line, Lines};
+pub use listen::{Listeners, Options, ServeError, SocketGuard};
+pub use protection::Protection;
+pub use routes::Service;
+pub use web_config::{WebConfig, WebConfigError};

@@ -110,6 +110,11 @@ pub enum Detail {
     Known(Arc<Assessment>),
 }
 
+fn is_as_when_looked_at(inside: &Counts, assessment: &Assessment) -> bool {
+    let mut slots = Kind::ALL.iter().filter(|kind| !kind.is_hidden());
+    slots.all(|kind| assessment.of_kind(*kind, inside.get(*kind)).is_some())
+}
+
 impl Entry {
     fn charge(&mut self, table: &Table) {
         self.counts.add(&table.n);
@@ -142,12 +147,16 @@ impl Entry {
                 if by_kind(&mut inside.judged(judge)) == Verdict::Blocked {
                     return Verdict::Blocked;
                 }
-                let slots = Kind::ALL.iter().filter(|kind| !kind.is_hidden());
-                let mut known = slots.map(|kind| assessment.of_kind(*kind, inside.get(*kind)));
-                let is_current = known.all(|files| files.is_some());
+                let is_current = is_as_when_looked_at(&inside, assessment);
                 assessment.verdict.filter(|_| is_current).unwrap_or(Verdict::Unknown)
             }
         }
+    }
+
+    /// Whether there are as many files of each kind as when it was looked at.
+    #[must_use]
+    pub fn is_as_when_looked_at(&self, assessment: &Assessment) -> bool {
+        is_as_when_looked_at(&self.inside(assessment), assessment)
     }
 
     /// Files per kind, by what CRIU would make of them.

@@ -18,10 +18,10 @@ use prometheus::{core::Collector as _, process_collector::ProcessCollector};
 use crate::tracker::Snapshot;
 
 /// How many series an answer has at the most, if nothing else is said.
-pub const MAX_SERIES: u16 = 2_000;
+pub const MAX_SERIES: usize = 2_000;
 
 /// Fewer series than this can be too few for what is told of the agent itself.
-pub const LEAST_SERIES: u16 = 500;
+pub const LEAST_SERIES: usize = 500;
 
 /// What an answer depends on besides the snapshot.
 #[derive(Clone, Copy, Debug)]
@@ -107,8 +107,8 @@ mod tests {
         }
     }
 
-    fn render_with(containers: Vec<(Container, Entry)>, max_series: u16) -> String {
-        let scrape = Scrape { began: Instant::now(), max_series: max_series.into(), events: (0, 8) };
+    fn render_with(containers: Vec<(Container, Entry)>, max_series: usize) -> String {
+        let scrape = Scrape { began: Instant::now(), max_series, events: (0, 8) };
         String::from_utf8(render(&snapshot(containers), &scrape).unwrap()).unwrap()
     }
 
@@ -187,7 +187,7 @@ mod tests {
             let all = many(fine, "fine", Kind::Eventfd).chain(many(blocked, "blocked", Kind::Pidfd));
             let text = render_with(all.collect(), LEAST_SERIES);
             let series = series(&text);
-            assert!(series.len() <= LEAST_SERIES.into(), "{} series of {fine} and {blocked}", series.len());
+            assert!(series.len() <= LEAST_SERIES, "{} series of {fine} and {blocked}", series.len());
             // Nothing goes without being told, and what goes is in the sum.
             let sum: f64 =
                 series.iter().filter(|(k, _)| k.starts_with("fdtracker_open_fds")).map(|(_, v)| v).sum();

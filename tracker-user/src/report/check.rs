@@ -134,7 +134,7 @@ impl Criu {
 }
 
 impl BlockerRow {
-    fn new(blocker: &Blocker) -> Self {
+    pub(super) fn new(blocker: &Blocker) -> Self {
         let Blocker { pid, comm, fd, kind, link, judgement } = blocker;
         Self {
             pid: *pid,

@@ -1,0 +1,98 @@
+//! Flags of what is answered over TCP, named as those of Prometheus' exporters.
+
+use std::{
+    net::{AddrParseError, SocketAddr},
+    path::PathBuf,
+};
+
+use clap::{Args, builder::RangedU64ValueParser};
+
+use crate::{
+    http::Options,
+    metrics::{LEAST_SERIES, MAX_SERIES},
+};
+
+/// The port isn't one that Prometheus' list of exporters gives to another.
+const DEFAULT_LISTEN: &str = "127.0.0.1:10460";
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What is answered over TCP")]
+pub(super) struct Web {
+    /// Address for /metrics, /readyz and /v1; can be given several times. :PORT is all addresses
+    #[arg(long = "web.listen-address", value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN, value_parser = address)]
+    pub(super) listen: Vec<SocketAddr>,
+
+    /// Listen on the sockets that systemd has opened instead (a .socket unit)
+    #[arg(long = "web.systemd-socket", conflicts_with = "listen")]
+    pub(super) systemd_socket: bool,
+
+    /// Path of the metrics
+    #[arg(long = "web.telemetry-path", value_name = "PATH", default_value = "/metrics", value_parser = telemetry_path)]
+    pub(super) telemetry_path: String,
+
+    /// Requests that are answered at a time; further ones are answered 503. /livez and /readyz always are
+    #[arg(long = "web.max-requests", value_name = "N", default_value_t = 40, value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000))]
+    pub(super) max_requests: usize,
+
+    /// How many series /metrics has at the most; containers beyond are summed up as container="other", those that can be
+    /// dumped first
+    #[arg(long = "web.max-series", value_name = "SERIES", default_value_t = MAX_SERIES, value_parser = RangedU64ValueParser::<usize>::new().range(LEAST_SERIES as u64..=1_000_000))]
+    pub(super) max_series: usize,
+
+    /// TLS, client certificates, passwords and headers, in the format of Prometheus' exporters; read again when it changes
+    #[arg(long = "web.config.file", value_name = "FILE")]
+    pub(super) config_file: Option<PathBuf>,
+
+    /// Answer /v1, which tells of processes, to everybody who gets through, and not only to loopback addresses and to whoever has shown a
+    /// password or a certificate
+    #[arg(long = "web.serve-processes")]
+    pub(super) serve_processes: bool,
+}
+
+impl Web {
+    pub(super) fn options(&self) -> Options {
+        Options {
+            addresses: self.listen.clone(),
+            systemd_socket: self.systemd_socket,
+            telemetry_path: self.telemetry_path.clone(),
+            max_requests: self.max_requests,
+            config_file: self.config_file.clone(),
+            serve_processes: self.serve_processes,
+        }
+    }
+}
+
+/// `:PORT` is how exporters say all addresses.
+fn address(text: &str) -> Result<SocketAddr, AddrParseError> {
+    if text.starts_with(':') { format!("[::]{text}").parse() } else { text.parse() }
+}
+
+fn telemetry_path(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/-_.~".contains(c);
+    if !text.starts_with('/') || !text.chars().all(plain) {
+        return Err("not a path such as /metrics: a slash, then letters, digits, and any of /-_.~".into());
+    }
+    let taken = matches!(text, "/livez" | "/readyz" | "/v1") || text.starts_with("/v1/");
+    if taken { Err("something else is answered there".into()) } else { Ok(text.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        assert_eq!(address(":9100").unwrap(), "[::]:9100".parse().unwrap());
+        assert_eq!(address("127.0.0.1:1").unwrap().port(), 1);
+        assert!(address("9100").is_err());
+    }
+
+    #[test]
+    fn paths() {
+        assert_eq!(telemetry_path("/a/metrics").as_deref(), Ok("/a/metrics"));
+        assert!(telemetry_path("/").is_ok());
+        for bad in ["", "metrics", "/a?b", "/a b", "/<b>", "/livez", "/v1/containers", "/readyz"] {
+            assert!(telemetry_path(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Basic authentication: names, and passwords as bcrypt's hashes.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    hash::{BuildHasher as _, RandomState},
+    str::FromStr as _,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bcrypt::HashParts;
+use tokio::sync::Semaphore;
+
+/// Passwords that were found right are remembered, this many: more than anybody has users.
+const REMEMBERED: usize = 256;
+
+/// Who may ask.
+pub(super) struct Users {
+    hashes: BTreeMap<String, String>,
+    /// The hash that takes longest. Who isn't a user waits for it too: else the time would tell who is.
+    slowest: String,
+    remembered: Mutex<HashSet<Proof>>,
+    keys: (RandomState, RandomState),
+    /// A hash takes some 70 ms of a CPU: one at a time, so that who guesses passwords takes no more than one.
+    turn: Semaphore,
+}
+
+/// Two keyed hashes of a name and its password: 128 bits that tell nobody the password.
+type Proof = (u64, u64);
+
+impl Users {
+    /// These names and hashes; there must be one.
+    ///
+    /// # Errors
+    /// Says which user's hash isn't one.
+    pub(super) fn new(hashes: BTreeMap<String, String>) -> Result<Self, String> {
+        let mut slowest = (0, String::new());
+        for (name, hash) in &hashes {
+            let cost = HashParts::from_str(hash).map(|parts| parts.get_cost());
+            let cost = cost.map_err(|error| {
+                format!("{name}: not a hash of bcrypt ({error}): htpasswd -nBC 10 {name} makes one")
+            })?;
+            if cost > slowest.0 {
+                slowest = (cost, hash.clone());
+            }
+        }
+        Ok(Self {
+            hashes,
+            slowest: slowest.1,
+            remembered: Mutex::default(),
+            keys: Default::default(),
+            turn: Semaphore::new(1),
+        })
+    }
+
+    /// Whether this `Authorization` is a user's.
+    pub(super) async fn admit(self: &Arc<Self>, authorization: Option<&[u8]>) -> bool {
+        let Some((name, password)) = authorization.and_then(credentials) else { return false };
+        let proof = (self.keys.0.hash_one((&name, &password)), self.keys.1.hash_one((&name, &password)));
+        if self.remembered().contains(&proof) {
+            return true;
+        }
+        let Ok(_turn) = self.turn.acquire().await else { return false };
+        let users = Arc::clone(self);
+        let verified = tokio::task::spawn_blocking(move || users.verify(&name, &password)).await;
+        // An error is a panic, which is logged.
+        let admitted = verified.unwrap_or(false);
+        if admitted {
+            let mut remembered = self.remembered();
+            if remembered.len() >= REMEMBERED {
+                remembered.clear();
+            }
+            remembered.insert(proof);
+        }
+        admitted
+    }
+
+    /// Takes as long for anybody.
+    fn verify(&self, name: &str, password: &[u8]) -> bool {
+        let hash = self.hashes.get(name);
+        let right = bcrypt::verify(password, hash.unwrap_or(&self.slowest)).unwrap_or(false);
+        right && hash.is_some()
+    }
+
+    fn remembered(&self) -> std::sync::MutexGuard<'_, HashSet<Proof>> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Name and password of `Basic BASE64`.
+fn credentials(authorization: &[u8]) -> Option<(String, Vec<u8>)> {
+    let (scheme, encoded) = authorization.split_at_checked(6)?;
+    if !scheme.eq_ignore_ascii_case(b"basic ") {
+        return None;
+    }
+    let mut name = BASE64_STANDARD.decode(encoded.trim_ascii()).ok()?;
+    let colon = name.iter().position(|byte| *byte == b':')?;
+    let password = name.split_off(colon + 1);
+    name.pop();
+    Some((String::from_utf8(name).ok()?, password))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn basic(text: &str) -> Vec<u8> {
+        format!("Basic {}", BASE64_STANDARD.encode(text)).into_bytes()
+    }
+
+    #[test]
+    fn credentials_are_read() {
+        assert_eq!(credentials(&basic("me:a:b")), Some(("me".into(), b"a:b".to_vec())));
+        assert_eq!(credentials(b"bAsIc bWU6"), Some(("me".into(), Vec::new())));
+        for bad in [&b""[..], b"Basic", b"Basic !", b"Bearer bWU6", b"Basic bWU="] {
+            assert_eq!(credentials(bad), None, "{}", String::from_utf8_lossy(bad));
+        }
+    }
+
+    #[tokio::test]
+    async fn only_users_with_their_passwords() {
+        let hash = bcrypt::hash("right", 4).unwrap();
+        let users = Arc::new(Users::new(BTreeMap::from([("me".into(), hash)])).unwrap());
+        for _ in 0..2 {
+            assert!(users.admit(Some(&basic("me:right"))).await);
+            assert!(!users.admit(Some(&basic("me:wrong"))).await);
+            assert!(!users.admit(Some(&basic("you:right"))).await);
+            assert!(!users.admit(None).await);
+        }
+        // Only what was right is remembered.
+        assert_eq!(users.remembered().len(), 1);
+    }
+
+    #[test]
+    fn what_is_no_hash_is_told() {
+        let error = Users::new(BTreeMap::from([("me".into(), "right".into())])).err().unwrap();
+        assert!(error.starts_with("me: not a hash of bcrypt"), "{error}");
+    }
+}

@@ -1,0 +1,100 @@
+//! Connections: so many at a time, none of them for ever.
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    access::Peer,
+    routes::{From, Routes},
+};
+
+/// Connections over the unix socket at a time, and over TCP besides those with requests; further ones wait.
+pub(super) const MAX_CONNECTIONS: usize = 64;
+
+/// How long a client may take to send a request, or to agree on TLS; and how long a connection is kept without a request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client may take nothing of an answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes of a request's head, at the most.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// How long to wait when no connection can be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts connections over TCP.
+pub(super) async fn accept_tcp(listener: TcpListener, slots: Arc<Semaphore>, routes: Arc<Routes>) {
+    while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(tcp(stream, Arc::clone(&routes), slot))),
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+/// Accepts connections over the unix socket.
+pub(super) async fn accept_unix(listener: UnixListener, routes: Arc<Routes>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let from = From { peer: Peer::Socket, certified: false };
+                let routes = Arc::clone(&routes);
+                tokio::spawn(async move {
+                    serve(stream, routes, from).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+/// Out of fds, most likely: it may pass.
+async fn pause(error: &io::Error) {
+    tracing::warn!(%error, "accept a connection");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+async fn tcp(stream: TcpStream, routes: Arc<Routes>, _slot: OwnedSemaphorePermit) {
+    // An error means that the client has gone already.
+    let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+    let config = routes.protection.current().await;
+    let from = From { peer: Peer::of(peer, local), certified: config.wants_certificates };
+    let Some(tls) = &config.tls else {
+        return serve(stream, routes, from).await;
+    };
+    match timeout(HEADER_TIMEOUT, TlsAcceptor::from(Arc::clone(tls)).accept(stream)).await {
+        Ok(Ok(stream)) => serve(stream, routes, from).await,
+        Ok(Err(error)) => tracing::debug!(%error, %peer, "agree on TLS"),
+        Err(_) => tracing::debug!(%peer, "agree on TLS: the client takes too long"),
+    }
+}
+
+async fn serve<S: AsyncRead + AsyncWrite>(stream: S, routes: Arc<Routes>, from: From) {
+    let answer = service_fn(|request| {
+        let routes = Arc::clone(&routes);
+        async move { Ok::<_, Infallible>(routes.answer(&request, from).await) }
+    });
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(Box::pin(stream)), answer);
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}

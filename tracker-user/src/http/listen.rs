@@ -1,0 +1,233 @@
+//! What the agent listens on.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::{
+        fd::{FromRawFd as _, OwnedFd},
+        unix::{
+            fs::{DirBuilderExt as _, FileTypeExt as _},
+            net::UnixStream as StdUnixStream,
+        },
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use socket2::Socket;
+use thiserror::Error;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::{Mutex, Semaphore},
+};
+
+use super::{
+    access::Policy,
+    connection::{self, MAX_CONNECTIONS},
+    protection::Protection,
+    routes::{Routes, Service},
+    web_config::WebConfigError,
+};
+use crate::host;
+
+/// How to answer over TCP.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to listen.
+    pub addresses: Vec<SocketAddr>,
+    /// Listen on what systemd has opened instead.
+    pub systemd_socket: bool,
+    /// Where metrics are.
+    pub telemetry_path: String,
+    /// Requests that are answered at a time.
+    pub max_requests: usize,
+    /// How requests are protected, if they are.
+    pub config_file: Option<PathBuf>,
+    /// Tell everybody of processes.
+    pub serve_processes: bool,
+}
+
+/// Why the agent can't listen.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// Something else has the port.
+    #[error("{address} is taken{}: choose another with --web.listen-address", .holder.as_ref().map(|h| format!(" by {h}")).unwrap_or_default())]
+    Taken {
+        /// The address.
+        address: SocketAddr,
+        /// Who has it, if that can be told.
+        holder: Option<String>,
+    },
+    /// The address can't be used.
+    #[error("listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another agent has the socket.
+    #[error("another fdtracker agent answers at {}: stop it, or choose another path with --socket", .0.display())]
+    Running(PathBuf),
+    /// The socket can't be made.
+    #[error("make the socket {}", .path.display())]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// systemd gave nothing to listen on.
+    #[error(
+        "--web.systemd-socket: systemd has opened nothing for this process (LISTEN_FDS): start it by a .socket unit"
+    )]
+    NothingOpened,
+    /// What systemd gave isn't what is needed.
+    #[error(
+        "--web.systemd-socket: fd {fd} is no TCP socket that listens: the .socket unit needs ListenStream=PORT"
+    )]
+    NoListener {
+        /// Which.
+        fd: i32,
+    },
+    /// What systemd gave can't be used.
+    #[error("--web.systemd-socket: listen on what systemd has opened")]
+    Inherit(#[source] io::Error),
+    /// The web config can't be followed.
+    #[error("--web.config.file")]
+    WebConfig(#[from] WebConfigError),
+}
+
+/// What the agent listens on.
+pub struct Listeners {
+    tcp: Vec<TcpListener>,
+    unix: UnixListener,
+    guard: SocketGuard,
+    protection: Arc<Protection>,
+    options: Options,
+}
+
+/// Removes the socket when it is dropped.
+pub struct SocketGuard(PathBuf);
+
+impl Drop for SocketGuard {
+    fn drop(&mut self) {
+        // That it has gone already is fine.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl Listeners {
+    /// Listens for TCP, and on a unix socket of mode 0600.
+    ///
+    /// # Errors
+    /// When an address or the socket is taken, or can't be used; or when the web config can't be followed.
+    pub async fn bind(options: Options, socket: &Path) -> Result<Self, ServeError> {
+        let protection = Arc::new(Protection::open(options.config_file.clone())?);
+        let unix = bind_unix(socket)?;
+        let guard = SocketGuard(socket.to_owned());
+        let tcp = if options.systemd_socket { inherited()? } else { bind_all(&options.addresses).await? };
+        Ok(Self { tcp, unix, guard, protection, options })
+    }
+
+    /// URLs of the metrics, with the ports that were given where 0 was asked for.
+    pub async fn urls(&self) -> Vec<String> {
+        let scheme = if self.protection.current().await.tls.is_some() { "https" } else { "http" };
+        let path = &self.options.telemetry_path;
+        self.addresses().map(|address| format!("{scheme}://{address}{path}")).collect()
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.tcp.iter().filter_map(|listener| listener.local_addr().ok())
+    }
+
+    /// The web config, which can be read again.
+    #[must_use]
+    pub fn protection(&self) -> Arc<Protection> {
+        Arc::clone(&self.protection)
+    }
+
+    /// Answers requests from now on, until the runtime ends. The socket goes with what is returned.
+    #[must_use]
+    pub fn serve(self, service: Service) -> SocketGuard {
+        let policy =
+            Policy { serve_processes: self.options.serve_processes, hidepid: host::hides_processes() };
+        let routes = Arc::new(Routes {
+            service,
+            protection: self.protection,
+            policy,
+            telemetry_path: self.options.telemetry_path,
+            requests: Arc::new(Semaphore::new(self.options.max_requests)),
+            rendered: Mutex::default(),
+        });
+        // More than requests, so that there is somebody to tell that there are too many.
+        let connections = Arc::new(Semaphore::new(self.options.max_requests + MAX_CONNECTIONS));
+        for listener in self.tcp {
+            tokio::spawn(connection::accept_tcp(listener, Arc::clone(&connections), Arc::clone(&routes)));
+        }
+        tokio::spawn(connection::accept_unix(self.unix, routes));
+        self.guard
+    }
+}
+
+async fn bind_all(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ServeError> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        listeners.push(bind_tcp(*address).await?);
+    }
+    Ok(listeners)
+}
+
+/// What systemd has opened.
+fn inherited() -> Result<Vec<TcpListener>, ServeError> {
+    let fds = sd_notify::listen_fds().map_err(ServeError::Inherit)?;
+    let listener = |fd| {
+        // SAFETY: systemd gave the fd to this process, in which nothing else knows of it: this is called once.
+        let socket = Socket::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        let address = socket.local_addr().ok().and_then(|address| address.as_socket());
+        if address.is_none() || !socket.is_listener().unwrap_or(false) {
+            return Err(ServeError::NoListener { fd });
+        }
+        socket.set_nonblocking(true).map_err(ServeError::Inherit)?;
+        TcpListener::from_std(socket.into()).map_err(ServeError::Inherit)
+    };
+    let listeners = fds.map(listener).collect::<Result<Vec<_>, _>>()?;
+    if listeners.is_empty() { Err(ServeError::NothingOpened) } else { Ok(listeners) }
+}
+
+async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| {
+        if source.kind() == io::ErrorKind::AddrInUse {
+            ServeError::Taken { address, holder: host::listener_of(address.port()) }
+        } else {
+            ServeError::Listen { address, source }
+        }
+    })
+}
+
+fn bind_unix(path: &Path) -> Result<UnixListener, ServeError> {
+    let error = |source| ServeError::Socket { path: path.to_owned(), source };
+    if let Some(dir) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(error)?;
+    }
+    match StdUnixStream::connect(path) {
+        Ok(_) => return Err(ServeError::Running(path.to_owned())),
+        // Left over from an agent that was killed.
+        Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
+            if !fs::symlink_metadata(path).map_err(error)?.file_type().is_socket() {
+                return Err(error(io::Error::other("there is a file that is no socket")));
+            }
+            fs::remove_file(path).map_err(error)?;
+        }
+        Err(_) => {}
+    }
+    // SAFETY: the call has no precondition. The mask is the process's: nothing else makes files meanwhile, because the agent
+    // runs its tasks on one thread.
+    let mask = unsafe { libc::umask(0o177) };
+    let listener = UnixListener::bind(path);
+    // SAFETY: as above.
+    unsafe { libc::umask(mask) };
+    listener.map_err(error)
+}

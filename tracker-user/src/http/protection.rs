@@ -1,0 +1,100 @@
+//! The web config as it is now: read again when it, or a file that it names, has changed.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::web_config::{Source, WebConfig, WebConfigError};
+use crate::error::chain;
+
+/// How often it is looked whether a file has changed, at the most; and only when somebody asks for something.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// How requests over TCP are protected, at every moment.
+pub struct Protection {
+    path: Option<PathBuf>,
+    state: Mutex<State>,
+}
+
+struct State {
+    config: Arc<WebConfig>,
+    checked: Instant,
+    /// Why the file as it is now can't be followed.
+    failed: Option<String>,
+}
+
+impl Protection {
+    /// Reads the web config, if there is one.
+    ///
+    /// # Errors
+    /// When it can't be followed.
+    pub fn open(path: Option<PathBuf>) -> Result<Self, WebConfigError> {
+        let state = State::read(path.as_deref())?;
+        Ok(Self { path, state: Mutex::new(state) })
+    }
+
+    /// Reads the web config again. Connections go on; what they ask for from now on is judged by the new one.
+    ///
+    /// # Errors
+    /// When it can't be followed: then what was read before stays.
+    pub fn reload(&self) -> Result<(), WebConfigError> {
+        *self.state() = State::read(self.path.as_deref())?;
+        Ok(())
+    }
+
+    /// The web config as it is now.
+    pub(super) async fn current(self: &Arc<Self>) -> Arc<WebConfig> {
+        if self.path.is_some() && self.is_due() {
+            let this = Arc::clone(self);
+            // An error is a panic, which is logged.
+            let _ = tokio::task::spawn_blocking(move || this.reload_if_changed()).await;
+        }
+        Arc::clone(&self.state().config)
+    }
+
+    fn is_due(&self) -> bool {
+        let mut state = self.state();
+        let due = state.checked.elapsed() >= EVERY;
+        if due {
+            state.checked = Instant::now();
+        }
+        due
+    }
+
+    fn reload_if_changed(&self) {
+        let (config, failed) = {
+            let state = self.state();
+            (Arc::clone(&state.config), state.failed.clone())
+        };
+        // What couldn't be followed may have named a file that wasn't there yet.
+        if failed.is_none() && !config.files.iter().any(Source::has_changed) {
+            return;
+        }
+        match self.reload() {
+            Ok(()) => tracing::info!("the web config has changed, and is followed"),
+            Err(error) => {
+                let error = chain(error);
+                if failed.as_ref() != Some(&error) {
+                    tracing::error!(
+                        error,
+                        "the web config has changed, and can't be followed: what it was stays"
+                    );
+                }
+                self.state().failed = Some(error);
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn read(path: Option<&Path>) -> Result<Self, WebConfigError> {
+        let config = path.map(WebConfig::load).transpose()?.unwrap_or_default();
+        Ok(Self { config: Arc::new(config), checked: Instant::now(), failed: None })
+    }
+}

@@ -1,0 +1,278 @@
+//! What is answered to whom.
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use hyper::{
+    Method, Request, StatusCode,
+    header::{self, HeaderMap},
+};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+
+use super::{
+    access::{Access, Peer, Policy},
+    answer::{self, Answer, text, text_with},
+    events::{BACKLOG, Filter, Lines, Reader, parameters},
+    protection::Protection,
+    web_config::WebConfig,
+};
+use crate::{
+    error::chain,
+    metrics::{self, Scrape},
+    pulse::Pulses,
+    target::TargetError,
+    tracker::Tracker,
+};
+
+/// What requests are answered from.
+#[derive(Clone)]
+pub struct Service {
+    /// The agent's state.
+    pub tracker: Arc<Tracker>,
+    /// Events.
+    pub lines: Lines,
+    /// Whether its tasks are at work.
+    pub pulses: Arc<Pulses>,
+    /// How many series `/metrics` has at the most.
+    pub max_series: usize,
+}
+
+/// Routes, and what keeps them in bounds.
+pub(super) struct Routes {
+    pub(super) service: Service,
+    pub(super) protection: Arc<Protection>,
+    pub(super) policy: Policy,
+    pub(super) telemetry_path: String,
+    /// Requests over TCP at a time; further ones are told to come again.
+    pub(super) requests: Arc<Semaphore>,
+    /// The last rendering of metrics, and when it was begun.
+    pub(super) rendered: Mutex<Option<(Instant, Bytes)>>,
+}
+
+/// Where a request comes from.
+#[derive(Clone, Copy)]
+pub(super) struct From {
+    pub(super) peer: Peer,
+    /// Whether it has shown a certificate.
+    pub(super) certified: bool,
+}
+
+impl Routes {
+    /// Answers a request.
+    pub(super) async fn answer<B>(self: &Arc<Self>, request: &Request<B>, from: From) -> Answer {
+        if from.peer == Peer::Socket {
+            return self.route(request, Access::All, None).await;
+        }
+        let config = self.protection.current().await;
+        let mut answer = self.admit(request, from, &config).await;
+        answer.headers_mut().extend(config.headers.clone());
+        answer
+    }
+
+    /// Answers a request over TCP, if it may be answered.
+    async fn admit<B>(self: &Arc<Self>, request: &Request<B>, from: From, config: &WebConfig) -> Answer {
+        // Who asks whether the agent is well must be told also when others ask for too much; and has no password.
+        if is_health(request.uri().path()) {
+            return self.route(request, Access::All, None).await;
+        }
+        let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
+            let said = "too many requests at a time: --web.max-requests says how many are answered\n";
+            return text_with(StatusCode::SERVICE_UNAVAILABLE, header::RETRY_AFTER, "1", said);
+        };
+        if let Some(users) = &config.users {
+            let authorization = request.headers().get(header::AUTHORIZATION);
+            if !users.admit(authorization.map(header::HeaderValue::as_bytes)).await {
+                let challenge = "Basic realm=\"fdtracker\", charset=\"UTF-8\"";
+                let said = "a name and its password are needed\n";
+                return text_with(StatusCode::UNAUTHORIZED, header::WWW_AUTHENTICATE, challenge, said);
+            }
+        }
+        let authenticated = config.users.is_some() || from.certified;
+        let access = self.policy.access(from.peer, authenticated, host(request.headers()));
+        self.route(request, access, Some(permit)).await
+    }
+
+    async fn route<B>(
+        self: &Arc<Self>,
+        request: &Request<B>,
+        access: Access,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Answer {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let said = "only GET and HEAD are answered\n";
+            return text_with(StatusCode::METHOD_NOT_ALLOWED, header::ALLOW, "GET, HEAD", said);
+        }
+        let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
+        if path == self.telemetry_path {
+            return self.metrics().await;
+        }
+        match path {
+            "/" => answer::page(&self.telemetry_path),
+            "/livez" => self.live(),
+            "/readyz" => self.ready(),
+            _ => match path.strip_prefix("/v1/") {
+                Some(what) => self.v1(what, query, access, permit).await,
+                None => text(StatusCode::NOT_FOUND, "not here; see /\n"),
+            },
+        }
+    }
+
+    async fn v1(
+        self: &Arc<Self>,
+        what: &str,
+        query: &str,
+        access: Access,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Answer {
+        let paths = match access {
+            Access::All => true,
+            Access::NoPaths => false,
+            Access::Refused(why) => return text(StatusCode::FORBIDDEN, why),
+        };
+        if what == "events" {
+            let reader = Reader { filter: Filter::parse(query), paths, permit };
+            let Service { lines, tracker, .. } = &self.service;
+            return answer::stream(reader.follow(lines, Arc::clone(tracker)));
+        }
+        let name = what.strip_prefix("containers/").map(decode);
+        if what != "containers" && name.is_none() {
+            return text(StatusCode::NOT_FOUND, "not here; there are /v1/containers and /v1/events\n");
+        }
+        if !self.service.tracker.is_ready() {
+            return self.ready();
+        }
+        let processes = parameters(query).any(|(name, value)| name == "processes" && value == "true");
+        let _permit = permit;
+        self.blocking(move |tracker| match name {
+            Some(name) => container(tracker, &name, paths),
+            None => tracker
+                .listing(processes)
+                .map_or_else(|error| answer::failed(&chain(error)), |l| answer::json(&l)),
+        })
+        .await
+    }
+
+    /// Reads maps and cgroups on a thread of its own, where it may wait for an audit.
+    async fn blocking(&self, work: impl FnOnce(&Tracker) -> Answer + Send + 'static) -> Answer {
+        let tracker = Arc::clone(&self.service.tracker);
+        let answered = tokio::task::spawn_blocking(move || work(&tracker)).await;
+        answered.unwrap_or_else(|panic| answer::failed(&panic.to_string()))
+    }
+
+    /// Metrics as they are after the request came. Whoever asks while they are rendered shares the next rendering.
+    async fn metrics(self: &Arc<Self>) -> Answer {
+        const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+        let asked = Instant::now();
+        let mut rendered = self.rendered.lock().await;
+        if let Some((begun, body)) = rendered.as_ref().filter(|(begun, _)| *begun >= asked) {
+            tracing::trace!(?begun, "a rendering is shared");
+            return answer::typed(StatusCode::OK, TEXT, body.clone());
+        }
+        let begun = Instant::now();
+        let tracker = Arc::clone(&self.service.tracker);
+        let scrape = Scrape {
+            began: begun,
+            max_series: self.service.max_series,
+            events: (self.service.lines.len(), BACKLOG),
+        };
+        let work = move || {
+            let snapshot = tracker.snapshot().map_err(chain)?;
+            metrics::render(&snapshot, &scrape).map_err(|error| error.to_string())
+        };
+        let result = tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(panic.to_string()));
+        match result.map(Bytes::from) {
+            Ok(body) => {
+                *rendered = Some((begun, body.clone()));
+                answer::typed(StatusCode::OK, TEXT, body)
+            }
+            Err(error) => answer::failed(&error),
+        }
+    }
+
+    /// The event loop ticks: else there would be no answer. So what can be told is whether its tasks do.
+    fn live(&self) -> Answer {
+        match self.service.pulses.dead(Instant::now()).as_slice() {
+            [] => text(StatusCode::OK, "ok\n"),
+            dead => text(StatusCode::SERVICE_UNAVAILABLE, lines(dead)),
+        }
+    }
+
+    fn ready(&self) -> Answer {
+        let mut missing = self.service.pulses.dead(Instant::now());
+        if !self.service.tracker.is_ready() {
+            missing.insert(0, "adoption: what was open before the start is not counted yet".into());
+        }
+        match missing.as_slice() {
+            [] => text(StatusCode::OK, "ready\n"),
+            missing => text(StatusCode::SERVICE_UNAVAILABLE, lines(missing)),
+        }
+    }
+}
+
+fn lines(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+fn is_health(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz")
+}
+
+/// One container, with all that stands in the way.
+fn container(tracker: &Tracker, name: &str, paths: bool) -> Answer {
+    let found = match tracker.report(name) {
+        Ok(found) => found,
+        Err(error) => return answer::failed(&chain(error)),
+    };
+    match found {
+        Ok(mut report) => {
+            if !paths {
+                report.hide_paths();
+            }
+            answer::json(&report)
+        }
+        Err(error) => {
+            let status = match error {
+                TargetError::Ambiguous { .. } => StatusCode::CONFLICT,
+                _ => StatusCode::NOT_FOUND,
+            };
+            text(status, format!("{}\n", chain(error)))
+        }
+    }
+}
+
+fn host(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::HOST)?.to_str().ok()
+}
+
+/// A path's part, without its escapes. What isn't one stays as it is.
+fn decode(part: &str) -> String {
+    let mut bytes = Vec::with_capacity(part.len());
+    let mut rest = part.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let escape =
+            after.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
+        match escape.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = after.get(2..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes() {
+        assert_eq!(decode("web"), "web");
+        assert_eq!(decode("a%20b%2Fc%"), "a b/c%");
+        assert_eq!(decode("%zz%4"), "%zz%4");
+    }
+}

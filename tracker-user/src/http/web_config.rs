@@ -1,0 +1,259 @@
+//! The file of `--web.config.file`, in the format that Prometheus' exporters share.
+//!
+//! Keys that aren't known are refused, and so are those of other exporters that aren't followed here: a file that means to protect must never
+//! be taken for less than it says.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use serde::{Deserialize, de::IgnoredAny};
+use thiserror::Error;
+use tokio_rustls::rustls::ServerConfig;
+
+use super::{
+    auth::Users,
+    tls::{self, TlsSection},
+};
+
+/// Why a web config can't be followed.
+#[derive(Debug, Error)]
+pub enum WebConfigError {
+    /// It, or a file that it names, can't be read.
+    #[error("read {}", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It isn't understood.
+    #[error("{}", .path.display())]
+    Parse {
+        /// Its path.
+        path: PathBuf,
+        /// Where, and why.
+        #[source]
+        source: serde_norway::Error,
+    },
+    /// A key has a value that can't be followed, or isn't followed at all.
+    #[error("{}: {key}: {problem}", .path.display())]
+    Key {
+        /// Its path.
+        path: PathBuf,
+        /// The key, with those above it.
+        key: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+}
+
+/// How requests over TCP are protected. Without a file: not at all.
+#[derive(Default)]
+pub struct WebConfig {
+    /// How to speak TLS, if at all.
+    pub(super) tls: Option<Arc<ServerConfig>>,
+    /// Whether nobody gets through TLS without a certificate.
+    pub(super) wants_certificates: bool,
+    /// Who may ask, if not everybody.
+    pub(super) users: Option<Arc<Users>>,
+    /// What every answer has besides.
+    pub(super) headers: HeaderMap,
+    /// Files that it is made from.
+    pub(super) files: Vec<Source>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    tls_server_config: Option<TlsSection>,
+    http_server_config: Option<HttpSection>,
+    basic_auth_users: Option<BTreeMap<String, String>>,
+    rate_limit: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HttpSection {
+    http2: Option<bool>,
+    headers: Option<BTreeMap<String, String>>,
+}
+
+/// A key, and what is wrong with its value.
+pub(super) type Problem = (String, String);
+
+impl WebConfig {
+    /// Says whether a file could be followed: it, its certificates and its keys are read.
+    ///
+    /// # Errors
+    /// When it couldn't. The message names file and key.
+    pub fn check(path: &Path) -> Result<(), WebConfigError> {
+        Self::load(path).map(drop)
+    }
+
+    pub(super) fn load(path: &Path) -> Result<Self, WebConfigError> {
+        let (source, text) = Source::read(path.to_owned())?;
+        let file: Option<File> = serde_norway::from_slice(&text)
+            .map_err(|source| WebConfigError::Parse { path: path.to_owned(), source })?;
+        let File { tls_server_config, http_server_config, basic_auth_users, rate_limit } =
+            file.unwrap_or_default();
+        let refuse = |(key, problem)| WebConfigError::Key { path: path.to_owned(), key, problem };
+        if rate_limit.is_some() {
+            let problem = "isn't followed here: leave it out, and limit requests by --web.max-requests";
+            return Err(refuse(("rate_limit".into(), problem.into())));
+        }
+        let mut config = Self { files: vec![source], ..Self::default() };
+        if let Some(section) = tls_server_config {
+            section.check().map_err(refuse)?;
+            let dir = path.parent().unwrap_or(Path::new(""));
+            let files = tls::Files::read(&section, dir)?;
+            let protected = tls::configure(&section, &files).map_err(refuse)?;
+            config.tls = Some(Arc::new(protected));
+            config.wants_certificates = section.wants_certificates();
+            config.files.extend(files.sources);
+        }
+        config.headers = http_server_config.map(headers).transpose().map_err(refuse)?.unwrap_or_default();
+        let users = basic_auth_users.filter(|users| !users.is_empty());
+        let users = users.map(Users::new).transpose();
+        config.users = users.map_err(|problem| refuse(("basic_auth_users".into(), problem)))?.map(Arc::new);
+        Ok(config)
+    }
+
+    /// Whether whoever is answered has shown who they are.
+    #[must_use]
+    pub fn authenticates(&self) -> bool {
+        self.users.is_some() || self.wants_certificates
+    }
+}
+
+/// A file that was read.
+pub(super) struct Source {
+    path: PathBuf,
+    stamp: Option<Stamp>,
+}
+
+/// What changes when a file is written or replaced: device, inode, time and size.
+type Stamp = (u64, u64, i64, i64, u64);
+
+impl Source {
+    /// Reads a file.
+    pub(super) fn read(path: PathBuf) -> Result<(Self, Vec<u8>), WebConfigError> {
+        // Before it is read: a change meanwhile is noticed afterwards.
+        let stamp = stamp(&path);
+        match fs::read(&path) {
+            Ok(content) => Ok((Self { path, stamp }, content)),
+            Err(source) => Err(WebConfigError::Read { path, source }),
+        }
+    }
+
+    /// Whether it was written or replaced since.
+    pub(super) fn has_changed(&self) -> bool {
+        stamp(&self.path) != self.stamp
+    }
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = fs::metadata(path).ok()?;
+    Some((file.dev(), file.ino(), file.mtime(), file.mtime_nsec(), file.len()))
+}
+
+/// The headers that can be set, and their values if there are only so many.
+const HEADERS: [(&str, &[&str]); 5] = [
+    ("Content-Security-Policy", &[]),
+    ("X-Frame-Options", &["deny", "sameorigin"]),
+    ("X-Content-Type-Options", &["nosniff"]),
+    ("X-XSS-Protection", &[]),
+    ("Strict-Transport-Security", &[]),
+];
+
+fn headers(section: HttpSection) -> Result<HeaderMap, Problem> {
+    if section.http2 == Some(true) {
+        let problem = "HTTP/2 isn't spoken here: leave it out, or say false";
+        return Err(("http_server_config.http2".into(), problem.into()));
+    }
+    let mut headers = HeaderMap::new();
+    for (name, value) in section.headers.unwrap_or_default() {
+        let refuse = |problem| Err((format!("http_server_config.headers.{name}"), problem));
+        let Some((_, values)) = HEADERS.iter().find(|(known, _)| known.eq_ignore_ascii_case(&name)) else {
+            let known = HEADERS.map(|(name, _)| name).join(", ");
+            return refuse(format!("this header can't be set: one of {known} can"));
+        };
+        if value.is_empty() {
+            continue;
+        }
+        if !values.is_empty() && !values.iter().any(|known| value.eq_ignore_ascii_case(known)) {
+            return refuse(format!("{value:?} isn't one of its values: {}", values.join(", ")));
+        }
+        let (Ok(header), Ok(value)) =
+            (HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str()))
+        else {
+            return refuse(format!("{value:?} can't be sent in a header"));
+        };
+        headers.insert(header, value);
+    }
+    Ok(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::chain;
+
+    fn load(text: &str) -> Result<WebConfig, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.yml");
+        fs::write(&path, text).unwrap();
+        WebConfig::load(&path).map_err(|error| {
+            let error = chain(error);
+            assert!(error.contains("web.yml") || error.contains("no-such-file"), "{error}");
+            error
+        })
+    }
+
+    #[test]
+    fn what_is_followed() {
+        for nothing in ["", "# nothing\n", "basic_auth_users: {}\n", "http_server_config:\n  http2: false\n"]
+        {
+            let config = load(nothing).unwrap_or_else(|error| panic!("{nothing:?}: {error}"));
+            assert!(!config.authenticates() && config.tls.is_none(), "{nothing}");
+        }
+        let hash = bcrypt::hash("secret", 4).unwrap();
+        let config = load(&format!(
+            "basic_auth_users:\n  me: {hash}\nhttp_server_config:\n  headers:\n    X-Frame-Options: deny\n"
+        ));
+        let config = config.unwrap();
+        assert!(config.authenticates());
+        assert_eq!(config.headers["x-frame-options"], "deny");
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_key() {
+        for (text, told) in [
+            ("tls_server_confg: {}", "unknown field `tls_server_confg`"),
+            ("tls_server_config: {cert_fil: a}", "tls_server_config: unknown field `cert_fil`"),
+            ("http_server_config: {http3: true}", "http_server_config: unknown field `http3`"),
+            ("rate_limit: {burst: 1}", "rate_limit: isn't followed here"),
+            ("http_server_config: {http2: true}", "http_server_config.http2: HTTP/2 isn't spoken"),
+            ("http_server_config: {headers: {Server: x}}", "http_server_config.headers.Server: this header"),
+            ("http_server_config: {headers: {X-Frame-Options: x}}", "deny, sameorigin"),
+            ("basic_auth_users: {me: secret}", "basic_auth_users: me: not a hash of bcrypt"),
+            ("tls_server_config: {}", "tls_server_config.cert_file: is missing"),
+            ("tls_server_config: {cert_file: no-such-file, key_file: k}", "read"),
+            (
+                "tls_server_config: {cert_file: no-such-file, client_allowed_sans: [a]}",
+                "tls_server_config.client_allowed_sans: isn't followed here",
+            ),
+            ("a: b: c", "web.yml"),
+        ] {
+            let error = load(text).err().unwrap_or_else(|| panic!("{text} is taken"));
+            assert!(error.contains(told), "{text}: {error}");
+        }
+        assert!(WebConfig::check(Path::new("/no-such-file")).is_err());
+    }
+}

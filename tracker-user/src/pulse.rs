@@ -1,0 +1,93 @@
+//! Whether the agent's tasks are at work: each says when it will be heard of again. Pure.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// A task that hasn't been heard of for so long, after it should have been, is stuck.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// All tasks, by name.
+#[derive(Debug, Default)]
+pub struct Pulses(Mutex<BTreeMap<&'static str, State>>);
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// It will be heard of by then.
+    Due(Instant),
+    Ended,
+}
+
+impl Pulses {
+    /// A task that begins.
+    #[must_use]
+    pub fn begin(self: &Arc<Self>, name: &'static str) -> Pulse {
+        let pulse = Pulse { pulses: Arc::clone(self), name };
+        pulse.within(Duration::ZERO);
+        pulse
+    }
+
+    /// Tasks that have ended or are stuck, a line each.
+    #[must_use]
+    pub fn dead(&self, now: Instant) -> Vec<String> {
+        let tell = |(name, state): (&&str, &State)| match state {
+            State::Ended => Some(format!("{name}: has ended")),
+            State::Due(by) => {
+                let late = now.saturating_duration_since(*by);
+                (late >= GRACE).then(|| format!("{name}: has not been heard of for {} s", late.as_secs()))
+            }
+        };
+        self.lock().iter().filter_map(tell).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, State>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A task's. When it is dropped, the task has ended, by whatever way.
+#[derive(Debug)]
+pub struct Pulse {
+    pulses: Arc<Pulses>,
+    name: &'static str,
+}
+
+impl Pulse {
+    /// The task is at work, and rests for no longer than this.
+    pub fn within(&self, rest: Duration) {
+        // A century is as good as ever, and no clock overflows.
+        self.set(State::Due(Instant::now() + rest.min(Duration::from_secs(u32::MAX.into()))));
+    }
+
+    fn set(&self, state: State) {
+        self.pulses.lock().insert(self.name, state);
+    }
+}
+
+impl Drop for Pulse {
+    fn drop(&mut self) {
+        self.set(State::Ended);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dead_are_told() {
+        let pulses = Arc::new(Pulses::default());
+        let (reader, auditor) = (pulses.begin("reader"), pulses.begin("auditor"));
+        auditor.within(Duration::from_secs(60));
+        let after = |seconds| pulses.dead(Instant::now() + Duration::from_secs(seconds));
+        assert!(after(20).is_empty());
+        assert!(after(35)[0].starts_with("reader: has not been heard of"), "{:?}", after(35));
+        assert_eq!(after(35).len(), 1);
+        assert_eq!(after(100).len(), 2);
+        reader.within(Duration::from_secs(3600));
+        drop(auditor);
+        assert_eq!(after(0), ["auditor: has ended"]);
+    }
+}

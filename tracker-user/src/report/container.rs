@@ -1,0 +1,62 @@
+//! What `/v1/containers/NAME` tells, as plain data. Field names are stable.
+
+use serde::Serialize;
+
+use super::{BlockerRow, ContainerRow, Criu, names_path, timestamp};
+use crate::{
+    inventory::{Detail, Entry},
+    runtime::Owner,
+    verdict::Judge,
+};
+
+/// One container, with all that stands in the way of a dump.
+#[derive(Clone, Debug, Serialize)]
+pub struct ContainerReport {
+    /// The CRIU that verdicts are about.
+    pub criu: Criu,
+    /// What is counted, by process too.
+    #[serde(flatten)]
+    pub container: ContainerRow,
+    /// What CRIU would make of it: `ok`, `needs_option`, `blocked` or `unknown`.
+    pub verdict: &'static str,
+    /// Where that is from: `current`, a look in detail that still holds; `outdated`, a look before files changed; `pending`, no look yet;
+    /// `none`, there won't be a look: of the host there is no dump.
+    pub look: &'static str,
+    /// When it could last be dumped, as far as the agent looked.
+    pub last_checkpointable: Option<String>,
+    /// For how long it could not be dumped, or only with an option, since the agent started.
+    pub blocked_seconds: f64,
+    /// All that the last look found in the way, in the order in which CRIU would meet it; null without one.
+    pub blockers: Option<Vec<BlockerRow>>,
+}
+
+impl ContainerReport {
+    /// Describes what an owner holds.
+    #[must_use]
+    pub fn new(owner: &Owner, entry: &Entry, judge: &Judge) -> Self {
+        let (look, assessment) = match &entry.detail {
+            Detail::None => ("none", None),
+            Detail::Pending => ("pending", None),
+            Detail::Known(known) if entry.is_as_when_looked_at(known) => ("current", Some(known)),
+            Detail::Known(known) => ("outdated", Some(known)),
+        };
+        Self {
+            criu: Criu::new(judge),
+            container: ContainerRow::new(owner, entry, judge, true),
+            verdict: entry.verdict(judge).name(),
+            look,
+            last_checkpointable: entry.last_ok.map(timestamp),
+            blocked_seconds: entry.blocked.as_secs_f64(),
+            blockers: assessment.map(|known| known.blockers.iter().map(BlockerRow::new).collect()),
+        }
+    }
+
+    /// Leaves out what names a file by its path.
+    pub fn hide_paths(&mut self) {
+        for text in self.blockers.iter_mut().flatten().flat_map(|row| [&mut row.link, &mut row.message]) {
+            if names_path(text) {
+                text.clear();
+            }
+        }
+    }
+}
