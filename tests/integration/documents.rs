@@ -18,6 +18,7 @@ pub fn trials() -> Vec<Trial> {
         test("documents::links_lead_somewhere", Nobody, links_lead_somewhere),
         test("documents::the_check_of_the_readme", Programs(&["runc"]), the_check_of_the_readme),
         test("documents::the_line_of_tail", Root, the_line_of_tail),
+        test("documents::the_answers_of_the_api", Programs(&["runc"]), the_answers_of_the_api),
         test("documents::every_metric_is_listed", Root, every_metric_is_listed),
     ]
 }
@@ -49,6 +50,7 @@ fn links_lead_somewhere() {
         "docs/architecture.md",
         "docs/compatibility.md",
         "docs/criu-support.md",
+        "docs/http-api.md",
         "docs/metrics.md",
         "deploy/README.md",
     ] {
@@ -71,6 +73,50 @@ fn the_line_of_tail() {
     let mut tail = crate::containers::Tail::start(&agent, &["--container", &cgroup.id]);
     let real = tail.first_line(&mut zoo);
     assert_eq!(keys(shown), keys(real.trim()), "{real}");
+}
+
+/// The answers that docs/http-api.md shows have the fields of real ones, and say the same of a blocker.
+fn the_answers_of_the_api() {
+    let (agent, mut container) = (agent(), Container::start(None, "/docker"));
+    assert_eq!(container.zoo.must("open pidfd"), 3);
+    let ask = |path: &str| -> serde_json::Value {
+        let (status, body) = agent.ask(path);
+        serde_json::from_str(&body).unwrap_or_else(|_| panic!("{path}: {status} {body}"))
+    };
+    let path = format!("/v1/containers/{}", container.id);
+    let real = eventually("it is looked at", || match agent.ask(&path) {
+        (200, body) if body.contains("pidfd_unsupported") => Ok(body),
+        (_, body) => Err(body),
+    });
+    let real: serde_json::Value = serde_json::from_str(&real).expect("JSON");
+    let shown = example("container");
+    assert_eq!(fields(&shown), fields(&real), "{real}");
+    assert_eq!(shown["counts"], real["counts"]);
+    for field in ["fd", "kind", "link", "verdict", "reason", "remedy"] {
+        assert_eq!(shown["blockers"][0][field], real["blockers"][0][field], "{real}");
+    }
+    let (shown, real) = (example("containers"), ask("/v1/containers"));
+    assert_eq!(fields(&shown), fields(&real), "{real}");
+}
+
+/// A block of JSON in docs/http-api.md.
+fn example(name: &str) -> serde_json::Value {
+    let text = read("docs/http-api.md");
+    let start = text.split(&format!("```json {name}\n")).nth(1).expect("the example is there");
+    serde_json::from_str(start.split("```").next().expect("its end")).expect("JSON")
+}
+
+/// All fields, with those above them.
+fn fields(value: &serde_json::Value) -> BTreeSet<String> {
+    let below = |name: &str, value: &serde_json::Value| {
+        let inner = fields(value).into_iter().map(|field| format!("{name}.{field}"));
+        [name.to_owned()].into_iter().chain(inner).collect::<Vec<_>>()
+    };
+    match value {
+        serde_json::Value::Object(map) => map.iter().flat_map(|(name, value)| below(name, value)).collect(),
+        serde_json::Value::Array(all) => all.iter().flat_map(fields).collect(),
+        _ => BTreeSet::new(),
+    }
 }
 
 /// The field names of a line of JSON, as they stand in it.
