@@ -9,6 +9,7 @@ use std::{
     os::{fd::AsRawFd as _, unix::process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -34,6 +35,7 @@ pub fn trials() -> Vec<Trial> {
         test("web::only_get_and_head", CURL, only_get_and_head),
         test("web::flags", CURL, flags),
         test("web::too_many_requests", CURL, too_many_requests),
+        test("web::scrapes_at_once", Root, scrapes_at_once),
         test("web::a_slow_client", Root, a_slow_client),
         test("web::tls", TLS, tls),
         test("web::a_certificate_is_replaced", TLS, a_certificate_is_replaced),
@@ -262,6 +264,31 @@ fn too_many_requests() {
     assert_eq!((agent.get("/livez").0, agent.get("/readyz").0, agent.ask("/metrics").0), (200, 200, 200));
     drop(reader);
     eventually("there is room again", || same(agent.get("/metrics").0, 200));
+}
+
+/// Whoever shares a rendering with others gets none from before they asked.
+fn scrapes_at_once() {
+    let (agent, cgroup) = (agent(), Cgroup::docker());
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    let open = [("container", cgroup.name()), ("kind", "eventfd")];
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    agent.metrics();
+                }
+            });
+        }
+        let counted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for opened in 1..=50 {
+                zoo.must("open eventfd");
+                assert_eq!(agent.metrics().get("fdtracker_open_fds", &open), f64::from(opened));
+            }
+        }));
+        done.store(true, Ordering::Relaxed);
+        counted.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
 }
 
 fn a_slow_client() {

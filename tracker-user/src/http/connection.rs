@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     access::Peer,
-    routes::{From, Routes},
+    routes::{Caller, Routes},
 };
 
 /// Connections over the unix socket at a time, and over TCP besides those with requests; further ones wait.
@@ -49,10 +49,10 @@ pub(super) async fn accept_unix(listener: UnixListener, routes: Arc<Routes>) {
     while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let from = From { peer: Peer::Socket, certified: false };
+                let caller = Caller { peer: Peer::Socket, certified: false };
                 let routes = Arc::clone(&routes);
                 tokio::spawn(async move {
-                    serve(stream, routes, from).await;
+                    serve(stream, routes, caller).await;
                     drop(slot);
                 });
             }
@@ -71,21 +71,21 @@ async fn tcp(stream: TcpStream, routes: Arc<Routes>, _slot: OwnedSemaphorePermit
     // An error means that the client has gone already.
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
     let config = routes.protection.current().await;
-    let from = From { peer: Peer::of(peer, local), certified: config.wants_certificates };
+    let caller = Caller { peer: Peer::of(peer, local), certified: config.wants_certificates };
     let Some(tls) = &config.tls else {
-        return serve(stream, routes, from).await;
+        return serve(stream, routes, caller).await;
     };
     match timeout(HEADER_TIMEOUT, TlsAcceptor::from(Arc::clone(tls)).accept(stream)).await {
-        Ok(Ok(stream)) => serve(stream, routes, from).await,
+        Ok(Ok(stream)) => serve(stream, routes, caller).await,
         Ok(Err(error)) => tracing::debug!(%error, %peer, "agree on TLS"),
         Err(_) => tracing::debug!(%peer, "agree on TLS: the client takes too long"),
     }
 }
 
-async fn serve<S: AsyncRead + AsyncWrite>(stream: S, routes: Arc<Routes>, from: From) {
+async fn serve<S: AsyncRead + AsyncWrite>(stream: S, routes: Arc<Routes>, caller: Caller) {
     let answer = service_fn(|request| {
         let routes = Arc::clone(&routes);
-        async move { Ok::<_, Infallible>(routes.answer(&request, from).await) }
+        async move { Ok::<_, Infallible>(routes.answer(&request, caller).await) }
     });
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));

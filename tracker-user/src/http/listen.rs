@@ -129,7 +129,21 @@ impl Listeners {
         let unix = bind_unix(socket)?;
         let guard = SocketGuard(socket.to_owned());
         let tcp = if options.systemd_socket { inherited()? } else { bind_all(&options.addresses).await? };
-        Ok(Self { tcp, unix, guard, protection, options })
+        let listeners = Self { tcp, unix, guard, protection, options };
+        listeners.warn_if_open().await;
+        Ok(listeners)
+    }
+
+    async fn warn_if_open(&self) {
+        let open = self.addresses().find(|address| !address.ip().to_canonical().is_loopback());
+        if let Some(address) = open
+            && !self.protection.current().await.authenticates()
+        {
+            let whom = if self.options.serve_processes { "metrics and processes" } else { "metrics" };
+            tracing::warn!(
+                "whoever reaches {address} is told of {whom}: --web.config.file can ask for a password"
+            );
+        }
     }
 
     /// URLs of the metrics, with the ports that were given where 0 was asked for.

@@ -49,9 +49,9 @@ pub(super) struct Routes {
     pub(super) rendered: Mutex<Option<(Instant, Bytes)>>,
 }
 
-/// Where a request comes from.
+/// Who asks, and what they have shown.
 #[derive(Clone, Copy)]
-pub(super) struct From {
+pub(super) struct Caller {
     pub(super) peer: Peer,
     /// Whether it has shown a certificate.
     pub(super) certified: bool,
@@ -59,18 +59,18 @@ pub(super) struct From {
 
 impl Routes {
     /// Answers a request.
-    pub(super) async fn answer<B>(self: &Arc<Self>, request: &Request<B>, from: From) -> Answer {
-        if from.peer == Peer::Socket {
+    pub(super) async fn answer<B>(self: &Arc<Self>, request: &Request<B>, caller: Caller) -> Answer {
+        if caller.peer == Peer::Socket {
             return self.route(request, Access::All, None).await;
         }
         let config = self.protection.current().await;
-        let mut answer = self.admit(request, from, &config).await;
+        let mut answer = self.admit(request, caller, &config).await;
         answer.headers_mut().extend(config.headers.clone());
         answer
     }
 
     /// Answers a request over TCP, if it may be answered.
-    async fn admit<B>(self: &Arc<Self>, request: &Request<B>, from: From, config: &WebConfig) -> Answer {
+    async fn admit<B>(self: &Arc<Self>, request: &Request<B>, caller: Caller, config: &WebConfig) -> Answer {
         // Who asks whether the agent is well must be told also when others ask for too much; and has no password.
         if is_health(request.uri().path()) {
             return self.route(request, Access::All, None).await;
@@ -87,8 +87,8 @@ impl Routes {
                 return text_with(StatusCode::UNAUTHORIZED, header::WWW_AUTHENTICATE, challenge, said);
             }
         }
-        let authenticated = config.users.is_some() || from.certified;
-        let access = self.policy.access(from.peer, authenticated, host(request.headers()));
+        let authenticated = config.users.is_some() || caller.certified;
+        let access = self.policy.access(caller.peer, authenticated, host(request.headers()));
         self.route(request, access, Some(permit)).await
     }
 
