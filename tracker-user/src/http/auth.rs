@@ -14,6 +14,9 @@ use tokio::sync::Semaphore;
 /// Passwords that were found right are remembered, this many: more than anybody has users.
 const REMEMBERED: usize = 256;
 
+/// The cost of a hash, at the most: some 5 s. Each more takes twice as long, for whoever waits, and for the end of the agent.
+const MAX_COST: u32 = 16;
+
 /// Who may ask.
 pub(super) struct Users {
     hashes: BTreeMap<String, String>,
@@ -40,6 +43,11 @@ impl Users {
             let cost = cost.map_err(|error| {
                 format!("{name}: not a hash of bcrypt ({error}): htpasswd -nBC 10 {name} makes one")
             })?;
+            if cost > MAX_COST {
+                return Err(format!(
+                    "{name}: a hash of cost {cost} takes too long: {MAX_COST} at the most, 10 is usual"
+                ));
+            }
             if cost > slowest.0 {
                 slowest = (cost, hash.clone());
             }
@@ -135,5 +143,8 @@ mod tests {
     fn what_is_no_hash_is_told() {
         let error = Users::new(BTreeMap::from([("me".into(), "right".into())])).err().unwrap();
         assert!(error.starts_with("me: not a hash of bcrypt"), "{error}");
+        let costly = bcrypt::hash("right", 4).unwrap().replace("$04$", "$17$");
+        let error = Users::new(BTreeMap::from([("me".into(), costly)])).err().unwrap();
+        assert!(error.contains("16 at the most"), "{error}");
     }
 }
