@@ -64,9 +64,12 @@ impl Container {
     /// The same, as it is called now. What isn't said stays as it is.
     fn called(mut self, names: Names) -> Self {
         if let Some(name) = names.name {
-            self.name = shown(&name, self.runtime);
-            (self.namespace, self.pod) = (names.namespace, names.pod);
-            self.named = true;
+            let name = shown(&name, self.runtime);
+            // The same name without a pod takes no pod away.
+            if names.pod.is_some() || name != self.name {
+                (self.namespace, self.pod) = (names.namespace, names.pod);
+            }
+            (self.name, self.named) = (name, true);
         }
         self.image = names.image.or(self.image);
         self

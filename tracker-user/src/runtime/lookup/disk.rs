@@ -11,7 +11,7 @@ use std::{
 use serde::Deserialize;
 use tokio::{sync::oneshot, time::timeout};
 
-use super::LookupError;
+use super::{LookupError, apart};
 use crate::runtime::{
     directory::List,
     files::{self, Stamp, subdirs},
@@ -89,7 +89,7 @@ impl Disk {
 /// What a read comes to.
 type Answer = (Disk, Vec<(Option<u32>, List)>);
 
-/// Reads on a thread of its own, because a home directory may be on a server that doesn't answer.
+/// Reads apart, because a home directory may be on a server that doesn't answer.
 pub(super) struct Reader {
     idle: Option<Disk>,
     busy: Option<oneshot::Receiver<Answer>>,
@@ -103,15 +103,11 @@ impl Reader {
     /// Reads. A read that doesn't come to an end is waited for the next time, instead of another.
     pub(super) async fn read(&mut self, patience: Duration) -> Result<Vec<(Option<u32>, List)>, LookupError> {
         if let Some(mut disk) = self.idle.take() {
-            let (sender, receiver) = oneshot::channel();
             let work = move || {
                 let lists = disk.look();
-                // An error means that nobody waits any more.
-                let _ = sender.send((disk, lists));
+                (disk, lists)
             };
-            // No task of the event loop, which couldn't end before it.
-            let thread = std::thread::Builder::new().name("names".into());
-            thread.spawn(work).map_err(LookupError::Connect)?;
+            let receiver = apart(work).map_err(LookupError::Connect)?;
             self.busy = Some(receiver);
         }
         let ended = || LookupError::Refused("its reader has ended".into());

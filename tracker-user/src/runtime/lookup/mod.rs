@@ -13,6 +13,7 @@ use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::{
+    sync::oneshot,
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -96,7 +97,12 @@ pub async fn run(directory: Arc<Directory>, settings: Settings) {
     }
     let mut known: HashMap<Socket, AbortHandle> = HashMap::new();
     loop {
-        let there = Socket::usual();
+        // An error means that its thread couldn't start or has ended: then another may.
+        let there = match apart(Socket::usual) {
+            Ok(answer) => answer.await.unwrap_or_default(),
+            Err(_) => Default::default(),
+        };
+        while tasks.try_join_next().is_some() {}
         known.retain(|socket, task| {
             let stays = there.contains(socket) || socket.user().is_none();
             if !stays {
@@ -116,10 +122,21 @@ pub async fn run(directory: Arc<Directory>, settings: Settings) {
     }
 }
 
+/// Does what may wait for a file system that doesn't answer on a thread of its own. It is no task of the event loop, which couldn't end
+/// before it.
+fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<oneshot::Receiver<T>> {
+    let (sender, receiver) = oneshot::channel();
+    // An error means that nobody waits any more.
+    let work = move || drop(sender.send(work()));
+    std::thread::Builder::new().name("names".into()).spawn(work)?;
+    Ok(receiver)
+}
+
 /// Asks all sources once, for no longer than some seconds.
 pub async fn once(settings: &Settings) -> Arc<Directory> {
     let directory = Arc::new(Directory::default());
-    let sockets = settings.sockets.clone().unwrap_or_else(|| Socket::usual().into_iter().collect());
+    let usual = || Socket::usual().into_iter().collect();
+    let sockets: Vec<Socket> = settings.sockets.clone().unwrap_or_else(usual);
     let disks = [Disk::machine(), Disk::users()].map(Source::disk);
     let mut tasks = JoinSet::new();
     for mut source in

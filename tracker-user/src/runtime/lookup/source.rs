@@ -31,7 +31,7 @@ pub struct Socket {
 }
 
 /// Where runtimes have their sockets; `*` stands for every user.
-const USUAL: [(Protocol, &str); 10] = [
+const USUAL: [(Protocol, &str); 9] = [
     (Protocol::Cri, "/run/containerd/containerd.sock"),
     (Protocol::Cri, "/run/k3s/containerd/containerd.sock"),
     (Protocol::Cri, "/run/k0s/containerd.sock"),
@@ -39,7 +39,6 @@ const USUAL: [(Protocol, &str); 10] = [
     (Protocol::Cri, "/run/crio/crio.sock"),
     (Protocol::Docker, "/run/docker.sock"),
     (Protocol::Docker, "/run/podman/podman.sock"),
-    (Protocol::Docker, "/run/user/0/podman/podman.sock"),
     (Protocol::Docker, "/run/user/*/podman/podman.sock"),
     (Protocol::Docker, "/run/user/*/docker.sock"),
 ];
