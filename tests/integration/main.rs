@@ -11,6 +11,7 @@ mod hidden;
 mod inspect;
 mod life_cycle;
 mod names;
+mod privileges;
 mod restart;
 mod stress;
 mod web;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         exporter::trials(),
         web::trials(),
         restart::trials(),
+        privileges::trials(),
         stress::trials(),
         documents::trials(),
     ];

@@ -101,17 +101,27 @@ pub struct Agent {
     _dir: TempDir,
 }
 
+fn tempdir() -> TempDir {
+    tempfile::tempdir().expect("a directory for the socket")
+}
+
 impl Agent {
     /// Starts an agent and waits until it is ready.
     pub fn start(arguments: &[&str]) -> Self {
-        let mut all = vec!["--web.listen-address", "127.0.0.1:0"];
-        all.extend(arguments);
-        Self::start_by(Command::new(fdtracker()), &all)
+        Self::start_in(tempdir(), Command::new(fdtracker()), arguments)
     }
 
-    /// The same, by a command that becomes the agent; it listens where the arguments say.
-    pub fn start_by(mut command: Command, arguments: &[&str]) -> Self {
-        let dir = tempfile::tempdir().expect("a directory for the socket");
+    /// The same by this command, which runs the agent in the end; its socket comes into this directory.
+    pub fn start_in(dir: TempDir, command: Command, arguments: &[&str]) -> Self {
+        Self::run(dir, command, &[&["--web.listen-address", "127.0.0.1:0"], arguments].concat())
+    }
+
+    /// The same; it listens where the arguments say.
+    pub fn start_by(command: Command, arguments: &[&str]) -> Self {
+        Self::run(tempdir(), command, arguments)
+    }
+
+    fn run(dir: TempDir, mut command: Command, arguments: &[&str]) -> Self {
         let socket = dir.path().join("agent.sock");
         let mut child = command
             .args(["agent", "--socket"])

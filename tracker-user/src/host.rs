@@ -65,7 +65,7 @@ pub const CAPABILITIES: [Capability; 3] = [
 ];
 
 /// What looks in detail can't do without, besides.
-pub const DETAIL_CAPABILITIES: [Capability; 3] = [
+pub const DETAIL_CAPABILITIES: [Capability; 4] = [
     Capability { name: "CAP_SYS_PTRACE", reason: "the files of other users' processes", bit: 19 },
     Capability {
         name: "CAP_SYS_ADMIN",
@@ -73,6 +73,7 @@ pub const DETAIL_CAPABILITIES: [Capability; 3] = [
         bit: 21,
     },
     Capability { name: "CAP_SYS_CHROOT", reason: "mounts in containers", bit: 18 },
+    Capability { name: "CAP_NET_ADMIN", reason: "whose network a socket is in", bit: 12 },
 ];
 
 /// Those of some capabilities that this process doesn't have in effect.
