@@ -5,6 +5,7 @@
 mod bench;
 mod build_ebpf;
 mod command;
+mod generate;
 mod machine;
 mod run;
 mod test;
@@ -34,6 +35,9 @@ enum Task {
     Criu(vm::criu::Args),
     /// Measure how long the agent takes for what must be quick
     Bench(bench::Args),
+    /// Make the files that are made from others: alert rules for Kubernetes, dashboards
+    #[command(name = "gen")]
+    Generate(generate::Args),
     /// Build the BPF object from source into tracker-ebpf/prebuilt
     BuildEbpf(build_ebpf::Args),
 }
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         Task::Vm(args) => vm::run(&args),
         Task::Criu(args) => vm::criu::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Generate(args) => generate::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
     };
     match result {
