@@ -5,6 +5,7 @@
 mod check;
 mod cli;
 mod containers;
+mod deploy;
 mod documents;
 mod exporter;
 mod hidden;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         web::trials(),
         restart::trials(),
         privileges::trials(),
+        deploy::trials(),
         stress::trials(),
         documents::trials(),
     ];

@@ -1,6 +1,8 @@
 //! `cargo xtask test`: everything that must hold, from nothing.
 
-use std::{process::Command, time::Instant};
+use std::{fs, process::Command, time::Instant};
+
+use anyhow::Context as _;
 
 use crate::{
     build_ebpf,
@@ -30,7 +32,13 @@ const PROGRAMS: &[(&str, Package)] = &[
     ("openssl", Package::Install("openssl")),
     ("runc", Package::Install("runc")),
     ("promtool", Package::Extract { package: "prometheus", programs: &["promtool"] }),
+    ("kubectl", Package::Install("kubernetes-client")),
+    ("buildah", Package::Install("buildah")),
+    ("pip3", Package::Install("python3-pip")),
 ];
+
+/// Kubernetes' schemas, and Helm as a library: the manifests are checked with them.
+const PYTHON_PACKAGES: &[&str] = &["helm-python-sdk==0.2.2", "kubernetes-validate==1.37.0"];
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -42,12 +50,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         needed.extend(vm::criu::needed_packages()?);
     }
     install(&needed, !args.no_install)?;
+    install_python_packages(args.no_install)?;
     build_ebpf::run(&build_ebpf::Args { check: true, no_install: args.no_install })?;
     mount_tracefs()?;
 
     let filter = args.filter.as_slice();
     // Built first: the integration tests run the binary.
     must(cargo()?.args(["build", "--locked", "--package", "tracker-user", "--package", "fdtracker-tests"]))?;
+    must(static_agent()?.args(["build", "--locked", "--package", "tracker-user"]))?;
     must(
         cargo()?.args(["test", "--locked", "--workspace", "--exclude", "fdtracker-tests", "--"]).args(filter),
     )?;
@@ -58,6 +68,42 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     eprintln!("all tests passed in {} s", start.elapsed().as_secs());
     Ok(())
+}
+
+/// Into the project's tools: tests look for them there, and are skipped without.
+fn install_python_packages(only_say: bool) -> anyhow::Result<()> {
+    let modules = tools()?.join("python");
+    let installed = modules.join("installed");
+    let wanted = PYTHON_PACKAGES.join("\n");
+    if fs::read_to_string(&installed).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    if only_say {
+        eprintln!(
+            "tests of manifests are skipped without these Python packages: {}",
+            PYTHON_PACKAGES.join(" ")
+        );
+        return Ok(());
+    }
+    let _ = fs::remove_dir_all(&modules);
+    let mut pip = Command::new("pip3");
+    pip.args(["install", "--quiet", "--root-user-action=ignore", "--target"]).arg(&modules);
+    must(pip.args(PYTHON_PACKAGES))?;
+    fs::write(&installed, wanted).with_context(|| format!("write {}", installed.display()))
+}
+
+/// cargo, which builds the agent as it is in its image: with no library beside it.
+fn static_agent() -> anyhow::Result<Command> {
+    let mut cargo = cargo()?;
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    // Flags of all the machine's programs would make those of this build scripts' too, but for a target that is named.
+    cargo.args([
+        "--config",
+        "build.target='x86_64-unknown-linux-gnu'",
+        "--config",
+        "build.target-dir='target/static'",
+    ]);
+    Ok(cargo)
 }
 
 /// cargo, which runs tests as root, with the project's tools in `PATH`.
