@@ -7,6 +7,7 @@ mod cli;
 mod containers;
 mod deploy;
 mod documents;
+mod engines;
 mod exporter;
 mod hidden;
 mod inspect;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         inspect::trials(),
         containers::trials(),
         names::trials(),
+        engines::trials(),
         exporter::trials(),
         web::trials(),
         restart::trials(),

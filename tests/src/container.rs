@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -38,7 +38,10 @@ impl Container {
         fs::write(bundle.path().join("config.json"), spec.to_string()).expect("write config.json");
         let mut runc = Command::new("runc");
         runc.args(["run", "--bundle"]).arg(bundle.path()).arg(&id);
-        Self { zoo: Zoo::start(runc), id, parent: parent.into(), _bundle: bundle }
+        let mut new = Self { zoo: Zoo::start(runc), id, parent: parent.into(), _bundle: bundle };
+        // From here on runc knows the container, so that it can be deleted. Killed while it makes one, runc would leave its cgroup.
+        new.zoo.must("pid");
+        new
     }
 
     /// The pid of its first process, on the host.
@@ -54,13 +57,36 @@ impl Drop for Container {
     fn drop(&mut self) {
         let _ = Command::new("runc").args(["delete", "--force", &self.id]).stderr(Stdio::null()).status();
         self.zoo.end();
-        // In every hierarchy, unless somebody else has something there.
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        for line in mounts.lines() {
-            let mut words = line.split(' ').skip(1);
-            if let (Some(at), Some("cgroup" | "cgroup2")) = (words.next(), words.next()) {
-                let _ = fs::remove_dir(format!("{at}{}", self.parent));
-            }
+        remove_cgroup(&format!("{}/{}", self.parent, self.id));
+        remove_cgroup(&self.parent);
+    }
+}
+
+/// The directories of a cgroup, one in every hierarchy.
+fn cgroup_dirs(path: &str) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let dirs = mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let (at, kind) = (words.next()?, words.next()?);
+        matches!(kind, "cgroup" | "cgroup2").then(|| PathBuf::from(format!("{at}{path}")))
+    });
+    dirs.collect()
+}
+
+/// Removes a cgroup from every hierarchy, unless somebody has something there.
+pub fn remove_cgroup(path: &str) {
+    for dir in cgroup_dirs(path) {
+        let _ = fs::remove_dir(dir);
+    }
+}
+
+/// Kills all that is in a cgroup or below it, and removes what is below.
+pub fn kill_cgroup(path: &str) {
+    for dir in cgroup_dirs(path) {
+        let below = fs::read_dir(&dir).into_iter().flatten().flatten();
+        let below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        for dir in below.map(|entry| entry.path()) {
+            crate::remove_killing(&dir);
         }
     }
 }
@@ -71,9 +97,13 @@ pub fn make_root(root: &Path) {
         fs::create_dir_all(root.join(dir)).expect("make the root");
     }
     fs::set_permissions(root, fs::Permissions::from_mode(0o755)).expect("make the root readable");
-    let fixture = fdzoo();
-    fs::copy(&fixture, root.join("fdzoo")).expect("copy the fixture");
-    let output = Command::new("ldd").arg(&fixture).output().expect("run ldd");
+    copy_program(&fdzoo(), root);
+}
+
+/// Copies a program into a root, and the libraries that it needs.
+pub fn copy_program(program: &Path, root: &Path) {
+    fs::copy(program, root.join(program.file_name().expect("a file"))).expect("copy the program");
+    let output = Command::new("ldd").arg(program).output().expect("run ldd");
     let text = String::from_utf8_lossy(&output.stdout);
     for library in text.split_whitespace().filter(|word| word.starts_with('/')) {
         let to = root.join(library.trim_start_matches('/'));

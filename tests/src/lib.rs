@@ -21,6 +21,7 @@ use tempfile::TempDir;
 use tracker_ebpf::{ANON_INODES, Kind};
 
 pub mod container;
+pub mod engines;
 pub mod kinds;
 mod rival;
 pub mod sys;
@@ -409,10 +410,7 @@ impl Cgroup {
 
     /// Processes that are here.
     pub fn pids(&self) -> Vec<u32> {
-        let text = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
-        // A process that has been waited for is listed as 0 until the kernel has done with it (Linux 7): to kill that would be to kill
-        // everybody.
-        text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect()
+        pids_in(&self.dir)
     }
 
     /// What `/proc` says is open here, by kind.
@@ -423,19 +421,32 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let start = Instant::now();
-        while start.elapsed() < deadline() {
-            for pid in self.pids() {
-                // SAFETY: the process is in a cgroup that this test made for its own.
-                unsafe { libc::kill(pid as i32, libc::SIGKILL) };
-            }
-            if fs::remove_dir(&self.dir).is_ok() || !self.dir.exists() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        remove_killing(&self.dir);
         // `docker` goes too if nobody else has anything in it.
         let _ = self.dir.parent().map(fs::remove_dir);
+    }
+}
+
+/// Processes of the cgroup that has this directory.
+fn pids_in(cgroup: &Path) -> Vec<u32> {
+    let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    // A process that has been waited for is listed as 0 until the kernel has done with it (Linux 7): to kill that would be to kill
+    // everybody.
+    text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect()
+}
+
+/// Kills what is in a cgroup that a test made for its own, until it can be removed.
+fn remove_killing(cgroup: &Path) {
+    let start = Instant::now();
+    while start.elapsed() < deadline() {
+        for pid in pids_in(cgroup) {
+            // SAFETY: the process is in a cgroup that this test made for its own.
+            unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+        }
+        if fs::remove_dir(cgroup).is_ok() || !cgroup.exists() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

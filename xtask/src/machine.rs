@@ -47,7 +47,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 }
 
 /// A package of the system's package manager that isn't there yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Package {
     /// Installed as usual.
     Install(&'static str),
@@ -116,7 +116,7 @@ fn extract(package: &str, programs: &[&str]) -> anyhow::Result<()> {
     let bin = tools()?.join("bin");
     fs::create_dir_all(&bin)?;
     for program in programs {
-        let places = ["usr/bin", "bin"].map(|place| dir.join(place).join(program));
+        let places = ["usr/bin", "usr/sbin", "bin"].map(|place| dir.join(place).join(program));
         let file = places.iter().find(|file| file.exists());
         copy(file.with_context(|| format!("{package} has no {program}"))?, &bin.join(program))?;
     }

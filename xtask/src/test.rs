@@ -31,6 +31,14 @@ const PROGRAMS: &[(&str, Package)] = &[
     ("ip", Package::Install("iproute2")),
     ("openssl", Package::Install("openssl")),
     ("runc", Package::Install("runc")),
+    ("crun", Package::Install("crun")),
+    // With conmon, and policies that it wants in /etc.
+    ("podman", Package::Install("podman")),
+    ("containerd", CONTAINERD),
+    ("ctr", CONTAINERD),
+    ("containerd-shim-runc-v2", CONTAINERD),
+    ("dockerd", DOCKER),
+    ("docker", DOCKER),
     ("promtool", Package::Extract { package: "prometheus", programs: &["promtool"] }),
     ("kubectl", Package::Install("kubernetes-client")),
     ("buildah", Package::Install("buildah")),
@@ -39,12 +47,18 @@ const PROGRAMS: &[(&str, Package)] = &[
 
 /// Kubernetes' schemas, and Helm as a library: the manifests are checked with them.
 const PYTHON_PACKAGES: &[&str] = &["helm-python-sdk==0.2.2", "kubernetes-validate==1.37.0"];
+const CONTAINERD: Package =
+    Package::Extract { package: "containerd", programs: &["containerd", "containerd-shim-runc-v2", "ctr"] };
+const DOCKER: Package = Package::Extract { package: "docker.io", programs: &["docker", "dockerd"] };
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let missing: Vec<Package> =
         PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
     let mut needed: Vec<Package> = missing.into_iter().chain(build_ebpf::missing_packages()).collect();
+    // One package may have several programs.
+    needed.sort();
+    needed.dedup();
     let with_vm = args.filter.is_none() && !args.no_vm;
     if with_vm {
         needed.extend(vm::criu::needed_packages()?);

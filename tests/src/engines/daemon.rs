@@ -1,0 +1,53 @@
+//! A server that a test starts, and ends.
+
+use std::{
+    fs::{self, File},
+    os::unix::net::UnixStream,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
+
+use crate::{deadline, eventually};
+
+/// A running server.
+pub(super) struct Daemon {
+    child: Child,
+}
+
+impl Daemon {
+    /// Starts it, with a log, and waits until somebody answers at its socket.
+    pub(super) fn start(mut command: Command, log: &Path, socket: &Path) -> Self {
+        let file = File::options().create(true).append(true).open(log).expect("open the log");
+        let errors = file.try_clone().expect("the log once more");
+        command.stdin(Stdio::null()).stdout(file).stderr(errors);
+        let child = command.spawn().expect("start the server");
+        let mut daemon = Self { child };
+        eventually("the server listens", || match daemon.child.try_wait() {
+            Ok(Some(status)) => panic!("the server ended with {status}:\n{}", read(log)),
+            _ => UnixStream::connect(socket).map(drop).map_err(|error| format!("{error}:\n{}", read(log))),
+        });
+        daemon
+    }
+}
+
+fn read(log: &Path) -> String {
+    fs::read_to_string(log).unwrap_or_default()
+}
+
+impl Drop for Daemon {
+    /// Asks it to end, so that it ends what it started; kills it only if it doesn't.
+    fn drop(&mut self) {
+        // SAFETY: the child hasn't been waited for, so the pid is its own.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
+        let start = Instant::now();
+        while start.elapsed() < deadline() {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
