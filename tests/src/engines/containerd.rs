@@ -4,7 +4,6 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     fs,
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -20,6 +19,7 @@ use super::{
 use crate::{
     Zoo,
     container::{kill_cgroup, remove_cgroup},
+    eventually,
 };
 
 /// A containerd of the test's own, with the image. Goes, with all that it runs, when dropped.
@@ -45,7 +45,6 @@ impl Containerd {
         fs::write(dir.path().join("config.toml"), config(dir.path())).expect("write config.toml");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let mut new = Self { daemon: None, pods: RefCell::default(), execs: Cell::default(), runtime, dir };
-        new.show_socket();
         new.resume();
         let archive = image::make(new.dir.path());
         let status = new.ctr().args(["images", "import"]).arg(archive).stdout(Stdio::null()).status();
@@ -55,21 +54,7 @@ impl Containerd {
 
     /// Where it answers.
     pub fn socket(&self) -> PathBuf {
-        self.dir.path().join("shown.sock")
-    }
-
-    fn own_socket(&self) -> PathBuf {
-        self.dir.path().join("own.sock")
-    }
-
-    /// Takes [`Containerd::socket`] away, while it goes on working.
-    pub fn hide_socket(&self) {
-        fs::remove_file(self.socket()).expect("remove a link");
-    }
-
-    /// Brings it back.
-    pub fn show_socket(&self) {
-        symlink(self.own_socket(), self.socket()).expect("make a link");
+        self.dir.path().join("api.sock")
     }
 
     /// Ends the daemon. What it has started goes on.
@@ -81,7 +66,11 @@ impl Containerd {
     pub fn resume(&mut self) {
         let mut command = Command::new("containerd");
         command.arg("--config").arg(self.dir.path().join("config.toml"));
-        self.daemon = Some(Daemon::start(command, &self.dir.path().join("log"), &self.own_socket()));
+        self.daemon = Some(Daemon::start(command, &self.dir.path().join("log"), &self.socket()));
+        // It listens before it is ready.
+        eventually("containerd speaks CRI", || {
+            cri::call::<_, Nothing>(&self.runtime, &self.socket(), "ListPodSandbox", Nothing {})
+        });
     }
 
     /// Runs a pod's sandbox, and returns its id.
@@ -145,7 +134,7 @@ impl Containerd {
 
     fn ctr(&self) -> Command {
         let mut ctr = Command::new("ctr");
-        ctr.args(["--namespace", "k8s.io", "--address"]).arg(self.own_socket());
+        ctr.args(["--namespace", "k8s.io", "--address"]).arg(self.socket());
         ctr
     }
 
@@ -155,15 +144,14 @@ impl Containerd {
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
     {
-        cri::call(&self.runtime, &self.own_socket(), method, request)
-            .unwrap_or_else(|error| panic!("{error}"))
+        cri::call(&self.runtime, &self.socket(), method, request).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Ends a pod, whether or not containerd can still do it.
     fn remove_pod(&self, pod: &Pod) {
         for method in ["StopPodSandbox", "RemovePodSandbox"] {
             let request = Id { id: pod.id.clone() };
-            if let Err(error) = cri::call::<_, Nothing>(&self.runtime, &self.own_socket(), method, request) {
+            if let Err(error) = cri::call::<_, Nothing>(&self.runtime, &self.socket(), method, request) {
                 eprintln!("{error}");
             }
         }
@@ -176,7 +164,7 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        if self.daemon.is_none() && !std::thread::panicking() {
+        if self.daemon.is_none() {
             self.resume();
         }
         for pod in self.pods.take() {
@@ -195,7 +183,7 @@ fn config(dir: &Path) -> String {
          root = '{dir}/root'\n\
          state = '{dir}/state'\n\
          [grpc]\n\
-         address = '{dir}/own.sock'\n\
+         address = '{dir}/api.sock'\n\
          [plugins.'io.containerd.grpc.v1.cri']\n\
          sandbox_image = '{IMAGE}'\n\
          restrict_oom_score_adj = true\n\

@@ -89,6 +89,16 @@ impl Engine {
         zoo
     }
 
+    /// Whether a container can be run here at all; else, what the engine says.
+    pub fn try_out(&self) -> Result<(), String> {
+        let mut run = self.command();
+        run.args(["run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024"]);
+        let output = run.args(["--ulimit", "nproc=1024:1024", IMAGE, "/sleep", "0"]).output();
+        let output = output.expect("run the engine");
+        let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        if output.status.success() { Ok(()) } else { Err(why) }
+    }
+
     /// The id of a container.
     pub fn id(&self, name: &str) -> String {
         self.must(&["inspect", "--format", "{{.Id}}", name])
