@@ -2,6 +2,7 @@
 //!
 //! One agent serves most tests: the kernel takes seconds to detach one.
 
+mod alerts;
 mod check;
 mod cli;
 mod containers;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         engines::trials(),
         exporter::trials(),
         web::trials(),
+        alerts::trials(),
         restart::trials(),
         privileges::trials(),
         deploy::trials(),

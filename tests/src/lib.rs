@@ -23,6 +23,7 @@ use tracker_ebpf::{ANON_INODES, Kind};
 pub mod container;
 pub mod engines;
 pub mod kinds;
+pub mod monitoring;
 mod rival;
 pub mod sys;
 mod tables;

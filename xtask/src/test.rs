@@ -39,7 +39,9 @@ const PROGRAMS: &[(&str, Package)] = &[
     ("containerd-shim-runc-v2", CONTAINERD),
     ("dockerd", DOCKER),
     ("docker", DOCKER),
-    ("promtool", Package::Extract { package: "prometheus", programs: &["promtool"] }),
+    ("prometheus", PROMETHEUS),
+    ("promtool", PROMETHEUS),
+    ("prometheus-alertmanager", ALERTMANAGER),
     ("kubectl", Package::Install("kubernetes-client")),
     ("buildah", Package::Install("buildah")),
     ("pip3", Package::Install("python3-pip")),
@@ -47,9 +49,13 @@ const PROGRAMS: &[(&str, Package)] = &[
 
 /// Kubernetes' schemas, and Helm as a library: the manifests are checked with them.
 const PYTHON_PACKAGES: &[&str] = &["helm-python-sdk==0.2.2", "kubernetes-validate==1.37.0"];
+
 const CONTAINERD: Package =
     Package::Extract { package: "containerd", programs: &["containerd", "containerd-shim-runc-v2", "ctr"] };
 const DOCKER: Package = Package::Extract { package: "docker.io", programs: &["docker", "dockerd"] };
+const PROMETHEUS: Package = Package::Extract { package: "prometheus", programs: &["prometheus", "promtool"] };
+const ALERTMANAGER: Package =
+    Package::Extract { package: "prometheus-alertmanager", programs: &["prometheus-alertmanager"] };
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
