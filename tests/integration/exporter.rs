@@ -26,9 +26,30 @@ pub fn trials() -> Vec<Trial> {
 fn promtool_finds_nothing_wrong() {
     let (agent, cgroup) = (agent(), Cgroup::docker());
     let mut zoo = Zoo::in_cgroup(&cgroup);
-    zoo.must("open pidfd");
-    zoo.must("open epoll");
-    eventually("the pidfd is counted", || same(agent.counts(&cgroup.id)?.get("pidfd"), Some(&1)));
+    zoo.must("open eventfd");
+    let labels = [("container", cgroup.name())];
+    let checkpointable = || agent.metrics().find("fdtracker_container_checkpointable", &labels);
+    eventually("it can be dumped", || same(checkpointable(), Some(1.0)));
+    let fd = zoo.must("open pidfd");
+    zoo.must(&format!("send_unaccepted {fd}"));
+    zoo.must(&format!("close {fd}"));
+    // Promtool can only judge what is there: of containers, all but what is only there while something is wrong.
+    let of_container = [
+        "open_fds",
+        "fds_opened_total",
+        "fds_closed_total",
+        "container_checkpointable",
+        "container_last_checkpointable_timestamp_seconds",
+        "container_blocked_seconds_total",
+    ];
+    eventually("all is exported of the container", || {
+        let metrics = agent.metrics();
+        let has = |name: &&str| {
+            let start = format!("fdtracker_{name}{{container=\"{}\"", cgroup.name());
+            metrics.0.lines().any(|line| line.starts_with(&start))
+        };
+        same(of_container.into_iter().filter(|name| !has(name)).collect(), Vec::<&str>::new())
+    });
     let mut promtool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
