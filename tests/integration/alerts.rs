@@ -1,16 +1,23 @@
 //! What the real Prometheus and Alertmanager make of the agent's metrics, and of the rules that go with it.
 
+use std::{fs, path::Path};
+
 use fdtracker_tests::{
     Agent, Container, eventually,
-    monitoring::{PROMETHEUS, Prometheus, Sample},
+    monitoring::{ALERTMANAGER, Alertmanager, PROMETHEUS, Prometheus, Sample, Webhook},
     same,
 };
 use libtest_mimic::Trial;
+use serde_json::Value;
 
 use crate::{Needs::Programs, agent, test};
 
 pub fn trials() -> Vec<Trial> {
-    vec![test("alerts::a_scrape_is_clean", Programs(&[PROMETHEUS, "runc"]), a_scrape_is_clean)]
+    let all = Programs(&[PROMETHEUS, ALERTMANAGER, "runc"]);
+    vec![
+        test("alerts::a_scrape_is_clean", Programs(&[PROMETHEUS, "runc"]), a_scrape_is_clean),
+        test("alerts::one_is_told_and_taken_back", all, one_is_told_and_taken_back),
+    ]
 }
 
 /// Series come, change and go as containers do, and Prometheus has nothing to say against it.
@@ -24,8 +31,8 @@ fn a_scrape_is_clean() {
     eventually("Prometheus has the pidfd", || same(values(&prometheus.query(&open)?), vec![1.0]));
     container.zoo.must(&format!("close {pidfd}"));
     eventually("the series goes", || same(values(&prometheus.query(&open)?), vec![]));
-    let seen = format!(r#"fdtracker_fds_closed_total{{container="{name}",kind="pidfd"}}"#);
-    eventually("the close is counted", || same(values(&prometheus.query(&seen)?), vec![1.0]));
+    let closed = format!(r#"fdtracker_fds_closed_total{{container="{name}",kind="pidfd"}}"#);
+    eventually("the close is counted", || same(values(&prometheus.query(&closed)?), vec![1.0]));
     drop(container);
     let any = format!(r#"{{container="{name}"}}"#);
     eventually("nothing is left of the container", || same(prometheus.query(&any)?, vec![]));
@@ -37,6 +44,111 @@ fn a_scrape_is_clean() {
         assert_eq!(prometheus.own(&metric), Ok(0.0), "{metric}");
     }
     assert_eq!(prometheus.complaints(), Vec::<String>::new());
+}
+
+/// A container comes to have what its CRIU can't dump; somebody is told, and told again when it is gone. Of its neighbour nobody is ever
+/// told, and of the agent only when it is killed.
+fn one_is_told_and_taken_back() {
+    let mut agent = Agent::start(&["--criu", "3.17.1", "--judge-interval", "200ms"]);
+    let (mut blocked, mut fine) = (Container::start(None, "/docker"), Container::start(None, "/docker"));
+    fine.zoo.must("open eventfd");
+    let (name, neighbour) = (name(&agent, &blocked), name(&agent, &fine));
+    let webhook = Webhook::start();
+    let alertmanager = Alertmanager::start(webhook.address);
+    let prometheus = Prometheus::start(agent.address, &hastened_rules(), Some(alertmanager.address()));
+    let checkpointable = |container: &str| {
+        let expression = format!(r#"fdtracker_container_checkpointable{{container="{container}"}}"#);
+        same(values(&prometheus.query(&expression)?), vec![1.0])
+    };
+    eventually("Prometheus knows that both can be dumped", || {
+        checkpointable(&name)?;
+        checkpointable(&neighbour)
+    });
+
+    let pidfd = blocked.zoo.must("open pidfd");
+    let of_it = |alert: &Value| {
+        alert["labels"]["alertname"] == "FdtrackerContainerNotCheckpointable"
+            && alert["labels"]["container"] == *name
+    };
+    eventually("Prometheus suspects something", || {
+        prometheus.alerts()?.into_iter().find(of_it).ok_or_else(|| "no alert".to_owned())
+    });
+    let told = eventually("somebody is told", || last(&webhook, of_it).ok_or("nobody was told"));
+    assert_eq!(
+        (&told["status"], &told["labels"]["severity"]),
+        (&"firing".into(), &"warning".into()),
+        "{told}"
+    );
+    assert_eq!(told["labels"]["instance"], agent.address.to_string());
+    is_readable(&told, &name);
+
+    blocked.zoo.must(&format!("close {pidfd}"));
+    eventually("it is taken back", || {
+        let told = last(&webhook, of_it).ok_or("nobody was told")?;
+        same(&told["status"], &"resolved".into())
+    });
+    eventually("Prometheus knows why", || checkpointable(&name));
+    for rule in prometheus.rules().expect("rules") {
+        assert_eq!((&rule["health"], &rule["lastError"]), (&"ok".into(), &Value::Null), "{rule}");
+        assert!(rule["duration"].as_f64() <= Some(2.0), "{rule}");
+    }
+    assert_eq!(prometheus.complaints(), Vec::<String>::new());
+
+    agent.kill();
+    let absent = |alert: &Value| alert["labels"]["alertname"] == "FdtrackerAbsent";
+    let told = eventually("the agent is missed", || last(&webhook, absent).ok_or("nobody was told"));
+    assert_eq!(
+        (&told["status"], &told["labels"]["severity"]),
+        (&"firing".into(), &"critical".into()),
+        "{told}"
+    );
+    is_readable(&told, &agent.address.to_string());
+    let ever = format!(r#"count_over_time(ALERTS{{container="{neighbour}"}}[1h])"#);
+    assert_eq!(prometheus.query(&ever), Ok(vec![]));
+}
+
+/// What the webhook was told last of such an alert.
+fn last(webhook: &Webhook, is_such: impl Fn(&Value) -> bool) -> Option<Value> {
+    webhook.alerts().into_iter().rfind(is_such)
+}
+
+/// What a person reads says who it is about, and has nothing in it that a template left.
+#[track_caller]
+fn is_readable(alert: &Value, subject: &str) {
+    let annotations = &alert["annotations"];
+    assert!(annotations["summary"].as_str().is_some_and(|text| text.contains(subject)), "{alert}");
+    assert!(annotations["description"].as_str().is_some_and(|text| text.contains(subject)), "{alert}");
+    let link = annotations["runbook_url"].as_str().expect("a link to a runbook");
+    assert!(
+        link.ends_with(&format!("/{}.md", alert["labels"]["alertname"].as_str().expect("a name"))),
+        "{link}"
+    );
+    let text = annotations.to_string();
+    for left in ["{{", "<no value>", "<error", "%!"] {
+        assert!(!text.contains(left), "{left} in {text}");
+    }
+}
+
+/// The rules that are shipped, which fire after 2 seconds and look back over seconds where they did over minutes.
+fn hastened_rules() -> String {
+    let shipped = shipped("deploy/prometheus/fdtracker.rules.yml");
+    let mut hastened = 0;
+    let lines = shipped.lines().map(|line| match line.trim().split_once(": ") {
+        Some(("for" | "keep_firing_for", _)) => {
+            hastened += 1;
+            format!("{}: 2s", line.split(':').next().expect("a key"))
+        }
+        _ => line.replace("m]", "s]").replace("h]", "m]"),
+    });
+    let rules = lines.collect::<Vec<_>>().join("\n");
+    assert!(hastened > 0, "no alert waits in\n{shipped}");
+    rules
+}
+
+/// A file of this repository.
+fn shipped(name: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    fs::read_to_string(root.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 /// The name that the agent gives a container.
