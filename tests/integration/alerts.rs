@@ -152,7 +152,7 @@ fn shipped(name: &str) -> String {
 }
 
 /// The name that the agent gives a container.
-fn name(agent: &Agent, container: &Container) -> String {
+pub fn name(agent: &Agent, container: &Container) -> String {
     let found = eventually("the container is there", || agent.container(&container.id));
     found["name"].as_str().expect("a name").to_owned()
 }

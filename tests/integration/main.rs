@@ -6,6 +6,7 @@ mod alerts;
 mod check;
 mod cli;
 mod containers;
+mod dashboards;
 mod deploy;
 mod documents;
 mod engines;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         exporter::trials(),
         web::trials(),
         alerts::trials(),
+        dashboards::trials(),
         restart::trials(),
         privileges::trials(),
         deploy::trials(),
