@@ -22,16 +22,24 @@ pub struct Sample {
 }
 
 impl Prometheus {
-    /// Starts one that scrapes an agent, as job `fdtracker`, evaluates these rules, and tells an Alertmanager what they say.
+    /// Starts one that scrapes an agent, as job `fdtracker`, evaluates these rules, and tells an Alertmanager what they say. It knows the
+    /// agent as it would in Kubernetes: by labels that the agent's metrics have, too.
     pub fn start(agent: SocketAddr, rules: &str, alertmanager: Option<SocketAddr>) -> Self {
         let dir = tempfile::tempdir().expect("a directory for Prometheus");
-        let to = |address: SocketAddr| json!([{"targets": [address.to_string()]}]);
+        let targets = |address: SocketAddr| json!([{"targets": [address.to_string()]}]);
         let told: Vec<Value> =
-            alertmanager.map(|address| json!({"static_configs": to(address)})).into_iter().collect();
+            alertmanager.map(|address| json!({"static_configs": targets(address)})).into_iter().collect();
         let configuration = json!({
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": ["rules.yml"],
-            "scrape_configs": [{"job_name": "fdtracker", "static_configs": to(agent)}],
+            "scrape_configs": [{
+                "job_name": "fdtracker",
+                "honor_labels": true,
+                "static_configs": [{
+                    "targets": [agent.to_string()],
+                    "labels": {"namespace": "monitoring", "pod": "fdtracker-0", "container": "agent"},
+                }],
+            }],
             "alerting": {"alertmanagers": told},
         });
         configure(&dir, "prometheus.yml", &configuration);
