@@ -51,11 +51,6 @@ impl Prometheus {
         Self(Server::start(command, dir))
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.0.address
-    }
-
     /// What an expression gives now.
     pub fn query(&self, expression: &str) -> Result<Vec<Sample>, String> {
         let data = self.api("query", &[("query", expression)])?;
