@@ -11,7 +11,7 @@ use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
 use tokio::{
     io::unix::AsyncFd,
-    sync::{Notify, broadcast},
+    sync::{Notify, broadcast, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -65,6 +65,22 @@ const POLL: Duration = Duration::from_secs(5);
 /// How often it is looked whether something was lost that only an audit can find.
 const WATCH: Duration = Duration::from_secs(1);
 
+/// How often the tasks do what nothing asks them to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Audits, and looks for files that no slot holds.
+    pub audit: Duration,
+    /// Looks at each container in detail.
+    pub judge: Duration,
+}
+
+impl Pace {
+    /// How often counts are compared with the truth: without probes nothing else keeps them current.
+    fn audit(self, tracker: &Tracker) -> Duration {
+        if tracker.is_live() { self.audit } else { self.audit.min(POLL) }
+    }
+}
+
 /// A tracker at work. Dropping it detaches the probes.
 pub struct Engine {
     /// What it knows.
@@ -75,6 +91,8 @@ pub struct Engine {
     pub pulses: Arc<Pulses>,
     doubt: Arc<Notify>,
     moved: Arc<Moved>,
+    /// `None` until what was open before is adopted.
+    pace: Option<watch::Sender<Pace>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -108,29 +126,28 @@ impl Engine {
         if let Some(log) = rings.log {
             tasks.push(tokio::spawn(forward_log(register(log)?)));
         }
-        Ok(Self { tracker, lines, pulses, doubt, moved, tasks })
+        Ok(Self { tracker, lines, pulses, doubt, moved, pace: None, tasks })
     }
 
     /// Counts what is open already. From then on counts are exact, and live if there is a feeder.
     ///
     /// # Errors
     /// When the first audit fails.
-    pub async fn adopt(&mut self, audit_every: Duration, judge_every: Duration) -> Result<(), TrackerError> {
+    pub async fn adopt(&mut self, pace: Pace) -> Result<(), TrackerError> {
         self.tracker.look_in_detail();
         let (first, looked) = blocking(&self.tracker, Tracker::adopt).await?;
         host::give_memory_back();
         tracing::info!(adopted = first.changes, took = ?first.took, "what was open already is counted");
-        let every = if self.tracker.is_live() {
-            audit_every
-        } else {
+        if !self.tracker.is_live() {
             tracing::warn!("no probes: counts are those of the last audit, at most {POLL:?} old");
-            audit_every.min(POLL)
-        };
+        }
         let begin = |name| self.pulses.begin(name);
+        let (sender, pace) = watch::channel(pace);
+        self.pace = Some(sender);
         let (tracker, doubt) = (Arc::clone(&self.tracker), Arc::clone(&self.doubt));
-        self.tasks.push(tokio::spawn(audit_forever(tracker, doubt, every, begin("auditor"))));
+        self.tasks.push(tokio::spawn(audit_forever(tracker, doubt, pace.clone(), begin("auditor"))));
         let tracker = Arc::clone(&self.tracker);
-        self.tasks.push(tokio::spawn(look_forever(tracker, every, looked, begin("looker"))));
+        self.tasks.push(tokio::spawn(look_forever(tracker, pace.clone(), looked, begin("looker"))));
         let judging = Judging {
             tracker: Arc::clone(&self.tracker),
             moved: Arc::clone(&self.moved),
@@ -138,10 +155,25 @@ impl Engine {
             stuck: HashMap::new(),
             pulse: begin("judge"),
         };
-        self.tasks.push(tokio::spawn(judging.run(judge_every)));
+        self.tasks.push(tokio::spawn(judging.run(pace)));
         let (tracker, doubt) = (Arc::clone(&self.tracker), Arc::clone(&self.doubt));
         self.tasks.push(tokio::spawn(watch_losses(tracker, doubt, begin("watcher"))));
         Ok(())
+    }
+
+    /// Goes on at this pace, with this judge, once what was open before is adopted.
+    pub fn change(&self, pace: Pace, judge: Judge) {
+        let judges_anew = self.tracker.replace_judge(judge);
+        if let Some(sender) = &self.pace {
+            // Who waits for a change looks at all containers again.
+            sender.send_if_modified(|current| std::mem::replace(current, pace) != pace || judges_anew);
+        }
+    }
+
+    /// Whether all tasks are at work.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.pulses.dead(Instant::now()).is_empty()
     }
 }
 
@@ -183,23 +215,33 @@ async fn blocking<T: Send + 'static>(
     })
 }
 
-async fn audit_forever(tracker: Arc<Tracker>, doubt: Arc<Notify>, every: Duration, pulse: Pulse) {
-    let mut wait = every;
+async fn audit_forever(
+    tracker: Arc<Tracker>,
+    doubt: Arc<Notify>,
+    mut pace: watch::Receiver<Pace>,
+    pulse: Pulse,
+) {
+    let every = |pace: &mut watch::Receiver<Pace>| pace.borrow_and_update().audit(&tracker);
+    let mut wait = every(&mut pace);
     let mut last = Duration::ZERO;
     loop {
         pulse.within(wait);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = doubt.notified() => tokio::time::sleep((last * COALESCE_FACTOR).clamp(COALESCE, AFTER_CORRECTION)).await,
+            Ok(()) = pace.changed() => {
+                wait = every(&mut pace);
+                continue;
+            }
         }
-        wait = every;
+        wait = every(&mut pace);
         pulse.within(Duration::ZERO);
         match blocking(&tracker, Tracker::audit).await {
             Ok(audit) => {
                 tracing::debug!(?audit, "audited");
                 last = audit.took;
                 if audit.unsettled || audit.changes > 0 && tracker.is_live() {
-                    wait = every.min(AFTER_CORRECTION);
+                    wait = wait.min(AFTER_CORRECTION);
                 }
             }
             Err(error) => tracing::error!(error = %chain(error), "audit"),
@@ -208,11 +250,19 @@ async fn audit_forever(tracker: Arc<Tracker>, doubt: Arc<Notify>, every: Duratio
 }
 
 /// Looks for files that no slot holds, on a clock of its own: it takes longer than an audit, and no probe asks for it.
-async fn look_forever(tracker: Arc<Tracker>, every: Duration, mut last: Duration, pulse: Pulse) {
+async fn look_forever(
+    tracker: Arc<Tracker>,
+    mut pace: watch::Receiver<Pace>,
+    mut last: Duration,
+    pulse: Pulse,
+) {
     loop {
-        let rest = every.max(last * LOOK_FACTOR);
+        let rest = pace.borrow_and_update().audit(&tracker).max(last * LOOK_FACTOR);
         pulse.within(rest);
-        tokio::time::sleep(rest).await;
+        tokio::select! {
+            () = tokio::time::sleep(rest) => {}
+            Ok(()) = pace.changed() => continue,
+        }
         pulse.within(Duration::ZERO);
         // An error is a panic, which is logged.
         last = blocking(&tracker, |tracker| Ok(tracker.look_for_hidden())).await.unwrap_or_default();
@@ -278,12 +328,16 @@ struct Judging {
 }
 
 impl Judging {
-    async fn run(mut self, every: Duration) {
+    async fn run(mut self, mut pace: watch::Receiver<Pace>) {
         let (mut rest, mut started) = (VecDeque::new(), None::<Instant>);
         let mut by_turns = false;
         loop {
             // A look takes no longer than this, and no rest does but the last.
             self.pulse.within(PATIENCE);
+            if pace.has_changed().unwrap_or(false) {
+                started = None;
+            }
+            let every = pace.borrow_and_update().judge;
             if rest.is_empty() && started.is_none_or(|at| at.elapsed() >= every) {
                 started = Some(Instant::now());
                 rest.extend(self.containers().await);
@@ -301,6 +355,7 @@ impl Judging {
                     tokio::select! {
                     () = tokio::time::sleep(started.map_or(every, |at| every.saturating_sub(at.elapsed()))) => {}
                     () = self.moved.some.notified() => tokio::time::sleep(SETTLE).await,
+                        Ok(()) = pace.changed() => started = None,
                     }
                 }
             }
@@ -403,7 +458,7 @@ impl Reader {
         if self.lines.receiver_count() == 0 {
             return;
         }
-        if let Some(notice) = Notice::new(event, &owner, self.tracker.judge()) {
+        if let Some(notice) = Notice::new(event, &owner, &self.tracker.judge()) {
             // An error means that the last reader has just gone.
             let _ = self.lines.send(Line::new(notice));
         }

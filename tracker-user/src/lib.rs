@@ -18,12 +18,14 @@
 //! - [`standing`]: how each container stands, and since when. Pure.
 //! - [`tracker`]: puts these together: the one owner of the agent's state.
 //! - [`agent`]: its tasks: events, audits; [`pulse`]: whether they are at work; [`privileges`]: what the agent gives up once it is attached.
+//! - [`config`]: values of flags from a file and the environment.
 //! - [`report`]: what users are shown, as plain data.
 //! - [`metrics`], [`http`], [`cli`]: how they are shown it; [`error`]: and what went wrong.
 
 pub mod agent;
 pub mod bpf;
 pub mod cli;
+pub mod config;
 pub mod criu;
 pub mod error;
 pub mod freeze;

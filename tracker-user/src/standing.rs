@@ -81,6 +81,11 @@ impl Standings {
         }
     }
 
+    /// What all looks found is known no more.
+    pub fn forget_looks(&mut self) {
+        self.0.values_mut().for_each(|standing| standing.assessment = None);
+    }
+
     /// Takes note of what a container comes to now.
     pub fn note(&mut self, cgroup: &str, verdict: Verdict, now: (Instant, SystemTime)) -> &Standing {
         let standing = self.0.entry(cgroup.to_owned()).or_default();
@@ -140,6 +145,10 @@ mod tests {
         assert_eq!((standing.blocked, standing.last_ok), (Duration::from_secs(4), Some(at(10).1)));
         all.forget_look("/web");
         assert!(all.assessment("/web").is_none());
+        all.learn("/web", assessment(Verdict::Ok), at(21));
+        all.forget_looks();
+        assert!(all.assessment("/web").is_none());
+        assert_eq!(all.note("/web", Verdict::Unknown, at(22)).last_ok, Some(at(21).1));
         all.retain(["/db"].into_iter());
         assert!(all.assessment("/web").is_none());
     }

@@ -1,7 +1,7 @@
 //! Puts the kernel side, the runtimes and the rules together: the one owner of the agent's state.
 //!
 //! Two locks, never held at once in the other order: `kernel` (maps, audits), then `names` (cgroups, containers). Events take
-//! only `names`, so an audit doesn't hold them up. A look for hidden files holds `found` only to leave there what it found.
+//! only `names`, so an audit doesn't hold them up. `judge` may be taken with any other, but none while it is held. A look for hidden files holds `found` only to leave there what it found.
 
 use std::{
     path::PathBuf,
@@ -55,9 +55,10 @@ pub struct Tracker {
     kernel: Mutex<Kernel>,
     names: Mutex<Names>,
     directory: Arc<Directory>,
-    judge: Arc<Judge>,
+    judge: Mutex<Arc<Judge>>,
     live: bool,
     ready: AtomicBool,
+    reloads: Mutex<Reloads>,
     audits: Mutex<AuditStats>,
     /// Held during a look: one at a time.
     looking: Mutex<()>,
@@ -122,6 +123,15 @@ impl Found {
     }
 }
 
+/// What became of reading the configuration anew.
+#[derive(Clone, Copy, Debug)]
+pub struct Reloads {
+    /// Whether the last succeeded. The start is the first.
+    pub successful: bool,
+    /// When one last succeeded.
+    pub succeeded_at: SystemTime,
+}
+
 /// How long after a look that found something the second is taken: what is only on its way has arrived by then.
 const SECOND_LOOK: Duration = Duration::from_millis(50);
 
@@ -149,6 +159,8 @@ pub struct Snapshot {
     pub runtime_lookups: LookupCounts,
     /// Adoption is done.
     pub ready: bool,
+    /// What became of reading the configuration anew.
+    pub reloads: Reloads,
 }
 
 impl Tracker {
@@ -174,9 +186,10 @@ impl Tracker {
             kernel: Mutex::new(kernel),
             names: Mutex::new(names),
             directory,
-            judge: Arc::new(judge),
+            judge: Mutex::new(Arc::new(judge)),
             live,
             ready: AtomicBool::new(false),
+            reloads: Mutex::new(Reloads { successful: true, succeeded_at: SystemTime::now() }),
             audits: Mutex::default(),
             looking: Mutex::default(),
             found: Mutex::new(found),
@@ -195,8 +208,32 @@ impl Tracker {
 
     /// Says what CRIU would make of files.
     #[must_use]
-    pub fn judge(&self) -> &Judge {
-        &self.judge
+    pub fn judge(&self) -> Arc<Judge> {
+        Arc::clone(&lock(&self.judge))
+    }
+
+    /// From now on this judge says so. Returns whether it is another: then what looks in detail have found is known no more.
+    pub fn replace_judge(&self, judge: Judge) -> bool {
+        // Held throughout, so that nothing that the judge before has found is learnt after this.
+        let mut standings = lock(&self.standings);
+        let mut current = lock(&self.judge);
+        if **current == judge {
+            return false;
+        }
+        *current = Arc::new(judge);
+        if let Some(standings) = &mut *standings {
+            standings.forget_looks();
+        }
+        true
+    }
+
+    /// Takes note of what became of reading the configuration anew.
+    pub fn note_reload(&self, successful: bool) {
+        let mut reloads = lock(&self.reloads);
+        reloads.successful = successful;
+        if successful {
+            reloads.succeeded_at = SystemTime::now();
+        }
     }
 
     /// Whether what was open before the start has been adopted.
@@ -341,9 +378,10 @@ impl Tracker {
     /// Adds what looks in detail have found, and takes note of what that comes to now.
     fn add_details(&self, inventory: &mut Inventory, standings: &mut Standings) {
         let now = (Instant::now(), SystemTime::now());
+        let judge = self.judge();
         for (container, entry) in &mut inventory.containers {
             entry.detail = standings.assessment(&container.cgroup).map_or(Detail::Pending, Detail::Known);
-            let verdict = if entry.stale { Verdict::Unknown } else { entry.verdict(&self.judge) };
+            let verdict = if entry.stale { Verdict::Unknown } else { entry.verdict(&judge) };
             let standing = standings.note(&container.cgroup, verdict, now);
             (entry.last_ok, entry.blocked) = (standing.last_ok, standing.blocked);
         }
@@ -369,7 +407,8 @@ impl Tracker {
     /// that is news: with what stands in the way first.
     #[must_use]
     pub fn assess(&self, container: &Arc<Container>) -> Option<Notice> {
-        let assessment = match self.look_at(container) {
+        let judge = self.judge();
+        let assessment = match self.look_at(container, &judge) {
             Ok(assessment) => Arc::new(assessment),
             Err(error) => {
                 tracing::debug!(error = %chain(error), container = container.id, "look at a container in detail");
@@ -378,8 +417,12 @@ impl Tracker {
             }
         };
         let now = (Instant::now(), SystemTime::now());
-        let change =
-            lock(&self.standings).as_mut()?.learn(&container.cgroup, Arc::clone(&assessment), now)?;
+        let mut standings = lock(&self.standings);
+        if !Arc::ptr_eq(&judge, &self.judge()) {
+            return None;
+        }
+        let change = standings.as_mut()?.learn(&container.cgroup, Arc::clone(&assessment), now)?;
+        drop(standings);
         let blocker = assessment.first_reason().filter(|_| !change);
         Some(Notice::standing(&Owner::Container(Arc::clone(container)), blocker))
     }
@@ -391,10 +434,10 @@ impl Tracker {
         }
     }
 
-    fn look_at(&self, container: &Container) -> Result<Assessment, LookError> {
+    fn look_at(&self, container: &Container, judge: &Judge) -> Result<Assessment, LookError> {
         let found = TreeFound::in_cgroup(&self.cgroups, &container.cgroup, None)?;
-        let tree = inspect::tree(found.root, &self.judge.profile().options.irmap_paths)?;
-        Ok(Assessment::new(&self.judge, &tree, &found.pids))
+        let tree = inspect::tree(found.root, &judge.profile().options.irmap_paths)?;
+        Ok(Assessment::new(judge, &tree, &found.pids))
     }
 
     /// Who holds what, as users are shown it.
@@ -402,7 +445,7 @@ impl Tracker {
     /// # Errors
     /// When the maps can't be read.
     pub fn listing(&self, processes: bool) -> Result<Listing, TrackerError> {
-        Ok(Listing::new(&self.inventory()?, &self.judge, processes))
+        Ok(Listing::new(&self.inventory()?, &self.judge(), processes))
     }
 
     /// What stands in the way of one container, or what the host holds.
@@ -411,7 +454,8 @@ impl Tracker {
     /// When the maps can't be read; and within, when there is no such container, or several.
     pub fn report(&self, name: &str) -> Result<Result<ContainerReport, TargetError>, TrackerError> {
         let inventory = self.inventory()?;
-        let of = |owner: &Owner, entry| ContainerReport::new(owner, entry, &self.judge);
+        let judge = self.judge();
+        let of = |owner: &Owner, entry| ContainerReport::new(owner, entry, &judge);
         if name == report::HOST {
             return Ok(Ok(of(&Owner::Host, &inventory.host)));
         }
@@ -442,7 +486,7 @@ impl Tracker {
         };
         Ok(Snapshot {
             inventory,
-            judge: Arc::clone(&self.judge),
+            judge: self.judge(),
             feeder: kernel.feeder(),
             lost,
             programs: kernel.programs()?,
@@ -452,6 +496,7 @@ impl Tracker {
             hidden: lock(&self.found).clone(),
             runtime_lookups: self.directory.counts(),
             ready,
+            reloads: *lock(&self.reloads),
         })
     }
 

@@ -1,18 +1,41 @@
 //! `fdtracker agent`.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
-use super::{EndSignals, args, output};
+use anyhow::Context as _;
+
+use super::{
+    EndSignals, args,
+    load::{self, LogLevel},
+    output,
+    reload::{self, Reloads},
+    service,
+};
 use crate::{
     agent::Engine,
     bpf,
+    config::Settings,
     http::{Line, Listeners, Service},
     privileges,
 };
 
-pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(
+    args: args::Agent,
+    settings: Option<Settings>,
+    log: LogLevel,
+) -> anyhow::Result<ExitCode> {
+    let settings = settings.context("the agent has no settings")?;
+    settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let judge = load::check(&args)?;
+    if args.config.config_check {
+        write!(io::stdout().lock(), "{settings}")?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let end = EndSignals::catch()?;
-    let judge = args.engine.judge()?;
+    let reloads = Reloads::catch(settings, log)?;
     // Kept until the agent ends.
     let _stats = args.bpf_stats.then(bpf::count_runs).transpose()?;
     // First, because a taken port or another agent is told at once.
@@ -21,6 +44,7 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
         tracing::info!("listening on {url}");
     }
     tracing::info!("verdicts are about {}", judge.profile());
+    service::status("attaching probes");
     let mut engine =
         Engine::start(judge, args.engine.sizes(), args.engine.choice(), args.engine.runtimes.settings())?;
     // Before any other thread is started.
@@ -32,28 +56,34 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<ExitCode> {
         max_series: args.web.max_series,
     });
     let work = async {
-        engine.adopt(args.engine.audit_interval, args.engine.judge_interval).await?;
-        if args.live {
-            output::listing(&engine.tracker.listing(false)?)?;
-            print(&engine).await?;
+        service::status("counting what is open already");
+        engine.adopt(args.engine.pace()).await?;
+        service::ready(&reload::at_work(&engine));
+        tokio::select! {
+            never = reloads.run(&engine) => match never {},
+            never = service::keep_alive(&engine) => match never {},
+            ended = show(&engine, args.live) => ended,
         }
-        std::future::pending().await
     };
     let ended = tokio::select! {
         () = end.wait() => Ok(()),
         ended = work => ended,
     };
     drop(socket);
+    service::stopping();
     tracing::info!("ending: detaching all probes, for which the kernel needs some seconds");
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-/// Prints every event until standard output is closed.
-async fn print(engine: &Engine) -> anyhow::Result<()> {
-    let mut lines = engine.lines.subscribe();
-    let mut printer = output::Printer::start();
-    while let Some(line) = Line::next(&mut lines, &engine.tracker).await {
-        printer.print(output::notice(&line.notice)).await?;
+/// Prints what there is, and then every event until standard output is closed, if that is wanted; and then waits.
+async fn show(engine: &Engine, live: bool) -> anyhow::Result<()> {
+    if live {
+        output::listing(&engine.tracker.listing(false)?)?;
+        let mut lines = engine.lines.subscribe();
+        let mut printer = output::Printer::start();
+        while let Some(line) = Line::next(&mut lines, &engine.tracker).await {
+            printer.print(output::notice(&line.notice)).await?;
+        }
     }
-    Ok(())
+    std::future::pending().await
 }

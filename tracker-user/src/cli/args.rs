@@ -11,6 +11,7 @@ use tracing::level_filters::LevelFilter;
 use tracker_ebpf::Kind;
 
 use crate::{
+    agent::Pace,
     bpf::{Choice, SELF_TEST, Sizes},
     criu,
     freeze::COMMAND as THAW,
@@ -19,7 +20,7 @@ use crate::{
     verdict::Judge,
 };
 
-use super::{judging::Judging, runtimes::Runtimes, web::Web};
+use super::{judging::Judging, load::Config, runtimes::Runtimes, web::Web};
 
 /// Live, exact counts of the file descriptors that stop a CRIU checkpoint, for every container.
 #[derive(Debug, Parser)]
@@ -30,7 +31,7 @@ use super::{judging::Judging, runtimes::Runtimes, web::Web};
 pub struct Cli {
     /// How much to tell on standard error: off, error, warn, info, debug or trace [default: info for agent, else warn]
     #[arg(long, global = true, value_name = "LEVEL")]
-    pub(super) log_level: Option<LevelFilter>,
+    log_level: Option<LevelFilter>,
 
     #[command(subcommand)]
     pub(super) command: Command,
@@ -39,7 +40,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Count, and answer /metrics, until told to end
-    Agent(Agent),
+    Agent(Box<Agent>),
     /// Print fds as they are opened and closed
     Tail(Tail),
     /// List containers with their open fds per kind
@@ -75,8 +76,15 @@ pub(super) enum Command {
     },
 }
 
+impl Cli {
+    /// How much to tell.
+    pub(super) fn log_level(&self) -> LevelFilter {
+        self.log_level.unwrap_or_else(|| self.command.default_log_level())
+    }
+}
+
 impl Command {
-    pub(super) fn default_log_level(&self) -> LevelFilter {
+    fn default_log_level(&self) -> LevelFilter {
         match self {
             Self::Agent(_) => LevelFilter::INFO,
             Self::Tail(_)
@@ -105,6 +113,9 @@ pub(super) struct Agent {
     /// Print containers, and then fds as they are opened and closed, on standard output
     #[arg(long)]
     pub(super) live: bool,
+
+    #[command(flatten)]
+    pub(super) config: Config,
 
     #[command(flatten)]
     pub(super) socket: Socket,
@@ -261,6 +272,10 @@ pub(super) struct Engine {
 impl Engine {
     pub(super) fn sizes(&self) -> Sizes {
         Sizes { tables: self.max_tables, slots: self.max_fds, ring: self.ring_size }
+    }
+
+    pub(super) fn pace(&self) -> Pace {
+        Pace { audit: self.audit_interval, judge: self.judge_interval }
     }
 
     pub(super) fn judge(&self) -> anyhow::Result<Judge> {

@@ -108,6 +108,11 @@ fn ghost_limit(text: &str) -> Result<u64, String> {
 }
 
 impl Judging {
+    /// Whether this flag is one of these.
+    pub(super) fn has_flag(name: &str) -> bool {
+        Self::augment_args(clap::Command::new("")).get_arguments().any(|arg| arg.get_long() == Some(name))
+    }
+
     /// The judge. `engine` runs CRIU unless another was given.
     pub(super) fn judge(&self, engine: criu::Engine) -> anyhow::Result<Judge> {
         self.judge_of(engine, None)

@@ -9,10 +9,13 @@ mod check;
 mod doctor;
 mod explain;
 mod judging;
+mod load;
 mod ls;
 mod output;
+mod reload;
 mod rules;
 mod runtimes;
+mod service;
 mod tail;
 mod web;
 
@@ -21,14 +24,15 @@ use std::{io, process::ExitCode};
 use anyhow::Context as _;
 pub use args::Cli;
 use args::Command;
-use clap::Parser as _;
+use load::{Loaded, LogLevel};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::config::{ConfigError, Source};
 
 /// Parses the command line and runs it.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
+    match load::load(&Source::here()).map_err(ended_by_clap).map_err(Into::into).and_then(run) {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -38,8 +42,16 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    log_to_stderr(&cli);
+/// Help and usage are printed as clap does it, which ends the program.
+fn ended_by_clap(error: ConfigError) -> ConfigError {
+    match error {
+        ConfigError::Usage(error) => error.exit(),
+        error => error,
+    }
+}
+
+fn run(Loaded { cli, settings }: Loaded) -> anyhow::Result<ExitCode> {
+    let log = LogLevel::to_stderr(cli.log_level());
     if let Command::SelfTest { inherited } = &cli.command {
         // Before the event loop, whose fds would be counted.
         crate::bpf::self_test_child(inherited).context("walk the self-test")?;
@@ -53,7 +65,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
     runtime.block_on(async {
         match cli.command {
-            Command::Agent(args) => agent::run(args).await,
+            Command::Agent(args) => agent::run(*args, settings, log).await,
             Command::Tail(args) => tail::run(args).await,
             Command::Ls(args) => ls::run(args).await,
             Command::Check(args) => check::run(&args).await,
@@ -64,15 +76,6 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::SelfTest { .. } | Command::Thaw { .. } => Ok(ExitCode::SUCCESS),
         }
     })
-}
-
-fn log_to_stderr(cli: &Cli) {
-    let level = cli.log_level.unwrap_or_else(|| cli.command.default_log_level());
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(io::stderr)
-        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-        .init();
 }
 
 /// An error and its causes, without the log of the kernel's verifier, which fills pages.

@@ -61,7 +61,7 @@ impl Source {
             args.engine.runtimes.settings(),
         )?;
         let lines = engine.lines.subscribe();
-        engine.adopt(args.engine.audit_interval, args.engine.judge_interval).await?;
+        engine.adopt(args.engine.pace()).await?;
         let filter = filter(args, &engine.tracker.listing(false)?)?;
         Ok(Self::Own { lines, filter, engine })
     }

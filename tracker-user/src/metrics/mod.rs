@@ -51,7 +51,11 @@ pub fn render(snapshot: &Snapshot, scrape: &Scrape) -> Result<Vec<u8>, prometheu
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Arc, time::Duration};
+    use std::{
+        collections::BTreeMap,
+        sync::Arc,
+        time::{Duration, UNIX_EPOCH},
+    };
 
     use tracker_ebpf::Kind;
 
@@ -61,7 +65,7 @@ mod tests {
         host::KernelVersion,
         inventory::{Counts, Entry, Inventory},
         runtime::{Container, Identity, Runtime},
-        tracker::{AuditStats, Found},
+        tracker::{AuditStats, Found, Reloads},
         verdict::{Judge, Profile, Rules},
     };
 
@@ -104,6 +108,7 @@ mod tests {
             hidden: Found::new(vec![(Look::Mapped, "too old".into())]),
             runtime_lookups: vec![],
             ready: true,
+            reloads: Reloads { successful: true, succeeded_at: UNIX_EPOCH },
         }
     }
 

@@ -14,7 +14,7 @@ use super::{
 pub const NOT_KNOWN: &str = "not_known";
 
 /// Says what CRIU would make of files.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judge {
     rules: Rules,
     profile: Profile,

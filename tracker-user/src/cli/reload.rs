@@ -1,0 +1,102 @@
+//! SIGHUP: the configuration is read anew, and what can change is changed. What is wrong changes nothing.
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{
+    args::Command,
+    load::{self, Loaded, LogLevel},
+    service,
+};
+use crate::{
+    agent::{Engine, Pace},
+    config::{Settings, Source},
+    error::chain,
+    verdict::Judge,
+};
+use tracing::level_filters::LevelFilter;
+
+/// Waits for SIGHUP.
+pub(super) struct Reloads {
+    hangup: Signal,
+    source: Source,
+    /// What the agent runs with.
+    running: Settings,
+    log: LogLevel,
+}
+
+/// A configuration that holds.
+struct Valid {
+    settings: Settings,
+    pace: Pace,
+    judge: Judge,
+    level: LevelFilter,
+}
+
+impl Reloads {
+    /// From now on SIGHUP doesn't end the program.
+    pub(super) fn catch(running: Settings, log: LogLevel) -> anyhow::Result<Self> {
+        let hangup = signal(SignalKind::hangup()).context("catch signals")?;
+        Ok(Self { hangup, source: Source::here(), running, log })
+    }
+
+    /// Reloads whenever it is asked to. Never ends.
+    pub(super) async fn run(mut self, engine: &Engine) -> std::convert::Infallible {
+        loop {
+            if self.hangup.recv().await.is_none() {
+                return std::future::pending().await;
+            }
+            service::reloading();
+            let source = self.source.clone();
+            // CRIU is run to ask for its version, and a file system may be slow.
+            let read = tokio::task::spawn_blocking(move || read(&source)).await;
+            let result = read.unwrap_or_else(|panic| Err(panic.into()));
+            engine.tracker.note_reload(result.is_ok());
+            match result {
+                Ok(valid) => self.apply(engine, valid),
+                Err(error) => {
+                    let error = chain(error);
+                    tracing::error!(error, "the configuration is wrong: the one before holds");
+                    service::ready(&format!(
+                        "{}; a wrong configuration was not taken over: {error}",
+                        at_work(engine)
+                    ));
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, engine: &Engine, valid: Valid) {
+        let Valid { settings, pace, judge, level } = valid;
+        settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let changed = self.running.changed(&settings);
+        let (live, others): (Vec<&str>, Vec<&str>) =
+            changed.into_iter().partition(|name| load::is_live(name));
+        tracing::info!(changed = ?live, "the configuration was read anew");
+        if !others.is_empty() {
+            tracing::warn!(settings = ?others, "these take effect only when the agent is started anew");
+        }
+        self.log.set(level);
+        engine.change(pace, judge);
+        self.running.adopt(&settings, load::is_live);
+        tracing::info!("verdicts are about {}", engine.tracker.judge().profile());
+        service::ready(&at_work(engine));
+    }
+}
+
+/// What the agent does, in a line.
+pub(super) fn at_work(engine: &Engine) -> String {
+    let how = if engine.tracker.is_live() { "counting live" } else { "counting now and then" };
+    format!("{how}; verdicts are about {}", engine.tracker.judge().profile())
+}
+
+fn read(source: &Source) -> anyhow::Result<Valid> {
+    let Loaded { cli, settings } = load::load(source)?;
+    let level = cli.log_level();
+    match (cli.command, settings) {
+        (Command::Agent(args), Some(settings)) => {
+            Ok(Valid { settings, pace: args.engine.pace(), judge: load::check(&args)?, level })
+        }
+        _ => anyhow::bail!("the command line is no agent's any more"),
+    }
+}
