@@ -49,6 +49,7 @@ fn links_lead_somewhere() {
         "CONTRIBUTING.md",
         "docs/architecture.md",
         "docs/compatibility.md",
+        "docs/configuration.md",
         "docs/criu-support.md",
         "docs/http-api.md",
         "docs/metrics.md",

@@ -5,6 +5,7 @@
 mod alerts;
 mod check;
 mod cli;
+mod config;
 mod containers;
 mod dashboards;
 mod deploy;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     let trials = [
         check::trials(),
         cli::trials(),
+        config::trials(),
         life_cycle::trials(),
         hidden::trials(),
         inspect::trials(),

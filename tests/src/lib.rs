@@ -156,7 +156,7 @@ impl Agent {
 
     /// Status and body of a request.
     pub fn request(&self, method: &str, path: &str) -> (u16, String) {
-        exchange(TcpStream::connect(self.address).expect("connect to the agent"), method, path)
+        request(self.address, method, path)
     }
 
     /// Status and body of a GET over its unix socket.
@@ -218,6 +218,10 @@ impl Drop for Agent {
 }
 
 /// Status and body of a request.
+pub fn request(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
+    exchange(TcpStream::connect(address).expect("connect to the agent"), method, path)
+}
+
 fn exchange(mut stream: impl std::io::Read + std::io::Write, method: &str, path: &str) -> (u16, String) {
     write!(stream, "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").expect("send");
     let mut answer = String::new();
@@ -225,6 +229,12 @@ fn exchange(mut stream: impl std::io::Read + std::io::Write, method: &str, path:
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
     (status, body.to_owned())
+}
+
+/// Where an agent listens, as its log says.
+pub fn listening_address_in(log: &str) -> Option<SocketAddr> {
+    let (_, rest) = log.split_once("listening on http")?;
+    rest.split('/').nth(2)?.parse().ok()
 }
 
 /// Reads the agent's log until it says where it listens, and goes on reading so that it never blocks.
@@ -235,8 +245,7 @@ fn listening_address(mut log: BufReader<impl std::io::Read + Send + 'static>) ->
         let read = log.read_line(&mut line).expect("read the agent's log");
         assert!(read > 0, "the agent ended:\n{seen}");
         seen.push_str(&line);
-        if let Some((_, rest)) = line.split_once("listening on http") {
-            let address = rest.split('/').nth(2).and_then(|a| a.parse().ok()).expect("an address in the log");
+        if let Some(address) = listening_address_in(&line) {
             std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::stderr()));
             return address;
         }

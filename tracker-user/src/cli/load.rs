@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The subcommand that can be configured.
-const AGENT: &str = "agent";
+pub(super) const AGENT: &str = "agent";
 
 /// Where the configuration is.
 #[derive(Debug, Args)]

@@ -12,6 +12,8 @@ mod judging;
 mod load;
 mod ls;
 mod output;
+#[cfg(test)]
+mod reference;
 mod reload;
 mod rules;
 mod runtimes;

@@ -1,10 +1,24 @@
 //! What the agent tells the service manager: nothing, if none asks (`NOTIFY_SOCKET`, `WATCHDOG_USEC`).
 
-use std::time::Duration;
+use std::{
+    ffi::OsStr,
+    io,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            ffi::OsStrExt as _,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+    time::Duration,
+};
 
 use sd_notify::NotifyState;
 
 use crate::agent::Engine;
+
+/// How long a manager may take to make room for a message: nothing else goes on meanwhile.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// It counts, or goes on counting: `status` says what.
 pub(super) fn ready(status: &str) {
@@ -49,7 +63,38 @@ pub(super) async fn keep_alive(engine: &Engine) -> std::convert::Infallible {
 }
 
 fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let message: String = states.iter().map(|state| format!("{state}\n")).collect();
+    if let Err(error) = send(&socket, message.as_bytes()) {
         tracing::warn!(%error, "tell the service manager");
+    }
+}
+
+/// Not by `sd_notify::notify`, which waits for as long as a manager doesn't read.
+fn send(to: &OsStr, message: &[u8]) -> io::Result<()> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    match to.as_bytes().strip_prefix(b"@") {
+        Some(name) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
+        None => socket.connect(to)?,
+    }
+    socket.send(message).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manager_that_does_not_read_is_not_waited_for() {
+        let name = format!("fdtracker-test-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&address).unwrap();
+        let to = format!("@{name}");
+        let refused = (0..10_000).find_map(|_| send(to.as_ref(), b"WATCHDOG=1\n").err()).unwrap();
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        let mut bytes = [0; 64];
+        let n = manager.recv(&mut bytes).unwrap();
+        assert_eq!(&bytes[..n], b"WATCHDOG=1\n");
     }
 }
