@@ -10,8 +10,8 @@ use thiserror::Error;
 /// - `CAP_BPF`, `CAP_PERFMON`: kernels before 5.18 want them for every call on BPF objects; the probe for fanotify is attached late.
 /// - `CAP_DAC_READ_SEARCH`: a cgroup by its id, the state of runtimes, what is watched.
 /// - `CAP_SYS_PTRACE`, `CAP_CHECKPOINT_RESTORE`: the files and the mappings of others' processes.
-/// - `CAP_SYS_ADMIN`, `CAP_SYS_CHROOT`: the mounts and the network of containers.
-pub const USED: [Capability; 7] = [
+/// - `CAP_SYS_ADMIN`, `CAP_SYS_CHROOT`, `CAP_NET_ADMIN`: the mounts and the network of containers.
+pub const USED: [Capability; 8] = [
     Capability::CAP_BPF,
     Capability::CAP_PERFMON,
     Capability::CAP_DAC_READ_SEARCH,
@@ -19,6 +19,7 @@ pub const USED: [Capability; 7] = [
     Capability::CAP_CHECKPOINT_RESTORE,
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_SYS_CHROOT,
+    Capability::CAP_NET_ADMIN,
 ];
 
 /// Why capabilities can't be given up.

@@ -236,13 +236,8 @@ pub(super) struct Socket {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "How it counts")]
 pub(super) struct Engine {
-    #[command(flatten)]
-    judging: Judging,
-
-    #[command(flatten)]
-    pub(super) runtimes: Runtimes,
-
     /// The probes to count by [default: the best that passes its self-test on this kernel]
     #[arg(long, value_name = "FEEDER")]
     pub(super) feeder: Option<Feeder>,
@@ -267,6 +262,12 @@ pub(super) struct Engine {
     /// is missed by tail, never by a count
     #[arg(long, value_name = "BYTES", default_value_t = Sizes::default().ring, value_parser = size(1))]
     pub(super) ring_size: u32,
+
+    #[command(flatten)]
+    judging: Judging,
+
+    #[command(flatten)]
+    pub(super) runtimes: Runtimes,
 }
 
 impl Engine {

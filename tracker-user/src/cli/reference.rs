@@ -1,6 +1,6 @@
 //! The table in `docs/configuration.md` and the example `deploy/fdtracker.toml` are made from the flags.
 //!
-//! `FDTRACKER_WRITE_DOCS=1 cargo test -p tracker-user reference` writes both anew.
+//! `cargo xtask gen` writes both anew.
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
@@ -117,10 +117,7 @@ fn is_up_to_date(name: &str, make: impl Fn(&str) -> String) {
     if std::env::var_os("FDTRACKER_WRITE_DOCS").is_some() {
         fs::write(path, made).unwrap();
     } else {
-        assert_eq!(
-            found, made,
-            "{name}: FDTRACKER_WRITE_DOCS=1 cargo test -p tracker-user reference writes it anew"
-        );
+        assert_eq!(found, made, "{name}: cargo xtask gen writes it anew");
     }
 }
 

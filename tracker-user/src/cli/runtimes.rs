@@ -8,6 +8,7 @@ use super::args::duration;
 use crate::runtime::{Directory, ParseSocketError, Settings, Socket, look_names_up};
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Names of containers")]
 pub(super) struct Runtimes {
     /// A runtime to ask for names of containers: cri:///PATH (containerd, CRI-O) or docker:///PATH (docker, podman), can be given several
     /// times; or none [default: all that are found where they usually are]

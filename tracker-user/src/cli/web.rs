@@ -41,7 +41,7 @@ pub(super) struct Web {
 
     /// TLS, client certificates, passwords and headers, in the format of Prometheus' exporters; read again when it changes
     #[arg(long = "web.config.file", value_name = "FILE")]
-    pub(super) config_file: Option<PathBuf>,
+    pub(super) web_config: Option<PathBuf>,
 
     /// Answer /v1, which tells of processes, to everybody who gets through, and not only to loopback addresses and to whoever has shown a
     /// password or a certificate
@@ -56,7 +56,7 @@ impl Web {
             systemd_socket: self.systemd_socket,
             telemetry_path: self.telemetry_path.clone(),
             max_requests: self.max_requests,
-            config_file: self.config_file.clone(),
+            config_file: self.web_config.clone(),
             serve_processes: self.serve_processes,
         }
     }

@@ -1,15 +1,11 @@
 //! Series of containers, and what is done when there are too many.
 
-use std::{
-    cmp::Reverse,
-    collections::BTreeMap,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
 use tracker_ebpf::Kind;
 
 use super::{
-    families::Families,
+    families::{Families, unix_seconds},
     registry::{
         BLOCKED_SECONDS, CHECKPOINTABLE, CONTAINERS, CONTAINERS_FOLDED, FDS_CLOSED, FDS_OPENED,
         LAST_CHECKPOINTABLE, OPEN_FDS, SERIES_DROPPED, STALE,
@@ -128,8 +124,7 @@ fn add_open(families: &mut Families, name: Name<'_>, open: BTreeMap<(Kind, Verdi
 fn entries(families: &mut Families, name: Name<'_>, entries: &[&Entry], judge: &Judge) {
     counts(families, name, entries, judge);
     if let Some(last) = entries.iter().filter_map(|entry| entry.last_ok).max() {
-        let seconds = last.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        families.add(&LAST_CHECKPOINTABLE, &name, seconds);
+        families.add(&LAST_CHECKPOINTABLE, &name, unix_seconds(last));
     }
     let blocked: Duration = entries.iter().map(|entry| entry.blocked).sum();
     if !blocked.is_zero() {

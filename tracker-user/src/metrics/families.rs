@@ -1,6 +1,9 @@
 //! Samples on their way to Prometheus' text format.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use prometheus::{
     Encoder as _, TextEncoder,
@@ -64,6 +67,11 @@ impl Families {
         TextEncoder::new().encode(&families, &mut text)?;
         Ok(text)
     }
+}
+
+/// A moment, as Prometheus has it.
+pub(super) fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 fn pair(name: &str, value: &str) -> LabelPair {

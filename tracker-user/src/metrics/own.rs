@@ -1,15 +1,13 @@
 //! Series of the agent itself.
 
-use std::time::UNIX_EPOCH;
-
 use super::{
     Scrape,
-    families::Families,
+    families::{Families, unix_seconds},
     registry::{
         AUDIT_CORRECTIONS, AUDIT_DURATION, AUDITS, BUILD_INFO, CRIU_INFO, EVENTS_LOST, FEEDER_INFO,
         HIDDEN_LOOK, HIDDEN_LOOK_DURATION, HIDDEN_LOOKS, LAST_AUDIT, MAP_CAPACITY, MAP_ENTRIES, PROBE_MISSES,
-        PROGRAM_RUNS, PROGRAM_SECONDS, QUEUE_CAPACITY, QUEUE_ENTRIES, READY, RING_BYTES, RING_CAPACITY,
-        RUNTIME_LOOKUPS, SCRAPE_DURATION, SERIES_LIMIT, TABLES,
+        PROGRAM_RUNS, PROGRAM_SECONDS, QUEUE_CAPACITY, QUEUE_ENTRIES, READY, RELOAD_SUCCESSFUL,
+        RELOAD_TIMESTAMP, RING_BYTES, RING_CAPACITY, RUNTIME_LOOKUPS, SCRAPE_DURATION, SERIES_LIMIT, TABLES,
     },
 };
 use crate::{
@@ -27,6 +25,8 @@ pub(super) fn add(families: &mut Families, snapshot: &Snapshot, scrape: &Scrape)
     for (source, result, n) in &snapshot.runtime_lookups {
         families.add(&RUNTIME_LOOKUPS, &[source, result], *n as f64);
     }
+    families.one(&RELOAD_SUCCESSFUL, f64::from(u8::from(snapshot.reloads.successful)));
+    families.one(&RELOAD_TIMESTAMP, unix_seconds(snapshot.reloads.succeeded_at));
     families.one(&SERIES_LIMIT, scrape.max_series as f64);
     families.one(&SCRAPE_DURATION, scrape.began.elapsed().as_secs_f64());
 }
@@ -66,7 +66,7 @@ fn audits(families: &mut Families, snapshot: &Snapshot) {
     families.one(&AUDIT_CORRECTIONS, audits.corrections as f64);
     families.one(&AUDIT_DURATION, audits.last.as_secs_f64());
     if let Some(ended) = audits.ended {
-        families.one(&LAST_AUDIT, ended.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+        families.one(&LAST_AUDIT, unix_seconds(ended));
     }
 }
 

@@ -120,6 +120,10 @@ metrics! {
         "How often a BPF program ran; only while the kernel counts that (--bpf-stats, or the sysctl kernel.bpf_stats_enabled).";
     RUNTIME_LOOKUPS: Counter "fdtracker_runtime_lookups_total" &["source", "result"],
         "Questions to container runtimes for the names of containers, by where they were put and what came of them: ok, or why there was no answer. Without one a container goes by its id.";
+    RELOAD_SUCCESSFUL: Gauge "fdtracker_config_last_reload_successful" &[],
+        "1 if the last attempt to read the configuration anew (SIGHUP) succeeded, or there was none; 0 if it failed and the old one holds.";
+    RELOAD_TIMESTAMP: Gauge "fdtracker_config_last_reload_success_timestamp_seconds" &[],
+        "When the configuration that holds was read. Unix time.";
     SCRAPE_DURATION: Gauge "fdtracker_scrape_duration_seconds" &[],
         "How long it took to collect what this answer shows.";
     CRIU_INFO: Gauge "fdtracker_criu_info" &["version", "source"],
@@ -161,20 +165,20 @@ mod tests {
         }
     }
 
-    /// With `WRITE_DOCS` in the environment, writes the table instead of comparing it.
+    /// With `FDTRACKER_WRITE_DOCS` in the environment, writes the table instead of comparing it.
     #[test]
-    fn docs_metrics_md_is_made_from_this() {
-        const BEGIN: &str = "<!-- Made by `WRITE_DOCS=1 cargo test -p tracker-user docs_metrics` -->\n\n";
+    fn the_reference_is_up_to_date() {
+        const BEGIN: &str = "<!-- Made by `cargo xtask gen` -->\n\n";
         const END: &str = "\n<!-- made -->\n";
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
         let found = fs::read_to_string(&path).unwrap();
         let (before, rest) = found.split_once(BEGIN).unwrap();
         let (_, after) = rest.split_once(END).unwrap();
         let made = format!("{before}{BEGIN}{}{END}{after}", markdown());
-        if std::env::var_os("WRITE_DOCS").is_some() {
+        if std::env::var_os("FDTRACKER_WRITE_DOCS").is_some() {
             fs::write(&path, &made).unwrap();
         } else {
-            assert!(found == made, "docs/metrics.md is out of date: {BEGIN}");
+            assert!(found == made, "docs/metrics.md: cargo xtask gen writes it anew");
         }
     }
 }

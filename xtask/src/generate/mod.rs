@@ -2,6 +2,8 @@
 //!
 //! - `rules`: the alert rules' forms for Kubernetes;
 //! - `dashboards`, of `panels`: Grafana's.
+//!
+//! The lists of metrics and flags are made by unit tests of the agent, which it runs.
 
 mod dashboards;
 mod panels;
@@ -11,7 +13,7 @@ use std::fs;
 
 use anyhow::{Context as _, bail};
 
-use crate::command::workspace;
+use crate::command::{cargo, must, workspace};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -43,9 +45,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             eprintln!("wrote {path}");
         }
     }
+    if !args.check {
+        references()?;
+    }
     if stale.is_empty() {
         Ok(())
     } else {
         bail!("not as generated: {} (cargo xtask gen makes them)", stale.join(", "))
     }
+}
+
+/// Lists of metrics and flags are made where these are defined: by the tests that compare them.
+fn references() -> anyhow::Result<()> {
+    let tests = ["test", "--quiet", "--locked", "--package", "tracker-user", "--lib", "reference"];
+    must(cargo()?.env("FDTRACKER_WRITE_DOCS", "1").args(tests))
 }
