@@ -44,24 +44,25 @@ fn commands_are_understood() {
 }
 
 fn links_lead_somewhere() {
-    for document in [
-        "README.md",
-        "CONTRIBUTING.md",
-        "docs/architecture.md",
-        "docs/compatibility.md",
-        "docs/configuration.md",
-        "docs/criu-support.md",
-        "docs/http-api.md",
-        "docs/metrics.md",
-        "deploy/README.md",
-    ] {
-        let text = read(document);
-        let dir = root().join(document);
+    for document in documents() {
+        let text = read(&document);
+        let dir = root().join(&document);
         let dir = dir.parent().expect("a directory");
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            assert!(link.starts_with("http") || dir.join(link).exists(), "{document} links to {link}");
+            let file = link.split('#').next().unwrap_or_default();
+            assert!(link.starts_with("http") || dir.join(file).exists(), "{document} links to {link}");
         }
     }
+}
+
+/// Every document for users and newcomers.
+fn documents() -> Vec<String> {
+    let named = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "deploy/README.md"].map(str::to_owned);
+    let listed = ["docs", "docs/runbooks"].into_iter().flat_map(|dir| {
+        let entries = fs::read_dir(root().join(dir)).unwrap_or_else(|error| panic!("{dir}: {error}"));
+        entries.flatten().map(move |entry| format!("{dir}/{}", entry.file_name().display()))
+    });
+    named.into_iter().chain(listed.filter(|name| name.ends_with(".md"))).collect()
 }
 
 /// The README's line has the fields, in the order, of a real one.
