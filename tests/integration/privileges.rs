@@ -23,8 +23,31 @@ pub fn trials() -> Vec<Trial> {
         test("privileges::a_missing_capability_is_named", Needs::Root, a_missing_capability_is_named),
         test("privileges::looks_as_root_does", RUNC, looks_as_root_does),
         test("privileges::what_is_lost_is_unknown", RUNC, what_is_lost_is_unknown),
+        test("privileges::no_thread_keeps_more", Needs::Root, no_thread_keeps_more),
         test("privileges::documents_and_manifests_agree", Needs::Nobody, documents_and_manifests_agree),
     ]
+}
+
+/// Root's agent gives up what it has no use for, and more if it is told to.
+fn no_thread_keeps_more() {
+    let used: Vec<u32> = NUMBERS.iter().map(|(_, number)| *number).chain([40]).collect();
+    for (arguments, allowed) in
+        [(&[][..], used), (&["--capabilities.keep", "CAP_BPF,CAP_PERFMON"][..], vec![39, 38])]
+    {
+        let agent = Agent::start(arguments);
+        // Threads that read maps have been started by now.
+        agent.metrics();
+        let allowed: u64 = allowed.iter().map(|number| 1 << number).sum();
+        for task in fs::read_dir(format!("/proc/{}/task", agent.pid())).expect("its threads").flatten() {
+            // It may have ended meanwhile.
+            let Ok(status) = fs::read_to_string(task.path().join("status")) else { continue };
+            for set in ["CapPrm:", "CapEff:", "CapInh:", "CapBnd:", "CapAmb:"] {
+                let held = status.lines().find_map(|line| line.strip_prefix(set)).expect("a set").trim();
+                let held = u64::from_str_radix(held, 16).expect("a number");
+                assert_eq!(held & !allowed, 0, "{arguments:?}: {set} {held:x} of {:?}", task.path());
+            }
+        }
+    }
 }
 
 /// Nobody else's on a machine that tests run on.

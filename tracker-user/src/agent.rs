@@ -59,6 +59,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often the reader of events shows that it is there while nothing happens.
 const QUIET: Duration = Duration::from_secs(10);
 
+/// Looks that wait for what doesn't answer, at the most: each has a thread. With more, no look is taken, and verdicts are unknown.
+const MAX_STUCK: usize = 8;
+
 /// How often counts are read anew where there are no probes.
 const POLL: Duration = Duration::from_secs(5);
 
@@ -121,7 +124,7 @@ impl Engine {
         };
         let mut tasks = vec![
             tokio::spawn(reader.run(register(rings.events)?, pulses.begin("reader"))),
-            tokio::spawn(follow_names(directory, runtimes)),
+            tokio::spawn(name(directory, runtimes, pulses.begin("namer"))),
         ];
         if let Some(log) = rings.log {
             tasks.push(tokio::spawn(forward_log(register(log)?)));
@@ -183,6 +186,12 @@ impl Drop for Engine {
             task.abort();
         }
     }
+}
+
+/// Asks runtimes for names. It rests for as long as it likes, but mustn't end.
+async fn name(directory: Arc<Directory>, runtimes: Settings, pulse: Pulse) {
+    pulse.within(Duration::MAX);
+    follow_names(directory, runtimes).await;
 }
 
 /// Registers a ring with the event loop.
@@ -369,12 +378,13 @@ impl Judging {
 
     async fn look(&mut self, container: Arc<Container>) {
         self.stuck.retain(|_, look| !look.is_finished());
-        if self.stuck.contains_key(&container.cgroup) {
+        if self.stuck.contains_key(&container.cgroup) || self.stuck.len() >= MAX_STUCK {
+            self.tracker.forget_look(&container);
             return;
         }
         let start = Instant::now();
         let (tracker, of) = (Arc::clone(&self.tracker), Arc::clone(&container));
-        let mut look = tokio::task::spawn_blocking(move || tracker.assess(&of));
+        let mut look = tokio::task::spawn_blocking(move || tracker.assess(&of, PATIENCE));
         match timeout(PATIENCE, &mut look).await {
             Ok(Ok(Some(notice))) => {
                 // An error means that nobody follows.

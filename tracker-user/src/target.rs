@@ -252,7 +252,8 @@ pub fn by_name(containers: &[Arc<Container>], wanted: &str) -> Result<Arc<Contai
     let those =
         |is: &dyn Fn(&Container) -> bool| containers.iter().filter(|c| is(c)).cloned().collect::<Vec<_>>();
     let named = those(&|c| c.name == wanted || c.id == wanted);
-    let found = if named.is_empty() { those(&|c| c.id.starts_with(wanted)) } else { named };
+    let by_id = || those(&|c| !wanted.is_empty() && c.id.starts_with(wanted));
+    let found = if named.is_empty() { by_id() } else { named };
     only(found, wanted, containers)
 }
 

@@ -404,10 +404,10 @@ impl Tracker {
     }
 
     /// Looks at a container in detail. Blocks for some milliseconds, without holding anything up. Returns whether it can be dumped, if
-    /// that is news: with what stands in the way first.
+    /// that is news: with what stands in the way first. What took longer than one waits for it is nobody's any more.
     #[must_use]
-    pub fn assess(&self, container: &Arc<Container>) -> Option<Notice> {
-        let judge = self.judge();
+    pub fn assess(&self, container: &Arc<Container>, patience: Duration) -> Option<Notice> {
+        let (judge, begun) = (self.judge(), Instant::now());
         let assessment = match self.look_at(container, &judge) {
             Ok(assessment) => Arc::new(assessment),
             Err(error) => {
@@ -418,7 +418,7 @@ impl Tracker {
         };
         let now = (Instant::now(), SystemTime::now());
         let mut standings = lock(&self.standings);
-        if !Arc::ptr_eq(&judge, &self.judge()) {
+        if !Arc::ptr_eq(&judge, &self.judge()) || begun.elapsed() >= patience {
             return None;
         }
         let change = standings.as_mut()?.learn(&container.cgroup, Arc::clone(&assessment), now)?;

@@ -40,7 +40,7 @@ pub(super) async fn run(
     let _stats = args.bpf_stats.then(bpf::count_runs).transpose()?;
     // First, because a taken port or another agent is told at once.
     let listeners = Listeners::bind(args.web.options(), &args.socket.socket).await?;
-    for url in listeners.urls().await {
+    for url in listeners.urls() {
         tracing::info!("listening on {url}");
     }
     tracing::info!("verdicts are about {}", judge.profile());

@@ -400,8 +400,14 @@ mod tests {
             parse("fdtracker agent --web.listen-address 127.0.0.1:1 --web.listen-address [::1]:2").unwrap();
         let Command::Agent(agent) = cli.command else { panic!() };
         assert_eq!(agent.web.listen.len(), 2);
-        assert!(parse("fdtracker agent --web.systemd-socket").is_ok());
-        assert!(parse("fdtracker agent --web.systemd-socket --web.listen-address :1").is_err());
+        for (line, is_sound) in [
+            ("fdtracker agent --web.systemd-socket", true),
+            ("fdtracker agent --web.systemd-socket --web.listen-address :1", false),
+            ("fdtracker agent --web.systemd-socket=false --web.listen-address :1", true),
+        ] {
+            let Command::Agent(agent) = parse(line).unwrap().command else { panic!() };
+            assert_eq!(agent.web.check().is_ok(), is_sound, "{line}");
+        }
         let cli = parse("fdtracker tail --kind pidfd --kind io_uring").unwrap();
         let Command::Tail(tail) = cli.command else { panic!() };
         assert_eq!(tail.kind, [Kind::Pidfd, Kind::IoUring]);

@@ -9,7 +9,6 @@ use tracing_subscriber::{Registry, layer::SubscriberExt as _, reload, util::Subs
 use super::{args, judging::Judging};
 use crate::{
     config::{ConfigError, Settings, Source},
-    http::WebConfig,
     verdict::Judge,
 };
 
@@ -46,9 +45,7 @@ pub(super) fn load(source: &Source) -> Result<Loaded, ConfigError> {
 
 /// Checks what can be checked without starting anything: all that needs more than a look at one value.
 pub(super) fn check(args: &args::Agent) -> anyhow::Result<Judge> {
-    if let Some(path) = &args.web.web_config {
-        WebConfig::check(path)?;
-    }
+    args.web.check()?;
     args.engine.judge()
 }
 

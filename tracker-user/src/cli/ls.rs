@@ -1,6 +1,6 @@
 //! `fdtracker ls`.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use super::{
     args::{self, LsFormat},
@@ -32,7 +32,7 @@ async fn look(args: &args::Ls) -> anyhow::Result<Listing> {
     tracker.look_in_detail();
     for container in tracker.containers() {
         // There was no look before, so nothing is news.
-        let _ = tracker.assess(&container);
+        let _ = tracker.assess(&container, Duration::MAX);
     }
     Ok(tracker.listing(args.processes)?)
 }

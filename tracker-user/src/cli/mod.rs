@@ -21,7 +21,7 @@ mod service;
 mod tail;
 mod web;
 
-use std::{io, process::ExitCode};
+use std::{io, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 pub use args::Cli;
@@ -52,6 +52,9 @@ fn ended_by_clap(error: ConfigError) -> ConfigError {
     }
 }
 
+/// How long threads that are at work are waited for in the end.
+const LAST_WAIT: Duration = Duration::from_secs(5);
+
 fn run(Loaded { cli, settings }: Loaded) -> anyhow::Result<ExitCode> {
     let log = LogLevel::to_stderr(cli.log_level());
     if let Command::SelfTest { inherited } = &cli.command {
@@ -65,7 +68,7 @@ fn run(Loaded { cli, settings }: Loaded) -> anyhow::Result<ExitCode> {
     }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         match cli.command {
             Command::Agent(args) => agent::run(*args, settings, log).await,
             Command::Tail(args) => tail::run(args).await,
@@ -77,7 +80,10 @@ fn run(Loaded { cli, settings }: Loaded) -> anyhow::Result<ExitCode> {
             // Done above.
             Command::SelfTest { .. } | Command::Thaw { .. } => Ok(ExitCode::SUCCESS),
         }
-    })
+    });
+    // A thread may wait for a file system that doesn't answer.
+    runtime.shutdown_timeout(LAST_WAIT);
+    ended
 }
 
 /// An error and its causes, without the log of the kernel's verifier, which fills pages.

@@ -1,7 +1,12 @@
 //! SIGHUP: the configuration is read anew, and what can change is changed. What is wrong changes nothing.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::timeout,
+};
 
 use super::{
     args::Command,
@@ -33,6 +38,9 @@ struct Valid {
     level: LevelFilter,
 }
 
+/// Neither reading files nor asking CRIU for its version takes as long, unless something doesn't answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 impl Reloads {
     /// From now on SIGHUP doesn't end the program.
     pub(super) fn catch(running: Settings, log: LogLevel) -> anyhow::Result<Self> {
@@ -49,8 +57,11 @@ impl Reloads {
             service::reloading();
             let source = self.source.clone();
             // CRIU is run to ask for its version, and a file system may be slow.
-            let read = tokio::task::spawn_blocking(move || read(&source)).await;
-            let result = read.unwrap_or_else(|panic| Err(panic.into()));
+            let read = tokio::task::spawn_blocking(move || read(&source));
+            let result = match timeout(PATIENCE, read).await {
+                Ok(read) => read.unwrap_or_else(|panic| Err(panic.into())),
+                Err(_) => Err(anyhow::anyhow!("reading it takes longer than {PATIENCE:?}")),
+            };
             engine.tracker.note_reload(result.is_ok());
             match result {
                 Ok(valid) => self.apply(engine, valid),

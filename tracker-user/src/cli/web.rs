@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, builder::RangedU64ValueParser};
 
 use crate::{
-    http::Options,
+    http::{Options, WebConfig},
     metrics::{LEAST_SERIES, MAX_SERIES},
 };
 
@@ -23,7 +23,7 @@ pub(super) struct Web {
     pub(super) listen: Vec<SocketAddr>,
 
     /// Listen on the sockets that systemd has opened instead (a .socket unit)
-    #[arg(long = "web.systemd-socket", conflicts_with = "listen")]
+    #[arg(long = "web.systemd-socket")]
     pub(super) systemd_socket: bool,
 
     /// Path of the metrics
@@ -50,6 +50,20 @@ pub(super) struct Web {
 }
 
 impl Web {
+    /// What a look at one value can't find. clap sees no conflict between what file and environment say.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        let is_default = self.listen.iter().map(ToString::to_string).eq([DEFAULT_LISTEN]);
+        anyhow::ensure!(
+            !self.systemd_socket || is_default,
+            "with --web.systemd-socket the addresses are those of systemd's socket: leave --web.listen-address out, \
+             or say --web.systemd-socket=false"
+        );
+        if let Some(path) = &self.web_config {
+            WebConfig::check(path)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn options(&self) -> Options {
         Options {
             addresses: self.listen.clone(),

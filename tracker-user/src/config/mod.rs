@@ -10,7 +10,12 @@ mod file;
 mod key;
 mod settings;
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use clap::{ArgMatches, Command, parser::ValueSource};
 
@@ -65,8 +70,8 @@ impl Source {
         };
         let (mut given, file) = match self.file(typed) {
             (path, true) => (file::read(&path, &keys)?, Some(path)),
-            (path, false) if path.exists() => (file::read(&path, &keys)?, Some(path)),
-            (_, false) => (Given::new(), None),
+            (path, false) if is_missing(&path) => (Given::new(), None),
+            (path, false) => (file::read(&path, &keys)?, Some(path)),
         };
         let (variables, warnings) = environment::read(&self.variables, &keys)?;
         given.extend(variables);
@@ -90,6 +95,12 @@ impl Source {
             _ => (path, is_typed),
         }
     }
+}
+
+/// What can't be seen isn't missing: then it can't be read, which is an error.
+fn is_missing(path: &Path) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    fs::symlink_metadata(path).is_err_and(|error| matches!(error.kind(), NotFound | NotADirectory))
 }
 
 #[cfg(test)]

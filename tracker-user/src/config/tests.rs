@@ -39,7 +39,7 @@ fn parse(file: &str, variables: &[(&str, &str)], line: &str) -> Result<Parsed, C
         variables: variables.iter().map(|(name, value)| (name.into(), value.into())).collect(),
     };
     let parsed = source.parse(command(), "agent");
-    std::fs::remove_file(path).unwrap();
+    fs::remove_file(path).unwrap();
     parsed
 }
 
@@ -47,7 +47,7 @@ fn temporary(text: impl AsRef<[u8]>) -> PathBuf {
     static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("fdtracker-config-{}-{n}.toml", std::process::id()));
-    std::fs::write(&path, text).unwrap();
+    fs::write(&path, text).unwrap();
     path
 }
 
@@ -194,8 +194,8 @@ fn variables_that_set_nothing_are_told() {
 
 #[test]
 fn files_that_are_none() {
-    let read = |path: &std::path::Path| file::read(path, &[]).map(|_| ()).unwrap_err();
-    let why = |path: &std::path::Path| match read(path) {
+    let read = |path: &Path| file::read(path, &[]).map(|_| ()).unwrap_err();
+    let why = |path: &Path| match read(path) {
         ConfigError::Read { source, .. } => source.to_string(),
         other => panic!("{other}"),
     };
@@ -207,7 +207,7 @@ fn files_that_are_none() {
     {
         let path = temporary(&text);
         assert!(why(&path).contains(expected));
-        std::fs::remove_file(path).unwrap();
+        fs::remove_file(path).unwrap();
     }
 }
 
@@ -221,7 +221,7 @@ fn the_file_may_be_named_by_a_variable_and_must_exist_then() {
     let path = temporary("interval = \"7s\"");
     let settings = parse("fdtracker agent", path.to_str().unwrap()).unwrap().unwrap();
     assert_eq!(line(&settings, "interval"), r#"interval = "7s" # file, line 1"#);
-    std::fs::remove_file(&path).unwrap();
+    fs::remove_file(&path).unwrap();
     assert!(
         parse("fdtracker agent", path.to_str().unwrap())
             .unwrap_err()

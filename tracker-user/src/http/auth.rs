@@ -26,7 +26,21 @@ pub(super) struct Users {
     keys: (RandomState, RandomState),
     /// A hash takes some 70 ms of a CPU: one at a time, so that who guesses passwords takes no more than one.
     turn: Semaphore,
+    /// Passwords that may wait for their turn.
+    waiting: Semaphore,
 }
+
+/// What comes of a name and a password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    Granted,
+    Refused,
+    /// Too many passwords wait to be verified.
+    Busy,
+}
+
+/// Passwords that may wait for their turn, at the most: some seconds' worth.
+const WAITING: usize = 16;
 
 /// Two keyed hashes of a name and its password: 128 bits that tell nobody the password.
 type Proof = (u64, u64);
@@ -58,32 +72,36 @@ impl Users {
             remembered: Mutex::default(),
             keys: Default::default(),
             turn: Semaphore::new(1),
+            waiting: Semaphore::new(WAITING),
         })
     }
 
     /// Whether this `Authorization` is a user's.
-    pub(super) async fn admit(self: &Arc<Self>, authorization: Option<&[u8]>) -> bool {
-        let Some((name, password)) = authorization.and_then(credentials) else { return false };
+    pub(super) async fn admit(self: &Arc<Self>, authorization: Option<&[u8]>) -> Admission {
+        let Some((name, password)) = authorization.and_then(credentials) else {
+            return Admission::Refused;
+        };
         let proof = (self.keys.0.hash_one((&name, &password)), self.keys.1.hash_one((&name, &password)));
         if self.remembered().contains(&proof) {
-            return true;
+            return Admission::Granted;
         }
-        let Ok(_turn) = self.turn.acquire().await else { return false };
+        let Ok(_place) = self.waiting.try_acquire() else { return Admission::Busy };
+        let Ok(_turn) = self.turn.acquire().await else { return Admission::Busy };
         let users = Arc::clone(self);
         let verified = tokio::task::spawn_blocking(move || users.verify(&name, &password)).await;
         // An error is a panic, which is logged.
-        let admitted = verified.unwrap_or(false);
-        if admitted {
-            let mut remembered = self.remembered();
-            if remembered.len() >= REMEMBERED {
-                remembered.clear();
-            }
-            remembered.insert(proof);
+        if !verified.unwrap_or(false) {
+            return Admission::Refused;
         }
-        admitted
+        let mut remembered = self.remembered();
+        if remembered.len() >= REMEMBERED {
+            remembered.clear();
+        }
+        remembered.insert(proof);
+        Admission::Granted
     }
 
-    /// Takes as long for anybody.
+    /// Takes as long for who isn't a user as for the one whose hash takes longest: with hashes of one cost, as for anybody.
     fn verify(&self, name: &str, password: &[u8]) -> bool {
         let hash = self.hashes.get(name);
         let right = bcrypt::verify(password, hash.unwrap_or(&self.slowest)).unwrap_or(false);
@@ -130,10 +148,10 @@ mod tests {
         let hash = bcrypt::hash("right", 4).unwrap();
         let users = Arc::new(Users::new(BTreeMap::from([("me".into(), hash)])).unwrap());
         for _ in 0..2 {
-            assert!(users.admit(Some(&basic("me:right"))).await);
-            assert!(!users.admit(Some(&basic("me:wrong"))).await);
-            assert!(!users.admit(Some(&basic("you:right"))).await);
-            assert!(!users.admit(None).await);
+            assert_eq!(users.admit(Some(&basic("me:right"))).await, Admission::Granted);
+            for wrong in [Some(basic("me:wrong")), Some(basic("you:right")), None] {
+                assert_eq!(users.admit(wrong.as_deref()).await, Admission::Refused);
+            }
         }
         // Only what was right is remembered.
         assert_eq!(users.remembered().len(), 1);

@@ -4,6 +4,7 @@ use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener},
@@ -15,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     access::Peer,
+    answer,
     routes::{Caller, Routes},
 };
 
@@ -26,6 +28,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a client may take nothing of an answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A client that has gone without a word is found out by this, also when there is nothing to send to it.
+const KEEP_ALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
 
 /// Bytes of a request's head, at the most.
 const MAX_HEAD: usize = 16 * 1024;
@@ -49,7 +55,7 @@ pub(super) async fn accept_unix(listener: UnixListener, routes: Arc<Routes>) {
     while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let caller = Caller { peer: Peer::Socket, certified: false };
+                let caller = Caller { peer: Peer::Socket, encrypted: false, certified: false };
                 let routes = Arc::clone(&routes);
                 tokio::spawn(async move {
                     serve(stream, routes, caller).await;
@@ -70,8 +76,15 @@ async fn pause(error: &io::Error) {
 async fn tcp(stream: TcpStream, routes: Arc<Routes>, _slot: OwnedSemaphorePermit) {
     // An error means that the client has gone already.
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+    if let Err(error) = SockRef::from(&stream).set_tcp_keepalive(&KEEP_ALIVE) {
+        tracing::debug!(%error, %peer, "have the kernel look whether the client is there");
+    }
     let config = routes.protection.current().await;
-    let caller = Caller { peer: Peer::of(peer, local), certified: config.wants_certificates };
+    let caller = Caller {
+        peer: Peer::of(peer, local),
+        encrypted: config.tls.is_some(),
+        certified: config.wants_certificates,
+    };
     let Some(tls) = &config.tls else {
         return serve(stream, routes, caller).await;
     };
@@ -85,7 +98,9 @@ async fn tcp(stream: TcpStream, routes: Arc<Routes>, _slot: OwnedSemaphorePermit
 async fn serve<S: AsyncRead + AsyncWrite>(stream: S, routes: Arc<Routes>, caller: Caller) {
     let answer = service_fn(|request| {
         let routes = Arc::clone(&routes);
-        async move { Ok::<_, Infallible>(routes.answer(&request, caller).await) }
+        // A client that hangs up ends the wait, not the work, which goes on counting as a request.
+        let work = tokio::spawn(async move { routes.answer(&request, caller).await });
+        async { Ok::<_, Infallible>(work.await.unwrap_or_else(|panic| answer::failed(&panic.to_string()))) }
     });
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));

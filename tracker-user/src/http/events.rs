@@ -15,6 +15,8 @@ use tokio::sync::{
     mpsc,
 };
 
+use tracker_ebpf::Kind;
+
 use crate::{
     report::{Notice, UNBLOCKED},
     tracker::Tracker,
@@ -74,23 +76,28 @@ pub type Lines = broadcast::Sender<Line>;
 /// What one reader wants to see.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// A container's full id; all if `None`.
+    /// A container's full id, or its name; all if `None`.
     pub container: Option<String>,
     /// Names of kinds; all if there is none.
     pub kinds: Vec<String>,
 }
 
 impl Filter {
-    pub(super) fn parse(query: &str) -> Self {
+    /// What a query asks for; or why it can't be.
+    pub(super) fn parse(query: &str) -> Result<Self, String> {
         let mut filter = Self::default();
         for (name, value) in parameters(query) {
             match name {
                 "container" => filter.container = Some(value.to_owned()),
-                "kind" => filter.kinds.push(value.to_owned()),
+                "kind" if Kind::from_name(value).is_some() => filter.kinds.push(value.to_owned()),
+                "kind" => {
+                    let known: Vec<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+                    return Err(format!("no such kind; there are {}\n", known.join(", ")));
+                }
                 _ => {}
             }
         }
-        filter
+        Ok(filter)
     }
 
     /// The query that asks for this. Ids and names of kinds have no character that would need escaping.
@@ -105,7 +112,7 @@ impl Filter {
     #[must_use]
     pub fn lets(&self, notice: &Notice) -> bool {
         notice.lost.is_some()
-            || self.container.as_ref().is_none_or(|id| *id == notice.container_id)
+            || self.container.as_ref().is_none_or(|c| [&notice.container_id, &notice.container].contains(&c))
                 && (self.kinds.is_empty()
                     || notice.event == UNBLOCKED
                     || self.kinds.iter().any(|kind| notice.is_about(kind)))
@@ -187,14 +194,15 @@ mod tests {
 
     #[test]
     fn filters() {
-        let filter = Filter::parse("container=web&kind=pidfd&kind=io_uring&other=1");
+        let filter = Filter::parse("container=web&kind=pidfd&kind=io_uring&other=1").unwrap();
         assert!(filter.lets(&notice("web", "pidfd")));
         assert!(filter.lets(&notice("web", "io_uring")));
         assert!(!filter.lets(&notice("web", "eventfd")));
         assert!(!filter.lets(&notice("db", "pidfd")));
         assert!(filter.lets(&Notice::lost(1)));
-        assert!(Filter::parse("").lets(&notice("db", "eventfd")));
-        assert_eq!(Filter::parse(&filter.query()), filter);
+        assert!(Filter::parse("").unwrap().lets(&notice("db", "eventfd")));
+        assert_eq!(Filter::parse(&filter.query()).as_ref(), Ok(&filter));
+        assert!(Filter::parse("kind=pidfds").unwrap_err().contains("io_uring"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     os::{
         fd::{FromRawFd as _, OwnedFd},
         unix::{
@@ -130,14 +130,14 @@ impl Listeners {
         let guard = SocketGuard(socket.to_owned());
         let tcp = if options.systemd_socket { inherited()? } else { bind_all(&options.addresses).await? };
         let listeners = Self { tcp, unix, guard, protection, options };
-        listeners.warn_if_open().await;
+        listeners.warn_if_open();
         Ok(listeners)
     }
 
-    async fn warn_if_open(&self) {
+    fn warn_if_open(&self) {
         let open = self.addresses().find(|address| !address.ip().to_canonical().is_loopback());
         if let Some(address) = open
-            && !self.protection.current().await.authenticates()
+            && !self.protection.last().authenticates()
         {
             let whom = if self.options.serve_processes { "metrics and processes" } else { "metrics" };
             tracing::warn!(
@@ -147,20 +147,14 @@ impl Listeners {
     }
 
     /// URLs of the metrics, with the ports that were given where 0 was asked for.
-    pub async fn urls(&self) -> Vec<String> {
-        let scheme = if self.protection.current().await.tls.is_some() { "https" } else { "http" };
+    pub fn urls(&self) -> Vec<String> {
+        let scheme = if self.protection.last().tls.is_some() { "https" } else { "http" };
         let path = &self.options.telemetry_path;
         self.addresses().map(|address| format!("{scheme}://{address}{path}")).collect()
     }
 
     fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.tcp.iter().filter_map(|listener| listener.local_addr().ok())
-    }
-
-    /// The web config, which can be read again.
-    #[must_use]
-    pub fn protection(&self) -> Arc<Protection> {
-        Arc::clone(&self.protection)
     }
 
     /// Answers requests from now on, until the runtime ends. The socket goes with what is returned.
@@ -212,7 +206,14 @@ fn inherited() -> Result<Vec<TcpListener>, ServeError> {
 }
 
 async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| {
+    let bound = match TcpListener::bind(address).await {
+        // All addresses, on a machine without IPv6.
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) && address.ip().is_unspecified() => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    bound.map_err(|source| {
         if source.kind() == io::ErrorKind::AddrInUse {
             ServeError::Taken { address, holder: host::listener_of(address.port()) }
         } else {

@@ -38,10 +38,20 @@ impl Protection {
     /// Reads the web config again. Connections go on; what they ask for from now on is judged by the new one.
     ///
     /// # Errors
-    /// When it can't be followed: then what was read before stays.
-    pub fn reload(&self) -> Result<(), WebConfigError> {
-        *self.state() = State::read(self.path.as_deref())?;
+    /// When it can't be followed, or protects less: then what was read before stays.
+    fn reload(&self) -> Result<(), WebConfigError> {
+        let read = State::read(self.path.as_deref())?;
+        let mut state = self.state();
+        if let (Some(lost), Some(path)) = (state.config.lost_in(&read.config), &self.path) {
+            return Err(WebConfigError::Less { path: path.clone(), lost });
+        }
+        *state = read;
         Ok(())
+    }
+
+    /// The web config as it was last read.
+    pub(super) fn last(&self) -> Arc<WebConfig> {
+        Arc::clone(&self.state().config)
     }
 
     /// The web config as it is now.
@@ -51,7 +61,7 @@ impl Protection {
             // An error is a panic, which is logged.
             let _ = tokio::task::spawn_blocking(move || this.reload_if_changed()).await;
         }
-        Arc::clone(&self.state().config)
+        self.last()
     }
 
     fn is_due(&self) -> bool {

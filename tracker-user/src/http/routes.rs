@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use super::{
     access::{Access, Peer, Policy},
     answer::{self, Answer, text, text_with},
+    auth::Admission,
     events::{BACKLOG, Filter, Lines, Reader, parameters},
     protection::Protection,
     web_config::WebConfig,
@@ -53,6 +54,8 @@ pub(super) struct Routes {
 #[derive(Clone, Copy)]
 pub(super) struct Caller {
     pub(super) peer: Peer,
+    /// Whether it speaks TLS.
+    pub(super) encrypted: bool,
     /// Whether it has shown a certificate.
     pub(super) certified: bool,
 }
@@ -75,18 +78,28 @@ impl Routes {
         if is_health(request.uri().path()) {
             return self.route(request, Access::All, None).await;
         }
-        let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
-            let said = "too many requests at a time: --web.max-requests says how many are answered\n";
-            return text_with(StatusCode::SERVICE_UNAVAILABLE, header::RETRY_AFTER, "1", said);
-        };
+        if config.tls.is_some() && !caller.encrypted || config.wants_certificates && !caller.certified {
+            let said =
+                "since this connection was made, TLS or certificates have come to be wanted: connect anew\n";
+            return text_with(StatusCode::FORBIDDEN, header::CONNECTION, "close", said);
+        }
+        let busy = |said| text_with(StatusCode::SERVICE_UNAVAILABLE, header::RETRY_AFTER, "1", said);
+        // Before there is a place among requests, so that who guesses passwords takes none.
         if let Some(users) = &config.users {
             let authorization = request.headers().get(header::AUTHORIZATION);
-            if !users.admit(authorization.map(header::HeaderValue::as_bytes)).await {
-                let challenge = "Basic realm=\"fdtracker\", charset=\"UTF-8\"";
-                let said = "a name and its password are needed\n";
-                return text_with(StatusCode::UNAUTHORIZED, header::WWW_AUTHENTICATE, challenge, said);
+            match users.admit(authorization.map(header::HeaderValue::as_bytes)).await {
+                Admission::Granted => {}
+                Admission::Busy => return busy("too many passwords wait to be verified\n"),
+                Admission::Refused => {
+                    let challenge = "Basic realm=\"fdtracker\", charset=\"UTF-8\"";
+                    let said = "a name and its password are needed\n";
+                    return text_with(StatusCode::UNAUTHORIZED, header::WWW_AUTHENTICATE, challenge, said);
+                }
             }
         }
+        let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
+            return busy("too many requests at a time: --web.max-requests says how many are answered\n");
+        };
         let authenticated = config.users.is_some() || caller.certified;
         let access = self.policy.access(caller.peer, authenticated, host(request.headers()));
         self.route(request, access, Some(permit)).await
@@ -130,7 +143,11 @@ impl Routes {
             Access::Refused(why) => return text(StatusCode::FORBIDDEN, why),
         };
         if what == "events" {
-            let reader = Reader { filter: Filter::parse(query), paths, permit };
+            let filter = match Filter::parse(query) {
+                Ok(filter) => filter,
+                Err(wrong) => return text(StatusCode::BAD_REQUEST, wrong),
+            };
+            let reader = Reader { filter, paths, permit };
             let Service { lines, tracker, .. } = &self.service;
             return answer::stream(reader.follow(lines, Arc::clone(tracker)));
         }
@@ -139,7 +156,7 @@ impl Routes {
             return text(StatusCode::NOT_FOUND, "not here; there are /v1/containers and /v1/events\n");
         }
         if !self.service.tracker.is_ready() {
-            return self.ready();
+            return text(StatusCode::SERVICE_UNAVAILABLE, "not ready; see /readyz\n");
         }
         let processes = parameters(query).any(|(name, value)| name == "processes" && value == "true");
         let _permit = permit;

@@ -42,6 +42,14 @@ pub enum WebConfigError {
         #[source]
         source: serde_norway::Error,
     },
+    /// It protects less than what it was does, as a file that is just being written.
+    #[error("{}: it doesn't ask for {lost} any more: if that is meant, start the agent anew", .path.display())]
+    Less {
+        /// Its path.
+        path: PathBuf,
+        /// What it asked for before.
+        lost: &'static str,
+    },
     /// A key has a value that can't be followed, or isn't followed at all.
     #[error("{}: {key}: {problem}", .path.display())]
     Key {
@@ -130,6 +138,19 @@ impl WebConfig {
     pub fn authenticates(&self) -> bool {
         self.users.is_some() || self.wants_certificates
     }
+
+    /// What this asks for and another doesn't.
+    pub(super) fn lost_in(&self, other: &Self) -> Option<&'static str> {
+        if self.tls.is_some() && other.tls.is_none() {
+            Some("TLS")
+        } else if self.wants_certificates && !other.wants_certificates {
+            Some("certificates")
+        } else if self.users.is_some() && other.users.is_none() {
+            Some("passwords")
+        } else {
+            None
+        }
+    }
 }
 
 /// A file that was read.
@@ -214,6 +235,15 @@ mod tests {
             assert!(error.contains("web.yml") || error.contains("no-such-file"), "{error}");
             error
         })
+    }
+
+    #[test]
+    fn what_is_lost_is_noticed() {
+        let hash = bcrypt::hash("x", 4).unwrap();
+        let asks = load(&format!("basic_auth_users:\n  me: {hash}\n")).unwrap();
+        let nothing = load("").unwrap();
+        assert_eq!(asks.lost_in(&nothing), Some("passwords"));
+        assert_eq!((nothing.lost_in(&asks), asks.lost_in(&asks)), (None, None));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Series of containers, and what is done when there are too many.
 
-use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use tracker_ebpf::Kind;
 
@@ -12,7 +12,7 @@ use super::{
     },
 };
 use crate::{
-    inventory::{Entry, Inventory, STATES},
+    inventory::{Detail, Entry, Inventory, STATES},
     report::{HOST, OTHER, UNKNOWN},
     runtime::Container,
     verdict::{Judge, Verdict},
@@ -126,8 +126,9 @@ fn entries(families: &mut Families, name: Name<'_>, entries: &[&Entry], judge: &
     if let Some(last) = entries.iter().filter_map(|entry| entry.last_ok).max() {
         families.add(&LAST_CHECKPOINTABLE, &name, unix_seconds(last));
     }
-    let blocked: Duration = entries.iter().map(|entry| entry.blocked).sum();
-    if !blocked.is_zero() {
+    // The longest, not the sum, of which a part could go. The host is never dumped.
+    let judged = entries.iter().filter(|entry| entry.detail != Detail::None);
+    if let Some(blocked) = judged.map(|entry| entry.blocked).max() {
         families.add(&BLOCKED_SECONDS, &name, blocked.as_secs_f64());
     }
     if entries.iter().any(|entry| entry.stale) {

@@ -90,6 +90,9 @@ impl Directory {
     /// Takes over what a source lists now. The lower the rank, the surer the source.
     pub(super) fn replace(&self, rank: usize, source: &str, user: Option<u32>, mut names: List) {
         names.retain(|id, names| is_engine_id(id) && *names != Names::default());
+        if user.is_some() {
+            names.values_mut().for_each(|names| *names = std::mem::take(names).without_pod());
+        }
         let room = user.map_or(CONTAINERS, |_| USERS_CONTAINERS);
         if names.len() > room {
             let mut ids: Vec<String> = names.keys().cloned().collect();
@@ -156,6 +159,18 @@ mod tests {
 
     fn name(directory: &Directory, users: &[u32]) -> Option<String> {
         directory.find(&id(1), |user| users.contains(&user))?.name
+    }
+
+    #[test]
+    fn a_users_container_is_in_no_pod() {
+        let directory = Directory::default();
+        let pod = Names::in_pod("shop", "front-1", "nginx", None);
+        for (user, expected) in [(None, Some("front-1")), (Some(7), None)] {
+            directory.replace(0, "files", user, HashMap::from([(id(1), pod.clone())]));
+            let found = directory.find(&id(1), |of| Some(of) == user).unwrap();
+            assert_eq!((found.name.as_deref(), found.pod.as_deref()), (Some("nginx"), expected));
+            directory.forget(0, "files");
+        }
     }
 
     #[test]

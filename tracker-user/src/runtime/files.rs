@@ -17,7 +17,7 @@ pub(super) struct Stamp {
 
 impl Stamp {
     pub(super) fn of(file: &Path) -> Option<Self> {
-        let meta = fs::metadata(file).ok()?;
+        let meta = fs::symlink_metadata(file).ok()?;
         // The time of the inode, which nobody can set.
         Some(Self { inode: meta.ino(), size: meta.size(), changed: (meta.ctime(), meta.ctime_nsec()) })
     }
@@ -51,10 +51,19 @@ pub(super) fn expand(pattern: &str) -> Vec<PathBuf> {
     }
 }
 
-/// The directories in one.
+/// More directories aren't looked at in one: whoever has it may make as many as there is room for.
+const MOST: usize = 10_000;
+
+/// The directories in one. Links in it aren't followed.
 pub(super) fn subdirs(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    entries.flatten().filter(|e| e.file_type().is_ok_and(|ty| ty.is_dir())).map(|e| e.path()).collect()
+    let entries = entries.take(MOST).flatten();
+    entries.filter(|e| e.file_type().is_ok_and(|ty| ty.is_dir())).map(|e| e.path()).collect()
+}
+
+/// Whether it is a user's, who makes it lead elsewhere.
+pub(super) fn is_users_link(path: &Path) -> bool {
+    user_of(path).is_some() && fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink())
 }
 
 /// The user whose directory below `/run/user` a path is in.

@@ -55,6 +55,11 @@ impl Names {
         Self { name, namespace, pod, image }
     }
 
+    /// As a user's own runtime may say it: none is Kubernetes'.
+    pub(super) fn without_pod(self) -> Self {
+        Self { namespace: None, pod: None, ..self }
+    }
+
     /// What isn't said here, as others say it. A name, a pod and a namespace belong together.
     pub(super) fn or(self, other: &Self) -> Self {
         let image = self.image.clone().or_else(|| other.image.clone());

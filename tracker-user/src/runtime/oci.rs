@@ -101,7 +101,8 @@ impl States {
         let mut before = std::mem::take(&mut self.files);
         let mut found: ByCgroup = HashMap::new();
         for (pattern, runtime) in STATE_DIRS {
-            for container in expand(pattern).iter().flat_map(|dir| subdirs(dir)) {
+            let dirs = expand(pattern).into_iter().filter(|dir| !files::is_users_link(dir));
+            for container in dirs.flat_map(|dir| subdirs(&dir)) {
                 let Some((file, stamp)) = state_file(&container) else { continue };
                 let state = match before.remove(&file) {
                     Some((at, state)) if at == stamp => state,
@@ -140,11 +141,20 @@ fn state_file(container: &Path) -> Option<(PathBuf, Stamp)> {
 fn read_state(container: &Path, file: &Path, runtime: Runtime, hierarchy_root: &Path) -> Option<State> {
     let id = container.file_name()?.to_str()?.to_owned();
     let json = files::read(file, LARGEST).ok()?;
-    if file.ends_with("state.json") {
-        return runc_state(id, runtime, &json, hierarchy_root);
+    let state = if file.ends_with("state.json") {
+        runc_state(id, runtime, &json, hierarchy_root)?
+    } else {
+        let spec = files::read(&container.join("config.json"), LARGEST).unwrap_or_default();
+        crun_state(id, runtime, &json, &spec)?
+    };
+    if state.cgroup.len() > libc::PATH_MAX as usize {
+        return None;
     }
-    let spec = files::read(&container.join("config.json"), LARGEST).unwrap_or_default();
-    crun_state(id, runtime, &json, &spec)
+    Some(match files::user_of(file) {
+        None | Some(0) => state,
+        // It is in no pod of Kubernetes, and says nothing of what root's CRIU reads.
+        Some(_) => State { names: state.names.without_pod(), criu_config: None, ..state },
+    })
 }
 
 /// runc names the cgroup's directory in each hierarchy: by controller on v1, under "" on v2.

@@ -155,14 +155,19 @@ impl Resolver {
                 let states = self.states.read(self.hierarchy.root());
                 self.named(owner_of(&path, &states))
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Owner::Unknown,
+            // What it had counted is its owner's still. No id is given twice.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.last_owner(cgroup),
             // Without CAP_DAC_READ_SEARCH a cgroup can't be opened by its id: look for it.
             Err(_) => {
                 self.refresh();
                 self.known.get(&cgroup).map_or(Owner::Unknown, |known| known.owner.clone())
             }
         };
-        if let Owner::Container(container) = &owner {
+        // Later ones are asked for now and then.
+        let is_new = self.known.get(&cgroup).is_none_or(Known::may_be_named);
+        if let Owner::Container(container) = &owner
+            && is_new
+        {
             self.ask_for(container);
         }
         self.remember(cgroup, owner.clone());

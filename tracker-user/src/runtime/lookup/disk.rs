@@ -15,7 +15,7 @@ use super::{LookupError, apart};
 use crate::runtime::{
     directory::List,
     files::{self, Stamp, subdirs},
-    names::Names,
+    names::{Names, is_engine_id},
     oci::Spec,
 };
 
@@ -25,6 +25,9 @@ const LARGEST_OF_ALL: u64 = 32 << 20;
 
 /// Files that are read of one place.
 const FILES: usize = 10_000;
+
+/// Drivers for layers, of which podman uses one.
+const DRIVERS: usize = 8;
 
 /// Users whose files are read, the first in `/etc/passwd`.
 const USERS: usize = 100;
@@ -136,6 +139,8 @@ impl Reading {
                 .or_else(|| before.map(|(_, list)| list))
                 .unwrap_or_default(),
         };
+        let mut list = list;
+        list.retain(|id, _| is_engine_id(id));
         self.now.insert(path, (stamp, list.clone()));
         list
     }
@@ -144,7 +149,7 @@ impl Reading {
     fn podman(&mut self, storage: &Path, limit: u64) -> List {
         let mut list = List::new();
         let is_drivers = |dir: &PathBuf| dir.to_string_lossy().ends_with("-containers");
-        for dir in subdirs(storage).into_iter().filter(is_drivers) {
+        for dir in subdirs(storage).into_iter().filter(is_drivers).take(DRIVERS) {
             for name in ["containers.json", "volatile-containers.json"] {
                 list.extend(self.file(dir.join(name), limit, podman));
             }

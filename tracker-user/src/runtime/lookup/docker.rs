@@ -60,12 +60,16 @@ fn names(json: &[u8]) -> Result<List, LookupError> {
 
 impl Row {
     fn into_names(self) -> Names {
-        let labels = self.labels.unwrap_or_default();
-        let by_labels = Names::from_annotations(|key| labels.get(key).map(String::as_str));
         // Others are those by which a container that links to it calls it: `/other/alias`.
         let own = |name: &&String| !name.trim_start_matches('/').contains('/');
         let name = self.names.iter().flatten().find(own).map_or("", String::as_str);
-        by_labels.or(&Names::plain(name, self.image.as_deref()))
+        let plain = Names::plain(name, self.image.as_deref());
+        // An image may have any labels; only the kubelet's containers are called so.
+        if !name.trim_start_matches('/').starts_with("k8s_") {
+            return plain;
+        }
+        let labels = self.labels.unwrap_or_default();
+        Names::from_annotations(|key| labels.get(key).map(String::as_str)).or(&plain)
     }
 }
 

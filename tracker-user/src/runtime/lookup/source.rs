@@ -30,8 +30,8 @@ pub struct Socket {
     pub path: PathBuf,
 }
 
-/// Where runtimes have their sockets; `*` stands for every user.
-const USUAL: [(Protocol, &str); 9] = [
+/// Where runtimes have their sockets. Users' own may be given; they aren't asked unless somebody trusts them, and their files tell the names, too.
+const USUAL: [(Protocol, &str); 7] = [
     (Protocol::Cri, "/run/containerd/containerd.sock"),
     (Protocol::Cri, "/run/k3s/containerd/containerd.sock"),
     (Protocol::Cri, "/run/k0s/containerd.sock"),
@@ -39,8 +39,6 @@ const USUAL: [(Protocol, &str); 9] = [
     (Protocol::Cri, "/run/crio/crio.sock"),
     (Protocol::Docker, "/run/docker.sock"),
     (Protocol::Docker, "/run/podman/podman.sock"),
-    (Protocol::Docker, "/run/user/*/podman/podman.sock"),
-    (Protocol::Docker, "/run/user/*/docker.sock"),
 ];
 
 /// More aren't asked at once.
