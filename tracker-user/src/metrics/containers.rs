@@ -126,8 +126,9 @@ fn entries(families: &mut Families, name: Name<'_>, entries: &[&Entry], judge: &
     if let Some(last) = entries.iter().filter_map(|entry| entry.last_ok).max() {
         families.add(&LAST_CHECKPOINTABLE, &name, unix_seconds(last));
     }
-    // The longest, not the sum, of which a part could go. The host is never dumped.
-    let judged = entries.iter().filter(|entry| entry.detail != Detail::None);
+    // The longest, not the sum, of which a part could go; of those that were looked at also 0.
+    let judged =
+        entries.iter().filter(|entry| matches!(entry.detail, Detail::Known(_)) || !entry.blocked.is_zero());
     if let Some(blocked) = judged.map(|entry| entry.blocked).max() {
         families.add(&BLOCKED_SECONDS, &name, blocked.as_secs_f64());
     }
