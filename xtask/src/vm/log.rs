@@ -81,6 +81,11 @@ impl Log {
         failed.map(|(name, _)| name.as_str()).collect()
     }
 
+    /// Whether the kernel gave up before any test began.
+    pub(super) fn ended_before_tests(&self) -> bool {
+        matches!(self.end, End::Panicked(_)) && self.tests.is_empty() && self.unfinished.is_none()
+    }
+
     /// Whether all is well: tests that didn't run prove nothing.
     pub(super) fn is_good(&self) -> bool {
         self.end == End::Finished(0) && self.failed().is_empty() && self.passed() > 0
