@@ -115,11 +115,6 @@ impl Directory {
         }
     }
 
-    /// Forgets a source that has gone for good.
-    pub(super) fn forget(&self, rank: usize, source: &str) {
-        self.lists().by_source.retain(|key, _| !is_of(key, rank, source));
-    }
-
     /// Counts a lookup.
     pub(super) fn count(&self, source: &str, result: &'static str) {
         let mut lists = self.lists();
@@ -163,13 +158,12 @@ mod tests {
 
     #[test]
     fn a_users_container_is_in_no_pod() {
-        let directory = Directory::default();
         let pod = Names::in_pod("shop", "front-1", "nginx", None);
         for (user, expected) in [(None, Some("front-1")), (Some(7), None)] {
+            let directory = Directory::default();
             directory.replace(0, "files", user, HashMap::from([(id(1), pod.clone())]));
             let found = directory.find(&id(1), |of| Some(of) == user).unwrap();
             assert_eq!((found.name.as_deref(), found.pod.as_deref()), (Some("nginx"), expected));
-            directory.forget(0, "files");
         }
     }
 
@@ -193,7 +187,7 @@ mod tests {
         directory.replace(0, "socket", None, list("said"));
         directory.keep(0, "socket");
         assert_eq!(name(&directory, &[]).as_deref(), Some("said"));
-        directory.forget(0, "socket");
+        directory.replace(0, "socket", None, List::new());
         assert_eq!(name(&directory, &[]), None);
     }
 

@@ -9,12 +9,12 @@ mod disk;
 mod docker;
 mod source;
 
-use std::{collections::HashMap, io, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::{
     sync::oneshot,
-    task::{AbortHandle, JoinSet},
+    task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
@@ -95,28 +95,19 @@ pub async fn run(directory: Arc<Directory>, settings: Settings) {
         // They end only with this.
         std::future::pending::<()>().await;
     }
-    let mut known: HashMap<Socket, AbortHandle> = HashMap::new();
+    // A machine's runtime that has gone may come back.
+    let mut known: HashSet<Socket> = HashSet::new();
     loop {
         // An error means that its thread couldn't start or has ended: then another may.
         let there = match apart(Socket::usual) {
             Ok(answer) => answer.await.unwrap_or_default(),
             Err(_) => Default::default(),
         };
-        while tasks.try_join_next().is_some() {}
-        known.retain(|socket, task| {
-            let stays = there.contains(socket) || socket.user().is_none();
-            if !stays {
-                // The user has logged out.
-                task.abort();
-                directory.forget(Source::rank_of(socket), &socket.to_string());
-            }
-            stays
-        });
         for socket in there {
-            known.entry(socket.clone()).or_insert_with(|| {
+            if known.insert(socket.clone()) {
                 let source = Source::socket(Source::rank_of(&socket), socket);
-                tasks.spawn(source.follow(Arc::clone(&directory), settings.every))
-            });
+                tasks.spawn(source.follow(Arc::clone(&directory), settings.every));
+            }
         }
         sleep(DISCOVER).await;
     }
