@@ -21,6 +21,7 @@ mod event;
 mod feeder;
 mod hidden;
 mod load;
+mod map_reader;
 mod offsets;
 mod prerequisites;
 mod returns;
@@ -31,6 +32,7 @@ mod sys;
 use std::{
     collections::{BTreeSet, HashMap},
     fs::File,
+    hash::Hash,
     io,
     os::fd::{AsFd as _, BorrowedFd},
 };
@@ -59,10 +61,11 @@ use tracker_ebpf::{ANON_INODES, ANON_NAME_LEN, Control, Flow, Kind, Loss, Slot, 
 use self::{
     auditor::Departed,
     feeder::Probe,
+    map_reader::{Calls, MapReader},
     offsets::Globals,
     prerequisites::kernel_btf,
     returns::ReturnProbe,
-    sys::{MapReader, Mapped},
+    sys::Mapped,
 };
 use crate::{host::KernelVersion, inventory::Uncounted, runtime::Hierarchy};
 
@@ -205,13 +208,17 @@ impl Kernel {
         fill_anon_names(&mut ebpf)?;
         let btf = aya::Btf::from_sys_fs()?;
         let probes = feeder::probes(feeder, kernel)?;
-        let mut names = vec!["audit", "resync", "dump_tables", "dump_flows", "dump_slots"];
+        let mut names = vec!["audit", "resync"];
+        names.extend(DUMPS.map(|(program, _)| program));
         names.extend(hidden::programs(&impossible));
         names.extend(probes.iter().map(|probe| probe.program));
         for (name, source) in load::all(&mut ebpf, &btf, &names)? {
             let error = attach_error(name, source);
             match hidden::look_of(name) {
                 Some(look) => impossible.push((look, choice::why(error))),
+                None if DUMPS.iter().any(|(program, _)| *program == name) => {
+                    tracing::debug!("maps are read by system calls: {error}");
+                }
                 None => return Err(error),
             }
         }
@@ -274,7 +281,7 @@ impl Kernel {
         let mut tables = HashMap::new();
         for _ in 0..TRIES {
             let [begun, done] = self.shared.removals.get();
-            tables = self.dump("TABLES", &self.shared.tables)?.into_iter().collect();
+            tables = self.dump("TABLES", &self.shared.tables)?;
             let [begun_since, _] = self.shared.removals.get();
             if begun == done && begun == begun_since {
                 break;
@@ -289,12 +296,12 @@ impl Kernel {
     /// When the map can't be read.
     pub fn flows(&self) -> Result<Vec<(u64, Flow)>, BpfError> {
         // Nobody but `forget_flow` removes anything.
-        self.dump("FLOWS", &self.shared.flows)
+        Ok(self.dump("FLOWS", &self.shared.flows)?.into_iter().collect())
     }
 
     /// What is recorded slot by slot. While slots are emptied, a record may be missed: an audit then looks again.
     fn slots(&self) -> Result<Vec<(Slot, Tag)>, BpfError> {
-        self.dump("SLOTS", &self.shared.slots)
+        Ok(self.dump("SLOTS", &self.shared.slots)?.into_iter().collect())
     }
 
     /// Forgets what a cgroup counted.
@@ -320,11 +327,11 @@ impl Kernel {
         Ok(Uncounted { cgroups: self.uncounted.clone(), any })
     }
 
-    fn dump<K: sys::Plain, V: sys::Plain>(
+    fn dump<K: sys::Plain + Eq + Hash, V: sys::Plain>(
         &self,
         map: &'static str,
         reader: &MapReader,
-    ) -> Result<Vec<(K, V)>, BpfError> {
+    ) -> Result<HashMap<K, V>, BpfError> {
         reader.read().map_err(|source| call("read the BPF map", map, source))
     }
 }
@@ -344,23 +351,11 @@ struct Shared {
 
 impl Shared {
     fn open(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
-        let mut reader = |program_name: &'static str, map: &'static str| {
-            let dump: &mut Iter = program(ebpf, program_name)?;
-            let program = dump.fd().map_err(|e| attach_error(program_name, e))?.as_fd().try_clone_to_owned();
-            let program =
-                program.map_err(|source| call("copy the fd of the BPF program", program_name, source))?;
-            MapReader::attach(program.as_fd(), map_fd(ebpf, map)?)
-                .map_err(|e| call("attach an iterator to the BPF map", map, e))
-        };
-        let (tables, flows, slots) = (
-            reader("dump_tables", "TABLES")?,
-            reader("dump_flows", "FLOWS")?,
-            reader("dump_slots", "SLOTS")?,
-        );
+        let [tables, flows, slots] = DUMPS.map(|(program, map)| reader(ebpf, program, map));
         Ok(Self {
-            tables,
-            flows,
-            slots,
+            tables: tables?,
+            flows: flows?,
+            slots: slots?,
             losses: mapped(ebpf, "LOSSES")?,
             removals: mapped(ebpf, "REMOVALS")?,
             control: mapped(ebpf, "CONTROL")?,
@@ -369,6 +364,27 @@ impl Shared {
             ring: state::RingPositions::open(ebpf)?,
         })
     }
+}
+
+/// The programs that write what is in a map, and the maps.
+const DUMPS: [(&str, &str); 3] =
+    [("dump_tables", "TABLES"), ("dump_flows", "FLOWS"), ("dump_slots", "SLOTS")];
+
+/// What reads a map: by a program, if the kernel has loaded it.
+fn reader(ebpf: &mut Ebpf, name: &'static str, map: &'static str) -> Result<MapReader, BpfError> {
+    let copied = |fd: BorrowedFd<'_>| {
+        fd.try_clone_to_owned().map_err(|source| call("copy the fd of the BPF object", name, source))
+    };
+    let dump: &mut Iter = program(ebpf, name)?;
+    if let Ok(program) = dump.fd() {
+        let program = copied(program.as_fd())?;
+        return MapReader::attach(program.as_fd(), map_data(ebpf, map)?.fd().as_fd())
+            .map_err(|source| call("attach an iterator to the BPF map", map, source));
+    }
+    let data = map_data(ebpf, map)?;
+    let info = data.info().map_err(|source| BpfError::Map { map, source })?;
+    let map = copied(data.fd().as_fd())?;
+    Ok(MapReader::Calls(Calls { map, key_size: info.key_size(), value_size: info.value_size() }))
 }
 
 fn mapped<T: sys::Plain>(ebpf: &Ebpf, map: &'static str) -> Result<Mapped<T>, BpfError> {
@@ -380,8 +396,12 @@ fn call(call: &'static str, object: &str, source: io::Error) -> BpfError {
 }
 
 fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, BpfError> {
+    Ok(map_data(ebpf, name)?.fd().as_fd())
+}
+
+fn map_data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData, BpfError> {
     match ebpf.map(name) {
-        Some(Map::HashMap(data) | Map::Array(data)) => Ok(data.fd().as_fd()),
+        Some(Map::HashMap(data) | Map::Array(data)) => Ok(data),
         _ => Err(BpfError::Object(format!("map {name}"))),
     }
 }

@@ -1,6 +1,4 @@
-//! What aya doesn't offer: iterators over maps, arrays in shared memory, what the kernel knows of a program.
-//!
-//! Maps aren't read by system call: tracker-ebpf/src/programs/dump.rs says why.
+//! What aya doesn't offer: arrays in shared memory, records of iterators, what the kernel knows of a program.
 
 use std::{
     io,
@@ -37,8 +35,6 @@ pub(super) fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
 
 // enum bpf_cmd, include/uapi/linux/bpf.h
 const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
-const BPF_LINK_CREATE: i32 = 28;
-const BPF_ITER_CREATE: i32 = 33;
 
 /// Reads the records that an iterator writes.
 pub(super) fn read_records<T: Plain>(mut iterator: impl io::Read, mut take: impl FnMut(T)) -> io::Result<()> {
@@ -100,70 +96,6 @@ pub(super) fn run_at_event(program: BorrowedFd<'_>, event: u64) -> io::Result<Ow
         }
     }
     Ok(event)
-}
-
-/// An iterator over a map: a program that writes its entries. Minimum kernel: 5.9.
-pub(super) struct MapReader {
-    link: OwnedFd,
-}
-
-/// `union bpf_attr`, as `BPF_LINK_CREATE` sees it for an iterator.
-#[repr(C)]
-struct IterLink {
-    prog_fd: u32,
-    target_fd: u32,
-    attach_type: u32,
-    flags: u32,
-    iter_info: u64,
-    iter_info_len: u32,
-    pad: u32,
-}
-
-/// `union bpf_attr`, as `BPF_ITER_CREATE` sees it.
-#[repr(C)]
-struct IterCreate {
-    link_fd: u32,
-    flags: u32,
-}
-
-/// An entry of a map, as the program writes it.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Entry<K, V> {
-    key: K,
-    value: V,
-}
-
-// SAFETY: both are plain, and all plain types have a size that is a multiple of their alignment, which is 8 for all keys and values.
-unsafe impl<K: Plain, V: Plain> Plain for Entry<K, V> {}
-
-impl MapReader {
-    /// Attaches a program of the type `iter/bpf_map_elem` to a map. aya attaches only iterators without a target.
-    pub(super) fn attach(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<Self> {
-        const BPF_TRACE_ITER: u32 = 28;
-        // union bpf_iter_link_info
-        let info = map.as_raw_fd() as u32;
-        let mut attributes = IterLink {
-            prog_fd: program.as_raw_fd() as u32,
-            target_fd: 0,
-            attach_type: BPF_TRACE_ITER,
-            flags: 0,
-            iter_info: (&raw const info) as u64,
-            iter_info_len: size_of_val(&info) as u32,
-            pad: 0,
-        };
-        Ok(Self { link: bpf_fd(BPF_LINK_CREATE, &mut attributes)? })
-    }
-
-    /// Reads the whole map. Entries that come or go meanwhile may or may not be seen. While others go, an entry may be missed, or
-    /// seen twice.
-    pub(super) fn read<K: Plain, V: Plain>(&self) -> io::Result<Vec<(K, V)>> {
-        let mut attributes = IterCreate { link_fd: self.link.as_raw_fd() as u32, flags: 0 };
-        let iterator = std::fs::File::from(bpf_fd(BPF_ITER_CREATE, &mut attributes)?);
-        let mut found = Vec::new();
-        read_records(iterator, |Entry { key, value }: Entry<K, V>| found.push((key, value)))?;
-        Ok(found)
-    }
 }
 
 /// The value of an array map that is shared with the programs.
@@ -257,14 +189,15 @@ pub(super) fn program_state(program: BorrowedFd<'_>) -> io::Result<ProgramState>
     Ok(answer)
 }
 
-fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i64> {
+/// A command of `bpf(2)`, and what it returns.
+pub(super) fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i64> {
     // SAFETY: the attributes are those of the command, and what they point to lives through the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// A command that returns a new fd.
-fn bpf_fd<T>(command: i32, attributes: &mut T) -> io::Result<OwnedFd> {
+pub(super) fn bpf_fd<T>(command: i32, attributes: &mut T) -> io::Result<OwnedFd> {
     let fd = bpf(command, attributes)?;
     // SAFETY: the kernel has just made it for this caller.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
