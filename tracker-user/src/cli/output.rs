@@ -1,6 +1,9 @@
 //! How things are printed.
 
-use std::io::{self, Write};
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+};
 
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
@@ -107,11 +110,12 @@ pub(super) fn check(check: &Check) -> io::Result<()> {
     out.flush()
 }
 
-/// By process; what is said in the same words of several files of a process is said once.
+/// By process; what is said of several files of a process in the same words, but for the fd's number, is said once.
 fn blockers(out: &mut impl Write, blockers: &[BlockerRow]) -> io::Result<()> {
     let mut process = None;
     let alike = |a: &BlockerRow, b: &BlockerRow| {
-        (a.pid, a.kind, &a.link, &a.message, &a.remedy) == (b.pid, b.kind, &b.link, &b.message, &b.remedy)
+        (a.pid, a.kind, &a.link, &a.remedy) == (b.pid, b.kind, &b.link, &b.remedy)
+            && without_fd(a) == without_fd(b)
     };
     for group in blockers.chunk_by(alike) {
         let Some(first) = group.first() else { continue };
@@ -119,17 +123,39 @@ fn blockers(out: &mut impl Write, blockers: &[BlockerRow]) -> io::Result<()> {
             process = Some(first.pid);
             writeln!(out, "\n{}[{}]", printable(&first.comm), first.pid)?;
         }
-        let fds: Vec<String> = group.iter().filter_map(|blocker| Some(blocker.fd?.to_string())).collect();
-        let fds = if fds.is_empty() { "no fd".to_owned() } else { format!("fd {}", fds.join(", ")) };
+        let fds: Vec<u32> = group.iter().filter_map(|blocker| blocker.fd).collect();
+        let fds = if fds.is_empty() { "no fd".to_owned() } else { format!("fd {}", ranges(&fds)) };
         let link =
             if first.link.is_empty() { String::new() } else { format!("  {}", printable(&first.link)) };
         writeln!(out, "  {fds}  {}{link}  {}: {}", first.kind, first.verdict, first.reason)?;
         if !first.message.is_empty() {
-            writeln!(out, "    CRIU says: {}", printable(&first.message))?;
+            let differ = group.iter().any(|blocker| blocker.message != first.message);
+            let of = if differ { ", of the first" } else { "" };
+            writeln!(out, "    CRIU says{of}: {}", printable(&first.message))?;
         }
         writeln!(out, "    {}", printable(&first.remedy))?;
     }
     Ok(())
+}
+
+/// What CRIU says of a file, but for the fd's number.
+fn without_fd(blocker: &BlockerRow) -> Cow<'_, str> {
+    match blocker.fd {
+        Some(fd) => blocker.message.replace(&format!(" {fd} "), " # ").into(),
+        None => (&blocker.message).into(),
+    }
+}
+
+/// `3, 5, 7-11`, as lists of processors are written.
+fn ranges(numbers: &[u32]) -> String {
+    let runs = numbers.chunk_by(|a, b| a.checked_add(1) == Some(*b)).filter_map(|run| {
+        match (run.first()?, run.last()?) {
+            (first, last) if first == last => Some(first.to_string()),
+            (first, last) if last - first == 1 => Some(format!("{first}, {last}")),
+            (first, last) => Some(format!("{first}-{last}")),
+        }
+    });
+    runs.collect::<Vec<_>>().join(", ")
 }
 
 /// A name that a container may have chosen, without what would move a terminal's cursor.
@@ -221,6 +247,46 @@ mod tests {
     #[test]
     fn names_move_no_cursor() {
         assert_eq!(printable("a\x1b[2J\nb"), "a\u{fffd}[2J\u{fffd}b");
+    }
+
+    fn blocker(fd: Option<u32>, message: &str) -> BlockerRow {
+        BlockerRow {
+            pid: 7,
+            comm: "dbus-daemon".into(),
+            fd,
+            kind: "pidfd",
+            link: "anon_inode:[pidfd]".into(),
+            verdict: "blocked",
+            reason: "pidfd_unsupported".into(),
+            message: message.into(),
+            remedy: "use CRIU 4.1 or newer".into(),
+        }
+    }
+
+    fn shown(rows: &[BlockerRow]) -> String {
+        let mut out = Vec::new();
+        blockers(&mut out, rows).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn what_differs_in_the_number_alone_is_said_once() {
+        let rows: Vec<_> =
+            [3, 5, 6, 7].map(|fd| blocker(Some(fd), &format!("Can't dump file {fd} of that type"))).into();
+        let text = shown(&rows);
+        assert!(text.contains("fd 3, 5-7  pidfd"), "{text}");
+        assert!(text.contains("CRIU says, of the first: Can't dump file 3 of that type\n"), "{text}");
+        assert_eq!(text.matches("use CRIU").count(), 1, "{text}");
+        let other = shown(&[blocker(Some(3), "Can't dump file 3"), blocker(Some(4), "Can't close file 4")]);
+        assert_eq!(other.matches("use CRIU").count(), 2, "{other}");
+        let same = shown(&[blocker(None, "Unsupported"), blocker(None, "Unsupported")]);
+        assert!(same.contains("  no fd  ") && same.contains("CRIU says: Unsupported\n"), "{same}");
+    }
+
+    #[test]
+    fn numbers_that_follow_each_other_are_a_range() {
+        assert_eq!(ranges(&[1, 2, 4, 6, 7, 8, 10]), "1, 2, 4, 6-8, 10");
+        assert_eq!(ranges(&[u32::MAX]), u32::MAX.to_string());
     }
 
     #[test]
