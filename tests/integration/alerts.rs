@@ -134,7 +134,7 @@ fn is_readable(alert: &Value, subject: &str) {
 }
 
 /// The rules that are shipped, which fire after 2 seconds and look back over seconds where they did over minutes.
-fn hastened_rules() -> String {
+pub fn hastened_rules() -> String {
     let shipped = shipped("deploy/prometheus/fdtracker.rules.yml");
     let mut hastened = 0;
     let lines = shipped.lines().map(|line| match line.trim().split_once(": ") {

@@ -9,6 +9,7 @@ mod config;
 mod containers;
 mod dashboards;
 mod deploy;
+mod desktop;
 mod documents;
 mod engines;
 mod exporter;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         restart::trials(),
         privileges::trials(),
         deploy::trials(),
+        desktop::trials(),
         stress::trials(),
         documents::trials(),
     ];

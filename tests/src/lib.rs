@@ -21,6 +21,8 @@ use tempfile::TempDir;
 use tracker_ebpf::{ANON_INODES, Kind};
 
 pub mod container;
+pub mod criu;
+pub mod desktop;
 pub mod engines;
 pub mod kinds;
 pub mod monitoring;

@@ -60,3 +60,15 @@ pub fn map(fd: i64, offset: i64, len: usize) -> Result<*mut u8, io::Error> {
     };
     if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast()) }
 }
+
+/// Whether this process has a capability, by its number.
+///
+/// # Errors
+/// If `/proc` doesn't tell.
+pub fn is_capable(capability: u32) -> io::Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let set =
+        set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).ok_or(io::ErrorKind::InvalidData)?;
+    Ok(set >> capability & 1 == 1)
+}

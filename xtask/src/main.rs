@@ -33,6 +33,8 @@ enum Task {
     Vm(vm::Args),
     /// Have CRIU itself say what it makes of every fixture, in emulated machines
     Criu(vm::criu::Args),
+    /// Have the desktop of the report tested: XFCE, TightVNC and IBus in a container, here and in an emulated machine
+    Desktop(vm::desktop::Args),
     /// Measure how long the agent takes for what must be quick
     Bench(bench::Args),
     /// Make the files that are made from others: alert rules for Kubernetes, dashboards
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
         Task::Criu(args) => vm::criu::run(&args),
+        Task::Desktop(args) => vm::desktop::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Generate(args) => generate::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args),

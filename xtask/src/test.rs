@@ -59,35 +59,48 @@ const ALERTMANAGER: Package =
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
+    let with_vm = args.filter.is_none() && !args.no_vm;
+    let is_wanted = |filter: &String| filter.starts_with(vm::desktop::TESTS.trim_end_matches(':'));
+    let with_desktop = with_vm || args.filter.as_ref().is_some_and(is_wanted);
+    install_programs(args.no_install)?;
+    if with_desktop {
+        install(&vm::desktop::needed_packages()?, !args.no_install)?;
+        vm::desktop::prepare(args.no_install)?;
+    }
+    build_ebpf::run(&build_ebpf::Args { check: true, no_install: args.no_install })?;
+
+    let filter = args.filter.as_slice();
+    build()?;
+    must(
+        cargo()?.args(["test", "--locked", "--workspace", "--exclude", "fdtracker-tests", "--"]).args(filter),
+    )?;
+    must(&mut integration(filter)?)?;
+    if with_vm {
+        vm::desktop::in_guest(args.no_install)?;
+        vm::criu::run(&vm::criu::Args::everything(args.no_install))?;
+        vm::run(&vm::Args::everything(args.no_install))?;
+    }
+    eprintln!("all tests passed in {} s", start.elapsed().as_secs());
+    Ok(())
+}
+
+/// Installs what tests on this machine start, and prepares it for the BPF programs.
+pub(crate) fn install_programs(no_install: bool) -> anyhow::Result<()> {
     let missing: Vec<Package> =
         PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
     let mut needed: Vec<Package> = missing.into_iter().chain(build_ebpf::missing_packages()).collect();
     // One package may have several programs.
     needed.sort();
     needed.dedup();
-    let with_vm = args.filter.is_none() && !args.no_vm;
-    if with_vm {
-        needed.extend(vm::criu::needed_packages()?);
-    }
-    install(&needed, !args.no_install)?;
-    install_python_packages(args.no_install)?;
-    build_ebpf::run(&build_ebpf::Args { check: true, no_install: args.no_install })?;
-    mount_tracefs()?;
+    install(&needed, !no_install)?;
+    install_python_packages(no_install)?;
+    mount_tracefs()
+}
 
-    let filter = args.filter.as_slice();
-    // Built first: the integration tests run the binary.
+/// Builds what the integration tests run.
+pub(crate) fn build() -> anyhow::Result<()> {
     must(cargo()?.args(["build", "--locked", "--package", "tracker-user", "--package", "fdtracker-tests"]))?;
-    must(static_agent()?.args(["build", "--locked", "--package", "tracker-user"]))?;
-    must(
-        cargo()?.args(["test", "--locked", "--workspace", "--exclude", "fdtracker-tests", "--"]).args(filter),
-    )?;
-    must(integration()?.args(["test", "--locked", "--package", "fdtracker-tests", "--"]).args(filter))?;
-    if with_vm {
-        vm::criu::run(&vm::criu::Args::everything(args.no_install))?;
-        vm::run(&vm::Args::everything(args.no_install))?;
-    }
-    eprintln!("all tests passed in {} s", start.elapsed().as_secs());
-    Ok(())
+    must(static_agent()?.args(["build", "--locked", "--package", "tracker-user"]))
 }
 
 /// Into the project's tools: tests look for them there, and are skipped without.
@@ -126,8 +139,8 @@ fn static_agent() -> anyhow::Result<Command> {
     Ok(cargo)
 }
 
-/// cargo, which runs tests as root, with the project's tools in `PATH`.
-fn integration() -> anyhow::Result<Command> {
+/// The integration tests whose names contain this, as root, with the project's tools in `PATH`.
+pub(crate) fn integration(filter: &[String]) -> anyhow::Result<Command> {
     let mut path = vec![tools()?.join("bin")];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     let path = std::env::join_paths(path)?;
@@ -139,6 +152,7 @@ fn integration() -> anyhow::Result<Command> {
         let host = host_triple()?.replace('-', "_").to_uppercase();
         cargo.env(format!("CARGO_TARGET_{host}_RUNNER"), runner);
     }
+    cargo.args(["test", "--locked", "--package", "fdtracker-tests", "--"]).args(filter);
     Ok(cargo)
 }
 

@@ -1,27 +1,11 @@
-//! What `fdtracker check` says of a process, against what CRIU said of it.
+//! What `fdtracker check` says, against what CRIU said.
 
-use std::process::{Command, Stdio};
+use serde_json::Value;
 
-use serde_json::{Value, json};
-
-use crate::log::Line;
-
-/// Asks it. If there is no such command, or it prints no JSON, that is the answer.
-pub(crate) fn run(target: &str, options: &[String]) -> Value {
-    let output = Command::new("fdtracker")
-        .args(["check", target, "-o", "json"])
-        .args(options)
-        .stdin(Stdio::null())
-        .output();
-    match output {
-        Ok(output) => serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|_| json!({"failed": String::from_utf8_lossy(&output.stderr).trim()})),
-        Err(error) => json!({"failed": error.to_string()}),
-    }
-}
+use super::log::Line;
 
 /// Whether it foretold the verdict, and the message if there is one.
-pub(crate) fn agrees(check: &Value, verdict: &str, cause: &[&Line]) -> bool {
+pub fn agrees(check: &Value, verdict: &str, cause: &[&Line]) -> bool {
     let said = check.get("verdict").and_then(Value::as_str).unwrap_or_default();
     match verdict {
         "dumped" => said == "ok",
@@ -39,6 +23,8 @@ pub(crate) fn agrees(check: &Value, verdict: &str, cause: &[&Line]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn line(text: &str) -> Line {

@@ -4,20 +4,22 @@ use serde_json::{Value, json};
 
 /// An error: `(00.012345) Error (criu/files-ext.c:98): unix: text`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Line {
+pub struct Line {
     /// Seconds since CRIU started, if it says so.
-    pub(crate) time: String,
+    pub time: String,
     /// Source file and line.
-    pub(crate) place: String,
+    pub place: String,
     /// The part of CRIU that says so, if it names itself.
-    pub(crate) subsystem: String,
-    pub(crate) text: String,
+    pub subsystem: String,
+    /// What it says, without all of these.
+    pub text: String,
 }
 
 /// The errors of a log.
 #[derive(Debug, Default)]
-pub(crate) struct Log {
-    pub(crate) errors: Vec<Line>,
+pub struct Log {
+    /// In their order.
+    pub errors: Vec<Line>,
 }
 
 /// The parts of CRIU that name themselves (CRIU: `LOG_PREFIX`).
@@ -87,13 +89,13 @@ const SUBSYSTEMS: &[&str] = &[
 
 impl Log {
     /// Finds the errors.
-    pub(crate) fn read(text: &str) -> Self {
+    pub fn read(text: &str) -> Self {
         Self { errors: text.lines().filter_map(Line::read).collect() }
     }
 
     /// The lines that say why, of which a dump without any open file doesn't complain too. Those that only say what failed because of
     /// that are left out, unless there is nothing else.
-    pub(crate) fn cause(&self, usual: &Self) -> Vec<&Line> {
+    pub fn cause(&self, usual: &Self) -> Vec<&Line> {
         let lines: Vec<&Line> =
             self.errors.iter().filter(|line| line.text != "Dumping FAILED." && !usual.has(line)).collect();
         let says_why: Vec<&Line> = lines.iter().copied().filter(|line| !line.is_consequence()).collect();
@@ -142,7 +144,8 @@ impl Line {
         })
     }
 
-    pub(crate) fn json(&self) -> Value {
+    /// As a line of results has it.
+    pub fn json(&self) -> Value {
         json!({"time": self.time, "place": self.place, "subsystem": self.subsystem, "text": self.text})
     }
 }

@@ -135,7 +135,7 @@ fn write(file: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 /// Where the system gets Debian's packages.
-fn site() -> anyhow::Result<String> {
+pub(super) fn site() -> anyhow::Result<String> {
     let sites = output(Command::new("apt-get").args([
         "indextargets",
         "--format",

@@ -25,6 +25,10 @@ pub(super) struct Guest<'a> {
     pub(super) kernel: &'a Kernel,
     pub(super) feeder: &'static str,
     pub(super) initramfs: &'a Path,
+    /// In MiB.
+    pub(super) memory: u32,
+    /// Its disk, if it has one.
+    pub(super) disk: Option<&'a Path>,
     /// Where the logs go.
     pub(super) dir: &'a Path,
 }
@@ -51,6 +55,8 @@ impl Guest<'_> {
             vmlinuz: &self.kernel.vmlinuz,
             initramfs: self.initramfs,
             processors: 2,
+            memory: self.memory,
+            disk: self.disk,
             parameters: &self.parameters(),
             console: &console,
             output: &tests,

@@ -13,6 +13,9 @@ use serde_json::Value;
 use super::cpio::Archive;
 use crate::command::{cargo, output, tools};
 
+/// Where a guest tells what its programs say.
+pub(super) const OUTPUT: &str = "/dev/ttyS1";
+
 /// Where the guest has the build's directory: tests find the programs beside themselves.
 const BUILD: &str = "/target/debug";
 
@@ -78,7 +81,7 @@ pub(super) fn programs() -> anyhow::Result<Vec<(PathBuf, String)>> {
 }
 
 /// Builds the tests, likewise.
-fn tests() -> anyhow::Result<Vec<(PathBuf, String)>> {
+pub(super) fn tests() -> anyhow::Result<Vec<(PathBuf, String)>> {
     let tests = executables(cargo()?.args([
         "test",
         "--locked",

@@ -6,6 +6,7 @@
 mod cpio;
 pub(crate) mod criu;
 mod debian;
+pub(crate) mod desktop;
 mod document;
 mod guest;
 mod initramfs;
@@ -75,6 +76,7 @@ const LEFT_OUT: &[&str] = &[
     "config::",
     "dashboards::",
     "deploy::",
+    "desktop::",
     "documents::",
     "engines::",
     "inspect::",
@@ -163,25 +165,37 @@ fn run_all(
 ) -> anyhow::Result<Vec<Run>> {
     let guests: Vec<Guest<'_>> = kernels
         .iter()
-        .flat_map(|kernel| feeders.iter().map(move |feeder| Guest { kernel, feeder, initramfs, dir }))
+        .flat_map(|kernel| {
+            feeders.iter().map(move |feeder| Guest {
+                kernel,
+                feeder,
+                initramfs,
+                memory: qemu::MEMORY,
+                disk: None,
+                dir,
+            })
+        })
         .collect();
-    in_parallel(&guests, |guest| {
-        eprintln!("booting {} with the {} feeder", guest.kernel.row.name, guest.feeder);
-        let (mut panics, mut failures) = (0, 0);
-        loop {
-            let run = guest.run()?;
-            eprintln!("{}", report::verdict(&run));
-            // An emulated machine now and then doesn't get as far as to the tests; and it has no CPU for seconds when this one is
-            // busy, for which no deadline is long enough. What fails twice has failed.
-            let tries = if run.log.ended_before_tests() { &mut panics } else { &mut failures };
-            *tries += 1;
-            if run.log.is_good() || *tries > 1 {
-                return Ok(run);
-            }
-            eprint!("{}", report::tails(&run)?);
-            eprintln!("booting {} with the {} feeder again", guest.kernel.row.name, guest.feeder);
+    in_parallel(&guests, run_twice)
+}
+
+/// Runs a guest, and once more if it fails.
+fn run_twice(guest: &Guest<'_>) -> anyhow::Result<Run> {
+    eprintln!("booting {} with the {} feeder", guest.kernel.row.name, guest.feeder);
+    let (mut panics, mut failures) = (0, 0);
+    loop {
+        let run = guest.run()?;
+        eprintln!("{}", report::verdict(&run));
+        // An emulated machine now and then doesn't get as far as to the tests; and it has no CPU for seconds when this one is
+        // busy, for which no deadline is long enough. What fails twice has failed.
+        let tries = if run.log.ended_before_tests() { &mut panics } else { &mut failures };
+        *tries += 1;
+        if run.log.is_good() || *tries > 1 {
+            return Ok(run);
         }
-    })
+        eprint!("{}", report::tails(&run)?);
+        eprintln!("booting {} with the {} feeder again", guest.kernel.row.name, guest.feeder);
+    }
 }
 
 /// Does something for each of these, some at a time; what came of it, in their order.

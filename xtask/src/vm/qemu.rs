@@ -14,6 +14,9 @@ use anyhow::Context as _;
 
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 
+/// How much memory is enough for most, in MiB.
+pub(super) const MEMORY: u32 = 1024;
+
 /// How often it is shown that a machine goes on.
 const PROGRESS: Duration = Duration::from_secs(30);
 
@@ -25,6 +28,10 @@ pub(super) struct Machine<'a> {
     pub(super) vmlinuz: &'a Path,
     pub(super) initramfs: &'a Path,
     pub(super) processors: u32,
+    /// In MiB.
+    pub(super) memory: u32,
+    /// A file system, for `/dev/vda`. The machine can't write to it.
+    pub(super) disk: Option<&'a Path>,
     /// What the kernel is told besides.
     pub(super) parameters: &'a str,
     /// What the kernel says.
@@ -72,7 +79,8 @@ impl Machine<'_> {
         let parameters = format!("console=ttyS0 quiet panic=-1 mitigations=off {}", self.parameters);
         let mut qemu = Command::new(QEMU);
         // Without cmpxchg16b, because QEMU before 8.0 corrupts flags when it emulates that: Linux 6.12 then panics.
-        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "Nehalem,-cx16", "-m", "1024"])
+        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "Nehalem,-cx16"])
+            .args(["-m", &self.memory.to_string()])
             .args(["-smp", &self.processors.to_string()])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .args(["-serial", &format!("file:{}", self.console.display())])
@@ -83,6 +91,10 @@ impl Machine<'_> {
             .arg(self.initramfs)
             .args(["-append", &parameters])
             .stdin(Stdio::null());
+        if let Some(disk) = self.disk {
+            let drive = format!("file={},format=raw,if=virtio,readonly=on", disk.display());
+            qemu.args(["-drive", &drive]);
+        }
         qemu
     }
 }

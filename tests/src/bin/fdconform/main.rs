@@ -7,10 +7,8 @@
 //!
 //! It runs in a machine of its own (`cargo xtask criu`): a fixture may mount file systems.
 
-mod check;
 mod container;
 mod fixture;
-mod log;
 
 use std::{
     collections::BTreeMap,
@@ -22,12 +20,10 @@ use std::{
 };
 
 use clap::Parser;
+use fdtracker_tests::criu::{Line, Log, agrees};
 use serde_json::{Value, json};
 
-use self::{
-    fixture::{Fixture, Held},
-    log::{Line, Log},
-};
+use self::fixture::{Fixture, Held};
 
 /// Compares what CRIU makes of every fixture with what fdtracker says beforehand
 #[derive(Parser)]
@@ -126,7 +122,7 @@ fn one(args: &Args, fixture: &Fixture, options: &[String], usual: &Log) -> io::R
         "cause": json(&cause),
         "errors": json(&log.errors.iter().collect::<Vec<_>>()),
         "milliseconds": took.as_millis() as u64,
-        "agrees": check.as_ref().map(|check| check::agrees(check, verdict, &cause)),
+        "agrees": check.as_ref().map(|check| agrees(check, verdict, &cause)),
         "check": check,
     }))
 }
@@ -142,7 +138,7 @@ fn dump(args: &Args, fixture: &Fixture, options: &[String]) -> io::Result<Dumped
             return Ok(Dumped { verdict: "not_made", reason, log, took: start.elapsed(), check: None });
         }
     };
-    let check = args.check.then(|| check::run(&held.target(), options));
+    let check = args.check.then(|| fdtracker_check(&held.target(), options));
     let images = std::env::temp_dir().join("fdconform");
     fs::create_dir_all(&images)?;
     let mut verdict = criu(args, &held, options, &images)?;
@@ -158,6 +154,20 @@ fn dump(args: &Args, fixture: &Fixture, options: &[String]) -> io::Result<Dumped
     let log = Log::read(&log);
     fs::remove_dir_all(&images)?;
     Ok(Dumped { verdict, reason, log, took: start.elapsed(), check })
+}
+
+/// Asks `fdtracker check`. If there is no such command, or it prints no JSON, that is the answer.
+fn fdtracker_check(target: &str, options: &[String]) -> Value {
+    let output = Command::new("fdtracker")
+        .args(["check", target, "-o", "json"])
+        .args(options)
+        .stdin(Stdio::null())
+        .output();
+    match output {
+        Ok(output) => serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| json!({"failed": String::from_utf8_lossy(&output.stderr).trim()})),
+        Err(error) => json!({"failed": error.to_string()}),
+    }
 }
 
 const LOG: &str = "dump.log";

@@ -1,7 +1,8 @@
 #!/bin/busybox sh
-# The first process of a guest in which CRIU dumps fixtures. What comes of that is told on the second serial port.
+# The first process of a guest in which CRIU works, as the command in /arguments has it. What comes of that is told on the second
+# serial port.
 /bin/busybox --install -s /bin
-export PATH=/bin:/target/debug HOME=/ NO_COLOR=1
+export PATH=/bin:/criu:/target/debug HOME=/ NO_COLOR=1
 
 # CRIU finds no mount for what is on the first root (CRIU: mount.c): everything moves to a tmpfs.
 if [ ! -e /moved ]; then
@@ -35,12 +36,17 @@ for module in /modules/*; do
     insmod "$module" || echo "@@ module $module" >/dev/ttyS1
 done
 
+if [ -b /dev/vda ]; then
+    mkdir -p /target/desktop/root
+    mount -t ext4 -o ro /dev/vda /target/desktop/root
+fi
+
 set --
 while read -r argument; do set -- "$@" "$argument"; done </arguments
 
 echo "@@ kernel $(uname -r)" >/dev/ttyS1
 echo "@@ version $(uname -v)" >/dev/ttyS1
 echo "@@ criu $(criu --version | sed -n 's/^Version: //p')" >/dev/ttyS1
-fdconform --results /dev/ttyS1 "$@"
+"$@" >/dev/ttyS1
 echo "@@ end $?" >/dev/ttyS1
 poweroff -f

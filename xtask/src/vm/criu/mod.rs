@@ -18,8 +18,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::builder::PossibleValuesParser;
 
-use self::{packages::Criu, results::Results};
+pub(super) use self::packages::Criu;
+use self::results::Results;
 use super::{
+    cpio::Archive,
     in_parallel,
     initramfs::{self, read},
     kernels::{self, Kernel, plain},
@@ -84,10 +86,13 @@ const MATRIX: [Row; 3] = [
 ];
 
 /// What makes file systems: by its path, as only root's `PATH` leads there.
-const MKFS: &str = "/sbin/mkfs.ext4";
+pub(super) const MKFS: &str = "/sbin/mkfs.ext4";
 
 /// What runs containers, and what CRIU packs their tmpfs with. They are in packages of the same names.
 const NEEDED_IN_GUESTS: [&str; 2] = ["runc", "tar"];
+
+/// Where a guest has CRIU.
+pub(super) const PLACE: &str = "/criu";
 
 /// How long a guest may take.
 const TOTAL: Duration = Duration::from_secs(60 * 60);
@@ -201,6 +206,8 @@ fn boot(
         initramfs,
         // With several, a processor may run into an instruction that another is replacing, which QEMU doesn't emulate well.
         processors: 1,
+        memory: qemu::MEMORY,
+        disk: None,
         parameters: &format!("oops=panic {}", kernel.row.parameters),
         console: &console,
         output: &output,
@@ -217,20 +224,45 @@ fn boot(
 /// Writes the guest's root.
 fn write(file: &Path, criu: &Criu, modules: &Path, check: bool, fixtures: &[String]) -> anyhow::Result<()> {
     let check = check.then(|| "--check".to_owned());
-    let arguments: Vec<String> = check.into_iter().chain(fixtures.iter().cloned()).collect();
-    let mut archive = initramfs::start(include_str!("init.sh"), &arguments)?;
-    let mut programs = initramfs::programs()?;
+    let program = ["fdconform", "--results", initramfs::OUTPUT].map(str::to_owned);
+    let command: Vec<String> = program.into_iter().chain(check).chain(fixtures.iter().cloned()).collect();
+    let mut archive = start(&command, modules)?;
+    criu.add(&mut archive, PLACE)?;
+    archive.file("/disk.img", disk(&file.with_extension("disk"))?)?;
+    let programs = initramfs::programs()?;
+    add(&mut archive, programs, file)?;
+    initramfs::finish(archive, file)
+}
+
+/// The root of a guest that has all that CRIU needs, and that runs this command.
+pub(super) fn start(command: &[String], modules: &Path) -> anyhow::Result<Archive> {
+    let mut archive = initramfs::start(include_str!("init.sh"), command)?;
+    for (number, (name, data)) in modules::get(modules)?.into_iter().enumerate() {
+        archive.file(&format!("/modules/{number:03}-{name}"), data)?;
+    }
+    Ok(archive)
+}
+
+/// Adds programs, those that every such guest needs, and their libraries.
+pub(super) fn add(
+    archive: &mut Archive,
+    mut programs: Vec<(PathBuf, String)>,
+    file: &Path,
+) -> anyhow::Result<()> {
     for program in NEEDED_IN_GUESTS {
         let found = find(program).with_context(|| format!("find {program}"))?;
         programs.push((found, format!("/bin/{program}")));
     }
-    initramfs::add(&mut archive, &programs, &file.with_extension("stripped"))?;
-    criu.add(&mut archive)?;
-    archive.file("/disk.img", disk(&file.with_extension("disk"))?)?;
-    for (number, (name, data)) in modules::get(modules)?.into_iter().enumerate() {
-        archive.file(&format!("/modules/{number:03}-{name}"), data)?;
-    }
-    initramfs::finish(archive, file)
+    initramfs::add(archive, &programs, &file.with_extension("stripped"))
+}
+
+/// A version of CRIU, and the kernel of its time with the directory of its modules.
+pub(super) fn get(version: &str, dir: &Path, may_download: bool) -> anyhow::Result<(Criu, Kernel, PathBuf)> {
+    let row = MATRIX.iter().find(|row| row.name == version);
+    let row = row.with_context(|| format!("no CRIU {version} in the matrix"))?;
+    let criu = packages::get(row, &dir.join("criu"), may_download)?;
+    let (kernel, modules) = kernels::with_modules(&plain(row.kernel), dir, may_download)?;
+    Ok((criu, kernel, modules))
 }
 
 /// A small file system that is empty.

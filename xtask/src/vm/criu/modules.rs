@@ -28,6 +28,9 @@ const OF_CRIU: &[&str] = &[
     "veth",
 ];
 
+/// What a guest's disk needs.
+const OF_DISKS: &[&str] = &["virtio_pci", "virtio_blk", "ext4"];
+
 /// What fixtures are made of. Which of these a kernel has, or has in itself, is its own affair: a fixture says what it misses.
 const OF_FIXTURES: &[&str] = &[
     "af_alg",
@@ -44,7 +47,6 @@ const OF_FIXTURES: &[&str] = &[
     "dccp_ipv4",
     "dm_mod",
     "evdev",
-    "ext4",
     "fuse",
     "hpet",
     "ieee802154_socket",
@@ -94,7 +96,7 @@ pub(super) fn get(dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
         bail!("no module in {}", dir.display());
     }
     let mut order = Order { files, found: Vec::new() };
-    for name in OF_CRIU.iter().chain(OF_FIXTURES) {
+    for name in OF_CRIU.iter().chain(OF_DISKS).chain(OF_FIXTURES) {
         order.add(name)?;
     }
     Ok(order.found)

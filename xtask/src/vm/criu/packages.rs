@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -16,16 +17,13 @@ use object::{
 use super::Row;
 use crate::vm::{cpio::Archive as Cpio, debian::Archive, initramfs::read};
 
-/// Where a guest has it.
-const PLACE: &str = "/criu";
-
 /// What loads libraries.
 const LOADER: &str = "ld-linux-x86-64.so.2";
 
 /// A CRIU that was unpacked.
-pub(super) struct Criu {
+pub(in crate::vm) struct Criu {
     /// The version of its package.
-    pub(super) version: String,
+    pub(in crate::vm) version: String,
     program: PathBuf,
     /// The libraries that it needs, by the names by which it asks for them.
     libraries: BTreeMap<String, PathBuf>,
@@ -109,15 +107,37 @@ fn needed(file: &Path) -> anyhow::Result<Vec<String>> {
 }
 
 impl Criu {
-    /// Adds it, and a script that starts it with its own libraries.
-    pub(super) fn add(&self, archive: &mut Cpio) -> anyhow::Result<()> {
-        archive.file(&format!("{PLACE}/criu"), read(&self.program)?)?;
+    /// Adds it to a guest's root, at a place.
+    pub(in crate::vm) fn add(&self, archive: &mut Cpio, place: &str) -> anyhow::Result<()> {
+        for (name, data) in self.files(place)? {
+            archive.file(&format!("{place}/{name}"), data)?;
+        }
+        Ok(())
+    }
+
+    /// Puts it into a directory of this machine's.
+    pub(in crate::vm) fn install(&self, dir: &Path) -> anyhow::Result<()> {
+        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        let place = dir.to_str().with_context(|| format!("{} isn't text", dir.display()))?;
+        for (name, data) in self.files(place)? {
+            let file = dir.join(name);
+            fs::write(&file, data).with_context(|| format!("write {}", file.display()))?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o755))
+                .with_context(|| format!("change the mode of {}", file.display()))?;
+        }
+        Ok(())
+    }
+
+    /// All files that it needs in a directory: the one called `criu` is a script, which starts it with its own libraries.
+    fn files(&self, place: &str) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+        let script =
+            format!("#!/bin/sh\nexec {place}/{LOADER} --library-path {place} {place}/criu.bin \"$@\"\n");
+        let mut files =
+            vec![("criu".to_owned(), script.into_bytes()), ("criu.bin".to_owned(), read(&self.program)?)];
         for (name, file) in &self.libraries {
             let file = fs::canonicalize(file).with_context(|| format!("find {}", file.display()))?;
-            archive.file(&format!("{PLACE}/{name}"), read(&file)?)?;
+            files.push((name.clone(), read(&file)?));
         }
-        let script =
-            format!("#!/bin/busybox sh\nexec {PLACE}/{LOADER} --library-path {PLACE} {PLACE}/criu \"$@\"\n");
-        archive.file("/bin/criu", script.into())
+        Ok(files)
     }
 }

@@ -1,0 +1,371 @@
+//! The case that started it: XFCE on TightVNC with IBus in a container, followed live, and what CRIU makes of it against what was
+//! foretold. What was seen goes to the file that `FDTRACKER_DESKTOP_RECORD` names, from which docs/case-vnc.md is made.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use fdtracker_tests::{
+    Agent, Cgroup, Zoo,
+    criu::{Criu, agrees},
+    desktop::{self, Desktop, JOB, NAME, Session},
+    eventually, fdtracker,
+    monitoring::{ALERTMANAGER, Alertmanager, PROMETHEUS, Prometheus, Webhook},
+    same, truth,
+};
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use crate::{Needs, alerts, test_or_skip};
+
+pub fn trials() -> Vec<Trial> {
+    let runc = Needs::Programs(&["runc"]);
+    let all = Needs::Programs(&["runc", PROMETHEUS, ALERTMANAGER]);
+    let test = |name, needs, run: fn()| {
+        test_or_skip(name, needs, move || {
+            if let Some(missing) = desktop::missing() {
+                return Err(missing);
+            }
+            run();
+            Ok(())
+        })
+    };
+    vec![
+        test("desktop::starts_and_ends", runc, starts_and_ends),
+        test("desktop::is_followed_live", runc, is_followed_live),
+        test("desktop::criu_stops_where_check_says", runc, criu_stops_where_check_says),
+        test("desktop::newer_criu", runc, newer_criu),
+        test("desktop::without_ibus", runc, without_ibus),
+        test("desktop::simplified", runc, simplified),
+        test("desktop::a_part_by_itself", runc, a_part_by_itself),
+        test("desktop::alert", all, alert),
+    ]
+}
+
+/// What a configuration file of CRIU's says so that it finds what is watched on overlayfs.
+const WHERE_FILES_ARE: &str = "\
+irmap-scan-path /root
+irmap-scan-path /run
+irmap-scan-path /tmp
+irmap-scan-path /usr
+irmap-scan-path /var
+";
+
+fn starts_and_ends() {
+    let desktop = Desktop::start(Session::Simplified);
+    let screen = desktop.see();
+    assert!(screen.name.contains("desktop"), "{screen:?}");
+    let before = desktop.counted();
+    eventually("the job counts", || if desktop.counted() > before { Ok(()) } else { Err("it doesn't") });
+    assert_eq!(desktop.stop(), Some(0));
+}
+
+/// What is open of a kind, by process and fd, as `/proc` has it.
+fn open(desktop: &Desktop, link: &str) -> BTreeMap<(u32, i64), String> {
+    let mut open = BTreeMap::new();
+    for process in desktop.processes() {
+        for fd in fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten() {
+            let number = fd.file_name().to_str().and_then(|fd| fd.parse().ok()).expect("a number");
+            if fs::read_link(fd.path()).is_ok_and(|to| to.to_str() == Some(link)) {
+                open.insert((process.pid, number), process.comm.clone());
+            }
+        }
+    }
+    open
+}
+
+const PIDFD: &str = "anon_inode:[pidfd]";
+
+/// How many of these each program has.
+fn by_program(open: &BTreeMap<(u32, i64), String>) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
+    open.values().for_each(|comm| *counts.entry(comm.as_str()).or_default() += 1);
+    counts
+}
+
+/// Every pidfd of the desktop's is seen as it is made, by whatever call, and counted as `/proc` does; by an agent that comes later, too.
+fn is_followed_live() {
+    let agent = Agent::start(&["--criu", "3.17.1"]);
+    let lines = follow(&agent);
+    let desktop = Desktop::start(Session::Whole);
+    counts_agree(&agent, &desktop);
+    let open = open(&desktop, PIDFD);
+    let programs = by_program(&open);
+    for program in ["ibus-daemon", "xfce4-session", "xfce4-panel"] {
+        assert!(programs.contains_key(program), "{program} has no pidfd: {programs:?}");
+    }
+    assert_eq!(programs.contains_key("dbus-daemon"), has_peer_pidfds(), "{programs:?}");
+
+    let told = |line: &Value| line["container_id"] == *desktop.id;
+    let opened = eventually("all are told", || {
+        let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = BTreeSet::new();
+        for line in lines.iter().filter(|line| told(line) && line["event"] == "opened") {
+            slots.insert((line["pid"].as_u64().unwrap_or(0) as u32, line["fd"].as_i64().unwrap_or(-1)));
+        }
+        match open.iter().find(|(slot, _)| !slots.contains(*slot)) {
+            Some(untold) => Err(format!("{untold:?} of {} pidfds wasn't told", open.len())),
+            None => Ok(lines.iter().filter(|line| told(line)).cloned().collect::<Vec<_>>()),
+        }
+    });
+    assert!(opened.iter().all(|line| line["container"] == NAME), "{opened:?}");
+    record("live", &json!({"pidfds": programs, "lines": opened, "metrics": metrics(&agent)}));
+
+    let later = Agent::start(&["--criu", "3.17.1"]);
+    counts_agree(&later, &desktop);
+}
+
+/// `SO_PEERPIDFD` is of Linux 6.5.
+fn has_peer_pidfds() -> bool {
+    release() >= (6, 5)
+}
+
+/// The kernel's version and patch level.
+fn release() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+    let mut numbers = release.split('.').map(|number| number.parse().expect("a number"));
+    (numbers.next().expect("a version"), numbers.next().expect("a patch level"))
+}
+
+/// Follows pidfds by `tail`, until it is dropped with the agent; returns once it does.
+fn follow(agent: &Agent) -> Arc<Mutex<Vec<Value>>> {
+    let mut tail = agent.command(&["tail", "-o", "json", "--kind", "pidfd"]);
+    let mut tail = tail.stdout(Stdio::piped()).spawn().expect("start tail");
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let out = BufReader::new(tail.stdout.take().expect("its standard output"));
+    let to = Arc::clone(&lines);
+    std::thread::spawn(move || {
+        for line in out.lines().map_while(Result::ok) {
+            let line = serde_json::from_str(&line).expect("a line of JSON");
+            to.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        }
+        let _ = tail.wait();
+    });
+    let cgroup = Cgroup::docker();
+    let mut zoo = Zoo::in_cgroup(&cgroup);
+    eventually("tail follows", || {
+        let fd = zoo.must("open pidfd");
+        zoo.must(&format!("close {fd}"));
+        let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.is_empty() { Err("nothing was told") } else { Ok(()) }
+    });
+    lines
+}
+
+/// The agent counts for the container, and for each of its processes, what `/proc` has.
+fn counts_agree(agent: &Agent, desktop: &Desktop) {
+    eventually("the agent agrees with /proc", || {
+        let found = agent.container(&desktop.id)?;
+        same(found["name"].as_str(), Some(NAME))?;
+        let rows = found["processes"].as_array().ok_or("no processes")?;
+        let counted: BTreeMap<u64, _> = rows
+            .iter()
+            .map(|row| (row["pid"].as_u64().unwrap_or(0), fdtracker_tests::counts_of(&row["counts"])))
+            .filter(|(_, counts)| !counts.is_empty())
+            .collect();
+        let truth: BTreeMap<u64, _> = desktop
+            .processes()
+            .iter()
+            .map(|process| (u64::from(process.pid), truth(process.pid)))
+            .filter(|(_, counts)| !counts.is_empty())
+            .collect();
+        same(counted, truth)?;
+        let labels = [("container", NAME), ("kind", "pidfd"), ("verdict", "blocked")];
+        let exported = agent.metrics().get("fdtracker_open_fds", &labels);
+        same(exported as usize, open(desktop, PIDFD).len())
+    });
+}
+
+/// Lines about the desktop.
+fn metrics(agent: &Agent) -> Vec<String> {
+    let label = format!(r#"container="{NAME}""#);
+    agent.metrics().0.lines().filter(|line| line.contains(&label)).map(str::to_owned).collect()
+}
+
+/// What is foretold of a CRIU, and what it does.
+struct Foretold {
+    check: Value,
+    dumped: bool,
+}
+
+/// Asks `check`, and then CRIU, which must agree. What it dumps is restored, unless it is to stay.
+#[track_caller]
+fn foretell(desktop: &mut Desktop, criu: &Criu, configured: &str) -> Foretold {
+    desktop.configure(configured);
+    let check = check(&desktop.id, criu);
+    let text = check_text(&desktop.id, criu);
+    let dump = desktop.checkpoint(criu, false);
+    let errors = dump.errors();
+    let usual = Default::default();
+    let cause = errors.cause(&usual);
+    let first = &check["blockers"][0];
+    let ours = first["message"].as_str().unwrap_or("nothing");
+    let its = cause.iter().find(|line| line.text == ours).or(cause.first());
+    let its = if dump.done { "nothing" } else { its.map_or("nothing", |line| &line.text) };
+    let session = desktop.session.name();
+    eprintln!("desktop, {session}, CRIU {}: check says: {ours}", criu.version);
+    eprintln!("desktop, {session}, CRIU {}: CRIU says:  {its}", criu.version);
+    let verdict = if dump.done { "dumped" } else { "refused" };
+    assert!(agrees(&check, verdict, &cause), "{verdict}: {cause:?}\n{text}");
+    let job = desktop.counted();
+    if dump.done {
+        desktop.restore(criu);
+        eventually("the job goes on", || if desktop.counted() > job { Ok(()) } else { Err("it doesn't") });
+    }
+    let blockers = check["blockers"].as_array().expect("a list").clone();
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    blockers.iter().for_each(|row| *kinds.entry(row["kind"].as_str().unwrap_or("")).or_default() += 1);
+    record(
+        "foretold",
+        &json!({
+            "session": session, "criu": criu.version, "configured": !configured.is_empty(), "verdict": check["verdict"],
+            "blockers": kinds, "ours": ours, "its": its, "restored": dump.done, "text": text, "first": first,
+        }),
+    );
+    Foretold { check, dumped: dump.done }
+}
+
+fn check(target: &str, criu: &Criu) -> Value {
+    let mut check = Command::new(fdtracker());
+    check.args(["check", target, "--criu", &criu.version, "-o", "json"]);
+    let output = check.output().expect("run check");
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("check: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// The same for people.
+fn check_text(target: &str, criu: &Criu) -> String {
+    let output = Command::new(fdtracker()).args(["check", target, "--criu", &criu.version]).output();
+    String::from_utf8_lossy(&output.expect("run check").stdout).into_owned()
+}
+
+/// All CRIUs that are here.
+fn all() -> Vec<Criu> {
+    let all = Criu::all();
+    assert!(!all.is_empty(), "no CRIU beside the tests");
+    all
+}
+
+fn of_kind<'a>(check: &'a Value, kind: &str) -> Vec<&'a Value> {
+    let blockers = check["blockers"].as_array().into_iter().flatten();
+    blockers.filter(|blocker| blocker["kind"] == kind).collect()
+}
+
+/// What CRIU stops at is what `check` lists first; and it lists the rest.
+fn criu_stops_where_check_says() {
+    let mut desktop = Desktop::start(Session::Whole);
+    for criu in all() {
+        let Foretold { check, dumped } = foretell(&mut desktop, &criu, "");
+        assert!(!dumped, "CRIU {} dumps it", criu.version);
+        let first = &check["blockers"][0];
+        let message = first["message"].as_str().unwrap_or_default();
+        match criu.version.as_str() {
+            "3.17.1" => {
+                let fd = &first["fd"];
+                let line = format!("Can't dump file {fd} of that type [600] (anon anon_inode:[pidfd])");
+                assert_eq!((&first["kind"], message), (&"pidfd".into(), line.as_str()));
+            }
+            "4.1.1" if release() >= (6, 16) => assert_eq!(first["kind"], "tcp", "{message}"),
+            _ => assert_eq!((&first["kind"], message), (&"inotify".into(), "Can't dump that handle")),
+        }
+        let pidfds = of_kind(&check, "pidfd").len();
+        let expected = if criu.version.as_str() < "4.1" { open(&desktop, PIDFD).len() } else { 0 };
+        assert_eq!(pidfds, expected, "CRIU {}", criu.version);
+        // All that have watches, and these are all here.
+        let watching = open(&desktop, "anon_inode:inotify").into_keys().filter(|(pid, fd)| {
+            let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
+            info.contains("inotify wd:")
+        });
+        assert_eq!(of_kind(&check, "inotify").len(), watching.count(), "CRIU {}", criu.version);
+    }
+}
+
+/// The first way out: a newer CRIU, which is told where the watched files are. Only the newest dumps all of it.
+fn newer_criu() {
+    let mut desktop = Desktop::start(Session::Whole);
+    for criu in all() {
+        let Foretold { dumped, .. } = foretell(&mut desktop, &criu, WHERE_FILES_ARE);
+        let knows_sockets = criu.version.as_str() >= "4.2" || release() < (6, 16);
+        assert_eq!(dumped, criu.version.as_str() >= "4.1" && knows_sockets, "CRIU {}", criu.version);
+    }
+}
+
+/// The second: without IBus. XFCE has pidfds of its own.
+fn without_ibus() {
+    let mut desktop = Desktop::start(Session::WithoutIbus);
+    for criu in all() {
+        let Foretold { check, dumped } = foretell(&mut desktop, &criu, "");
+        let pidfds = of_kind(&check, "pidfd");
+        assert_eq!(pidfds.is_empty(), criu.version.as_str() >= "4.1", "CRIU {}", criu.version);
+        assert!(!dumped || pidfds.is_empty());
+    }
+}
+
+/// The third: a window manager instead of a session.
+fn simplified() {
+    let mut desktop = Desktop::start(Session::Simplified);
+    for criu in all() {
+        let Foretold { dumped, .. } = foretell(&mut desktop, &criu, "");
+        let knows_sockets = criu.version.as_str() >= "4.2" || release() < (6, 16);
+        let no_pidfds = criu.version.as_str() >= "4.1" || !has_peer_pidfds();
+        assert_eq!(dumped, knows_sockets && no_pidfds, "CRIU {}", criu.version);
+    }
+}
+
+/// The fourth: a part that `check` calls dumpable is dumped by itself, in the middle of a desktop that isn't, and restored.
+fn a_part_by_itself() {
+    let desktop = Desktop::start(Session::Whole);
+    for criu in all() {
+        let job = desktop.process(JOB);
+        let check = check(&desktop.id, &criu);
+        let tree = check["tree"].as_array().expect("a tree");
+        let fine: Vec<&Value> = tree.iter().filter(|row| row["verdict"] == "ok").collect();
+        assert_eq!(fine.iter().map(|row| &row["pid"]).collect::<Vec<_>>(), [job.pid]);
+        let dump = desktop.checkpoint_subtree(&criu, &job);
+        assert!(dump.done, "{}", dump.log);
+        assert!(!desktop.processes().iter().any(|process| process.comm == JOB));
+        let counted = desktop.counted();
+        let restored = desktop.restore_subtree(&criu);
+        assert!(restored.done, "{}", restored.log);
+        eventually(
+            "the job goes on",
+            || if desktop.counted() > counted { Ok(()) } else { Err("it doesn't") },
+        );
+        assert_eq!(desktop.process(JOB).inner, job.inner);
+        eprintln!("desktop, CRIU {}: {JOB}[{}] was dumped by itself, and restored", criu.version, job.pid);
+        record("part", &json!({"criu": criu.version, "comm": JOB, "inner": job.inner, "tree": tree}));
+    }
+}
+
+/// The alert that is shipped fires for it.
+fn alert() {
+    let agent = Agent::start(&["--criu", "3.17.1", "--judge-interval", "200ms"]);
+    let desktop = Desktop::start(Session::Whole);
+    counts_agree(&agent, &desktop);
+    let webhook = Webhook::start();
+    let alertmanager = Alertmanager::start(webhook.address);
+    let rules = alerts::hastened_rules();
+    let _prometheus = Prometheus::start(agent.address, &rules, Some(alertmanager.address()));
+    let told = eventually("somebody is told", || {
+        let is_it = |alert: &Value| {
+            alert["labels"]["alertname"] == "FdtrackerContainerNotCheckpointable"
+                && alert["labels"]["container"] == NAME
+        };
+        webhook.alerts().into_iter().rfind(is_it).ok_or("nobody was told")
+    });
+    assert_eq!(told["status"], "firing", "{told}");
+    record("alert", &told);
+}
+
+/// Adds what was seen to the record, if one is wanted.
+fn record(what: &str, seen: &Value) {
+    let Some(file) = std::env::var_os("FDTRACKER_DESKTOP_RECORD") else { return };
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+    let line = json!({"desktop": what, "kernel": kernel.trim(), "seen": seen});
+    let mut file = fs::File::options().append(true).open(file).expect("open the record");
+    writeln!(file, "{line}").expect("write the record");
+}

@@ -1,0 +1,428 @@
+//! The desktop of the report in a real container: XFCE on TightVNC with IBus, of Debian's packages, on overlayfs as containers are.
+//!
+//! `cargo xtask desktop` makes the root and brings the CRIUs.
+
+mod rfb;
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    net::{Ipv4Addr, TcpListener},
+    os::{linux::net::SocketAddrExt as _, unix::net},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+pub use self::rfb::{Screen, handshake};
+use crate::{
+    container::remove_cgroup,
+    criu::{Criu, FewerFiles, Log},
+    eventually, hierarchy, pids_in, random_id, target_dir,
+};
+
+/// What runs on the VNC server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Session {
+    /// XFCE with IBus: the report's.
+    Whole,
+    /// XFCE alone.
+    WithoutIbus,
+    /// A window manager, and the bus that it needs.
+    Simplified,
+}
+
+impl Session {
+    /// As the script in the container knows it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::WithoutIbus => "without-ibus",
+            Self::Simplified => "simplified",
+        }
+    }
+
+    /// Processes that there are once it is up.
+    fn processes(self) -> impl Iterator<Item = &'static str> {
+        const IBUS: &[&str] =
+            &["ibus-daemon", "ibus-engine-sim", "ibus-extension-", "ibus-ui-gtk3", "ibus-x11"];
+        const XFCE: &[&str] = &["wrapper-2.0", "xfce4-panel", "xfce4-session", "xfdesktop", "xfsettingsd"];
+        let (ibus, xfce) = match self {
+            Self::Whole => (IBUS, XFCE),
+            Self::WithoutIbus => (&[][..], XFCE),
+            Self::Simplified => (&[][..], &[][..]),
+        };
+        ["Xtightvnc", "dbus-daemon", JOB, "xfwm4"].iter().chain(ibus).chain(xfce).copied()
+    }
+}
+
+/// The process that counts, and has nothing to do with the desktop.
+pub const JOB: &str = "job";
+
+/// The container's name, by an annotation as containerd makes them.
+pub const NAME: &str = "desktop";
+
+/// A running desktop. Goes, with all of it, when dropped.
+pub struct Desktop {
+    /// Its id, as runc knows it.
+    pub id: String,
+    /// What runs in it.
+    pub session: Session,
+    /// Where its VNC server listens, on this machine's loopback.
+    port: u16,
+    runc: Child,
+    bundle: Bundle,
+}
+
+/// A process of the desktop's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// On the host.
+    pub pid: u32,
+    /// In the container.
+    pub inner: u32,
+    /// Its name.
+    pub comm: String,
+}
+
+/// Why there can be no desktop here, if there can't.
+pub fn missing() -> Option<String> {
+    let root = root();
+    (!root.join("usr/bin/xfce4-session").exists())
+        .then(|| format!("{} isn't there (cargo xtask desktop makes it)", root.display()))
+}
+
+fn root() -> PathBuf {
+    target_dir().join("../desktop/root")
+}
+
+impl Desktop {
+    /// Starts a session, and waits until it is up and at rest.
+    pub fn start(session: Session) -> Self {
+        let desktop = Self::begin(session);
+        desktop.wait();
+        desktop
+    }
+
+    /// Starts a session.
+    pub fn begin(session: Session) -> Self {
+        let (display, port) = free_display();
+        let bundle = Bundle::make();
+        let script = include_bytes!("session.sh");
+        fs::write(bundle.root().join("session.sh"), script).expect("write the session's script");
+        // To be written to: it is read at each dump.
+        fs::write(bundle.criu_config(), "").expect("write CRIU's configuration file");
+        let id = random_id();
+        let arguments = ["/bin/sh", "/session.sh", session.name(), &display.to_string(), &port.to_string()];
+        let spec = spec(&id, &arguments, &bundle.criu_config());
+        fs::write(bundle.dir.path().join("config.json"), spec.to_string()).expect("write config.json");
+        let mut runc = Command::new("runc");
+        runc.args(["run", "--bundle"]).arg(bundle.dir.path()).arg(&id);
+        Self { runc: bundle.run(runc), id, session, port, bundle }
+    }
+
+    /// Waits until it is up and at rest.
+    #[track_caller]
+    pub fn wait(&self) {
+        eventually("the desktop is up", || {
+            let found: BTreeSet<String> = self.processes().into_iter().map(|process| process.comm).collect();
+            match self.session.processes().find(|wanted| !found.contains(*wanted)) {
+                Some(absent) => Err(format!("no {absent} among {found:?}; {}", self.bundle.said())),
+                None => Ok(()),
+            }
+        });
+        self.see();
+        self.rest();
+    }
+
+    /// Sees it with the eyes of a VNC client.
+    #[track_caller]
+    pub fn see(&self) -> Screen {
+        let screen = eventually("a VNC client sees the desktop", || handshake(self.port));
+        assert_eq!((screen.width, screen.height), (1024, 768), "{screen:?}");
+        screen
+    }
+
+    /// Waits until no process comes or goes or opens anything for some time.
+    #[track_caller]
+    fn rest(&self) {
+        const QUIET: Duration = Duration::from_secs(2);
+        let (mut since, mut last) = (Instant::now(), self.open());
+        eventually("the desktop is at rest", || {
+            let now = self.open();
+            if now != last {
+                (since, last) = (Instant::now(), now);
+            }
+            if since.elapsed() > QUIET { Ok(()) } else { Err("something changes") }
+        });
+    }
+
+    /// All that is open, but the job's, which opens and closes its file all the time.
+    fn open(&self) -> BTreeSet<(u32, PathBuf, PathBuf)> {
+        let mut open = BTreeSet::new();
+        for process in self.processes().iter().filter(|process| process.comm != JOB) {
+            let fds = fs::read_dir(format!("/proc/{}/fd", process.pid));
+            for fd in fds.into_iter().flatten().flatten() {
+                open.insert((process.pid, fd.path(), fs::read_link(fd.path()).unwrap_or_default()));
+            }
+        }
+        open
+    }
+
+    /// All of its processes.
+    pub fn processes(&self) -> Vec<Process> {
+        let cgroup = hierarchy().root().join("docker").join(&self.id);
+        let process = |pid: u32| {
+            let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().to_owned();
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+            Some(Process { pid, inner: pids.split_whitespace().last()?.parse().ok()?, comm })
+        };
+        pids_in(&cgroup).into_iter().filter_map(process).collect()
+    }
+
+    /// The first of its processes that has this name.
+    #[track_caller]
+    pub fn process(&self, comm: &str) -> Process {
+        let all = self.processes();
+        let found = all.iter().find(|process| process.comm == comm);
+        found.unwrap_or_else(|| panic!("no {comm} among {all:?}")).clone()
+    }
+
+    /// How far the job has counted.
+    pub fn counted(&self) -> u64 {
+        // It may be just about to write.
+        eventually("the job has counted", || {
+            let text = fs::read_to_string(self.bundle.root().join("root/result"));
+            text.unwrap_or_default().trim().parse::<u64>().map_err(|error| error.to_string())
+        })
+    }
+
+    /// What CRIU is told by its configuration file, which the container names.
+    pub fn configure(&self, lines: &str) {
+        fs::write(self.bundle.criu_config(), lines).expect("write CRIU's configuration file");
+    }
+
+    /// Has runc have it dumped. It goes on if the dump fails, or if it is to stay.
+    pub fn checkpoint(&self, criu: &Criu, stay: bool) -> Dump {
+        let images = self.bundle.images();
+        let mut runc = self.runc(criu, "checkpoint", &images);
+        if stay {
+            runc.arg("--leave-running");
+        }
+        Dump::run(runc.arg(&self.id), &images.join("dump.log"))
+    }
+
+    /// Has runc have it restored from the last dump, after which it was gone.
+    #[track_caller]
+    pub fn restore(&mut self, criu: &Criu) {
+        self.runc.wait().expect("wait for runc");
+        let _ = Command::new("runc").args(["delete", "--force", &self.id]).stderr(Stdio::null()).status();
+        let mut runc = self.runc(criu, "restore", &self.bundle.dir.path().join("images"));
+        runc.arg("--bundle").arg(self.bundle.dir.path()).arg(&self.id);
+        let _fewer = FewerFiles::lower().expect("lower the most files that may be open");
+        self.runc = self.bundle.run(runc);
+        self.see();
+    }
+
+    fn runc(&self, criu: &Criu, what: &str, images: &Path) -> Command {
+        let mut runc = Command::new("runc");
+        runc.arg("--criu").arg(&criu.program).arg(what);
+        runc.arg("--image-path").arg(images).arg("--work-path").arg(images);
+        runc
+    }
+
+    /// Has one of its processes, with what is below it, dumped by itself, from inside.
+    pub fn checkpoint_subtree(&self, criu: &Criu, process: &Process) -> Dump {
+        let images = Path::new(INNER_IMAGES);
+        let outer = self.bundle.root().join(images.strip_prefix("/").expect("a path from the root"));
+        let _ = fs::remove_dir_all(&outer);
+        fs::create_dir_all(&outer).expect("make a directory for images");
+        let mut dump = self.criu_inside(criu, "dump");
+        dump.args(["-o", "dump.log", "-t", &process.inner.to_string()]);
+        Dump::run(&mut dump, &outer.join("dump.log"))
+    }
+
+    /// Has that restored.
+    pub fn restore_subtree(&self, criu: &Criu) -> Dump {
+        let mut restore = self.criu_inside(criu, "restore");
+        restore.args(["-o", "restore.log", "--restore-detached"]);
+        let log = self.bundle.root().join(INNER_IMAGES.trim_start_matches('/')).join("restore.log");
+        Dump::run(&mut restore, &log)
+    }
+
+    /// CRIU in the container's namespaces.
+    fn criu_inside(&self, criu: &Criu, what: &str) -> Command {
+        let init = self.processes().iter().find(|process| process.inner == 1).expect("an init").pid;
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["-t", &init.to_string(), "-m", "-p", "-i", "-u"]).arg(&criu.program);
+        nsenter.args([what, "-v4", "-D", INNER_IMAGES]);
+        nsenter
+    }
+
+    /// Ends the session as the engine would, and waits. Returns what runc ended with.
+    pub fn stop(mut self) -> Option<i32> {
+        let _ = Command::new("runc").args(["kill", &self.id, "TERM"]).status();
+        eventually("the session ends", || match self.runc.try_wait() {
+            Ok(Some(status)) => Ok(status.code()),
+            _ => Err(format!("left: {:?}", self.processes())),
+        })
+    }
+}
+
+/// Where images of a part are, in the container.
+const INNER_IMAGES: &str = "/root/images";
+
+impl Drop for Desktop {
+    fn drop(&mut self) {
+        let _ = Command::new("runc").args(["delete", "--force", &self.id]).stderr(Stdio::null()).status();
+        let _ = self.runc.kill();
+        let _ = self.runc.wait();
+        remove_cgroup(&format!("/docker/{}", self.id));
+        remove_cgroup("/docker");
+    }
+}
+
+/// What came of a dump, or of restoring one.
+#[derive(Debug)]
+pub struct Dump {
+    /// Whether CRIU did it.
+    pub done: bool,
+    /// Its log, or what was said instead.
+    pub log: String,
+}
+
+impl Dump {
+    fn run(command: &mut Command, log: &Path) -> Self {
+        let fewer = FewerFiles::lower().expect("lower the most files that may be open");
+        let output = command.stdin(Stdio::null()).output();
+        let output = output.unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+        drop(fewer);
+        let said = fs::read(log).unwrap_or(output.stderr);
+        Self { done: output.status.success(), log: String::from_utf8_lossy(&said).into_owned() }
+    }
+
+    /// The errors in it.
+    pub fn errors(&self) -> Log {
+        Log::read(&self.log)
+    }
+}
+
+/// The container's directory, on a file system of its own, as an upper directory of overlayfs can't be on another overlayfs.
+struct Bundle {
+    dir: TempDir,
+}
+
+impl Bundle {
+    fn make() -> Self {
+        let dir = tempfile::tempdir().expect("a directory for the bundle");
+        let new = Self { dir };
+        let at = new.dir.path();
+        mount(&["-t", "tmpfs", "-o", "mode=755", "tmpfs"], at);
+        for part in ["rootfs", "upper", "work"] {
+            fs::create_dir(at.join(part)).expect("make a part of the bundle");
+        }
+        let options = format!(
+            "lowerdir={},upperdir={at},workdir={work}",
+            root().canonicalize().expect("a root").display(),
+            at = at.join("upper").display(),
+            work = at.join("work").display(),
+        );
+        mount(&["-t", "overlay", "-o", &options, "overlay"], &at.join("rootfs"));
+        new
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("rootfs")
+    }
+
+    fn criu_config(&self) -> PathBuf {
+        self.dir.path().join("criu.conf")
+    }
+
+    /// A directory for images, which is empty.
+    fn images(&self) -> PathBuf {
+        let images = self.dir.path().join("images");
+        let _ = fs::remove_dir_all(&images);
+        fs::create_dir(&images).expect("make a directory for images");
+        images
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("runc.log")
+    }
+
+    /// What runc has said.
+    fn said(&self) -> String {
+        fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    /// Starts runc in a session of its own: CRIU takes a container with the terminal of another for a shell's job.
+    fn run(&self, mut runc: Command) -> Child {
+        let log = File::create(self.log()).expect("make a log");
+        let errors = log.try_clone().expect("the log");
+        // SAFETY: the call is safe after a fork.
+        unsafe {
+            std::os::unix::process::CommandExt::pre_exec(&mut runc, || {
+                crate::sys::check(libc::setsid().into()).map(drop)
+            })
+        };
+        runc.stdin(Stdio::null()).stdout(log).stderr(errors).spawn().expect("start runc")
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        for at in [self.root(), self.dir.path().to_owned()] {
+            let _ = Command::new("umount").arg("-l").arg(at).status();
+        }
+    }
+}
+
+#[track_caller]
+fn mount(arguments: &[&str], at: &Path) {
+    let status = Command::new("mount").args(arguments).arg(at).status().expect("run mount");
+    assert!(status.success(), "mount {arguments:?} {}", at.display());
+}
+
+/// A display that nobody has, and the port of its VNC server.
+fn free_display() -> (u16, u16) {
+    const FIRST_PORT: u16 = 5900;
+    let is_free = |display: &u16| {
+        let name = net::SocketAddr::from_abstract_name(format!("/tmp/.X11-unix/X{display}"));
+        name.and_then(|name| net::UnixListener::bind_addr(&name)).is_ok()
+            && TcpListener::bind((Ipv4Addr::LOCALHOST, FIRST_PORT + display)).is_ok()
+    };
+    let display = (50..100).find(is_free).expect("a free display");
+    (display, FIRST_PORT + display)
+}
+
+/// What runc is told: as docker's containers are, but in this machine's network.
+fn spec(id: &str, arguments: &[&str], criu_config: &Path) -> serde_json::Value {
+    let mut spec = crate::container::spec(&format!("/docker/{id}"), arguments);
+    let capabilities =
+        ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"];
+    let sets = ["bounding", "effective", "permitted"];
+    spec["process"]["capabilities"] =
+        sets.iter().map(|set| ((*set).to_owned(), json!(capabilities))).collect();
+    spec["process"]["env"] = json!(["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]);
+    spec["hostname"] = NAME.into();
+    spec["annotations"] = json!({
+        "io.kubernetes.cri.container-name": NAME,
+        "org.criu.config": criu_config.to_str().expect("a path"),
+    });
+    let tmpfs = |at: &str, options: &[&str]| json!({"destination": at, "type": "tmpfs", "source": "tmpfs", "options": options});
+    let mounts = spec["mounts"].as_array_mut().expect("a list of mounts");
+    mounts.push(json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+        "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]}));
+    mounts.push(tmpfs("/dev/shm", &["nosuid", "noexec", "mode=1777"]));
+    // Where a part of it can be dumped from inside.
+    for criu in Criu::all() {
+        let dir = criu.program.parent().expect("a directory").to_str().expect("a path");
+        mounts.push(json!({"destination": dir, "type": "bind", "source": dir, "options": ["rbind", "ro"]}));
+    }
+    spec
+}

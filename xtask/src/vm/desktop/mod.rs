@@ -1,0 +1,127 @@
+//! `cargo xtask desktop`: the case that started it all, with the real programs: XFCE, TightVNC and IBus in a container.
+//!
+//! Its tests are those called `desktop::`. They run on this machine, with the CRIUs that run on any kernel, and in a guest with the
+//! oldest one, which doesn't.
+
+mod document;
+mod root;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context as _, bail};
+
+use super::{criu, guest::Guest, initramfs, report, run_twice};
+use crate::{
+    command::{must, workspace},
+    machine::{Package, install},
+    test,
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Write docs/case-vnc.md, which tells the case with what came out
+    #[arg(long)]
+    write_docs: bool,
+
+    /// Refuse to install or download anything; say what is needed instead
+    #[arg(long)]
+    no_install: bool,
+}
+
+/// The tests, by the beginning of their names.
+pub(crate) const TESTS: &str = "desktop::";
+
+/// The versions of CRIU that run here.
+const HERE: [&str; 2] = ["4.1.1", "4.2.1"];
+
+/// The one that needs a kernel of its time.
+const IN_A_GUEST: &str = "3.17.1";
+
+/// What tests add what they saw to, a line of JSON each.
+const RECORD: &str = "FDTRACKER_DESKTOP_RECORD";
+
+/// A desktop takes more memory than what most guests run, in MiB.
+const MEMORY: u32 = 2560;
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let start = Instant::now();
+    test::install_programs(args.no_install)?;
+    install(&needed_packages()?, !args.no_install)?;
+    prepare(args.no_install)?;
+    let record = dir()?.join("record.jsonl");
+    fs::write(&record, "").with_context(|| format!("write {}", record.display()))?;
+    test::build()?;
+    must(test::integration(&[TESTS.to_owned()])?.env(RECORD, &record))?;
+    let guest = in_guest(args.no_install)?;
+    if args.write_docs {
+        let read = |file: &Path| super::qemu::read(file);
+        document::write(&read(&record)?, &read(&guest)?)?;
+    }
+    eprintln!("the desktop is as fdtracker says: {} s", start.elapsed().as_secs());
+    Ok(())
+}
+
+/// What must be installed before.
+pub(crate) fn needed_packages() -> anyhow::Result<Vec<Package>> {
+    let mut needed = criu::needed_packages()?;
+    needed.extend(root::needed_packages());
+    needed.sort();
+    needed.dedup();
+    Ok(needed)
+}
+
+/// Where the tests look for all of it.
+fn dir() -> anyhow::Result<PathBuf> {
+    Ok(workspace()?.join("target/desktop"))
+}
+
+/// Makes what the tests need on this machine.
+pub(crate) fn prepare(no_install: bool) -> anyhow::Result<()> {
+    let dir = dir()?;
+    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    root::make(&dir, !no_install)?;
+    for version in HERE {
+        let (criu, ..) = criu::get(version, &workspace()?.join("target/vm"), !no_install)?;
+        criu.install(&dir.join("criu").join(version))?;
+    }
+    Ok(())
+}
+
+/// Runs the tests in a guest with the CRIU of the report. Returns the file that has what they said.
+pub(crate) fn in_guest(no_install: bool) -> anyhow::Result<PathBuf> {
+    let (dir, vm) = (dir()?, workspace()?.join("target/vm"));
+    let (criu, kernel, modules) = criu::get(IN_A_GUEST, &vm, !no_install)?;
+    let disk = root::disk(&dir.join("root"), &dir)?;
+    let initramfs = dir.join("initramfs");
+    write(&initramfs, &criu, &modules)?;
+    let guest = Guest {
+        kernel: &kernel,
+        feeder: "kprobe",
+        initramfs: &initramfs,
+        memory: MEMORY,
+        disk: Some(&disk),
+        dir: &dir,
+    };
+    let run = run_twice(&guest)?;
+    if !run.log.is_good() {
+        bail!("{}\n{}", report::verdict(&run), report::tails(&run)?);
+    }
+    Ok(run.tests)
+}
+
+/// Writes the guest's root.
+fn write(file: &Path, criu: &criu::Criu, modules: &Path) -> anyhow::Result<()> {
+    let tests = initramfs::tests()?;
+    let (_, test) = tests.first().context("there are no tests")?;
+    let command = ["env", &format!("{RECORD}={}", initramfs::OUTPUT), test, "--color", "never", TESTS];
+    let mut archive = criu::start(&command.map(str::to_owned), modules)?;
+    criu.add(&mut archive, criu::PLACE)?;
+    // Where the tests look for it.
+    criu.add(&mut archive, &format!("/target/desktop/criu/{IN_A_GUEST}"))?;
+    criu::add(&mut archive, initramfs::programs()?.into_iter().chain(tests).collect(), file)?;
+    initramfs::finish(archive, file)
+}
