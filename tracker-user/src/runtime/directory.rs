@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use super::names::{Names, is_engine_id};
 
 /// Containers that are remembered of one source, and of one that is a user's.
-const CONTAINERS: usize = 10_000;
-const USERS_CONTAINERS: usize = 1_000;
+pub(super) const CONTAINERS: usize = 10_000;
+pub(super) const USERS_CONTAINERS: usize = 1_000;
 
 /// Series of lookups: users' sockets come and go.
 const COUNTED: usize = 256;

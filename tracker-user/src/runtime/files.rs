@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::directory::{CONTAINERS, USERS_CONTAINERS};
+
 /// What changes when a file does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
@@ -23,19 +25,47 @@ impl Stamp {
     }
 }
 
-/// A regular file of at most this size.
-pub(super) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+/// What may be read of one place at a time: whoever fills it isn't to keep others waiting. What is too much is read the next time.
+#[derive(Debug)]
+pub(super) struct Budget {
+    /// Containers that are kept, and directories of containers that are looked at.
+    pub(super) containers: usize,
+    pub(super) bytes: u64,
+}
+
+impl Budget {
+    /// Of what is root's.
+    pub(super) fn machine() -> Self {
+        Self { containers: CONTAINERS, bytes: u64::MAX }
+    }
+
+    /// Of what is a user's. A container's file has some 10 KiB.
+    pub(super) fn user() -> Self {
+        Self { containers: USERS_CONTAINERS, bytes: 4 << 20 }
+    }
+
+    /// A regular file of at most this size.
+    pub(super) fn read(&mut self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+        let bytes = read(path, limit.min(self.bytes))?;
+        self.bytes -= bytes.len() as u64;
+        Ok(bytes)
+    }
+}
+
+fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     // A pipe in its place would have nobody at the other end.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
+    let meta = file.metadata()?;
+    if !meta.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
     }
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit {
+    // Nothing is read of what is too large, nor what it has grown by since.
+    if meta.len() > limit {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {limit} bytes")));
     }
+    let mut bytes = Vec::new();
+    file.take(meta.len()).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -3,7 +3,7 @@
 //! - `hierarchy`: which cgroup hierarchy tells containers apart on this machine, and its paths;
 //! - `path`: what runtimes name their cgroups; pure;
 //! - `names`: what containers are called, by annotations or labels; pure;
-//! - `oci`: what runc and crun write down of containers whose cgroup may have any name;
+//! - `oci`, `states`: what runc and crun write down of containers whose cgroup may have any name;
 //! - `lookup`: asks runtimes over their sockets, and reads what engines write down, in the background;
 //! - `directory`: what lookups have found;
 //! - `resolver`: puts all that together, and remembers.
@@ -19,6 +19,7 @@ mod names;
 mod oci;
 mod path;
 mod resolver;
+mod states;
 
 pub use directory::{Directory, LookupCounts};
 pub use hierarchy::{Hierarchy, HierarchyError};

@@ -1,33 +1,15 @@
 //! What runc and crun write down of the containers that they started: which cgroup is which container's, whatever its
 //! name, and by which annotations its engine says what it is called.
 
-use std::{
-    collections::HashMap,
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::HashMap, io, path::Path};
 
 use serde::Deserialize;
 
 use super::{
-    files::{self, Stamp, expand, subdirs},
+    files::{self, Budget},
     names::Names,
     path::Runtime,
 };
-
-/// Where the low-level runtimes keep the state of containers: by themselves, and under an engine. One directory of
-/// containers each; `*` stands for every directory.
-const STATE_DIRS: [(&str, Runtime); 7] = [
-    ("/run/runc", Runtime::Runc),
-    ("/run/crun", Runtime::Crun),
-    ("/run/containerd/runc/*", Runtime::Containerd),
-    ("/run/docker/runtime-runc/moby", Runtime::Docker),
-    ("/run/docker/runtime-crun/moby", Runtime::Docker),
-    ("/run/user/*/runc", Runtime::Runc),
-    ("/run/user/*/crun", Runtime::Crun),
-];
 
 /// A specification of a container is some 10 KiB, and larger with many devices.
 const LARGEST: u64 = 4 << 20;
@@ -86,75 +68,32 @@ impl Spec {
     }
 }
 
-/// States by their cgroups.
-pub(super) type ByCgroup = HashMap<String, Arc<State>>;
-
-/// States, remembered for as long as their files don't change: they are large, and are asked for often.
-#[derive(Debug, Default)]
-pub(super) struct States {
-    files: HashMap<PathBuf, (Stamp, Option<Arc<State>>)>,
-}
-
-impl States {
-    /// All states there are. One that comes, goes or can't be understood meanwhile is left out.
-    pub(super) fn read(&mut self, hierarchy_root: &Path) -> ByCgroup {
-        let mut before = std::mem::take(&mut self.files);
-        let mut found: ByCgroup = HashMap::new();
-        for (pattern, runtime) in STATE_DIRS {
-            let dirs = expand(pattern).into_iter().filter(|dir| !files::is_users_link(dir));
-            for container in dirs.flat_map(|dir| subdirs(&dir)) {
-                let Some((file, stamp)) = state_file(&container) else { continue };
-                let state = match before.remove(&file) {
-                    Some((at, state)) if at == stamp => state,
-                    _ => read_state(&container, &file, runtime, hierarchy_root).map(Arc::new),
-                };
-                if let Some(state) = state.clone().filter(|state| may_tell(&file, state, hierarchy_root)) {
-                    // Of several that share a cgroup always the same is told, and the machine's own goes first.
-                    let known = found.entry(state.cgroup.clone()).or_insert_with(|| Arc::clone(&state));
-                    if known.runtime == state.runtime && state.id < known.id {
-                        *known = state;
-                    }
-                }
-                self.files.insert(file, (stamp, state));
-            }
-        }
-        found
-    }
-}
-
-/// Whether whoever wrote the state has a say about the cgroup.
-fn may_tell(file: &Path, state: &State, hierarchy_root: &Path) -> bool {
-    let Some(user) = files::user_of(file) else { return true };
-    let dir = hierarchy_root.join(state.cgroup.trim_start_matches('/'));
-    user == 0 || fs::metadata(dir).is_ok_and(|meta| meta.uid() == user)
-}
-
-/// The file that holds a container's state (runc's or crun's), and what changes with it.
-fn state_file(container: &Path) -> Option<(PathBuf, Stamp)> {
-    ["state.json", "status"].iter().find_map(|name| {
-        let file = container.join(name);
-        let stamp = Stamp::of(&file)?;
-        Some((file, stamp))
-    })
-}
-
-fn read_state(container: &Path, file: &Path, runtime: Runtime, hierarchy_root: &Path) -> Option<State> {
-    let id = container.file_name()?.to_str()?.to_owned();
-    let json = files::read(file, LARGEST).ok()?;
+/// The state in a container's directory, by the file that holds it.
+pub(super) fn read_state(
+    container: &Path,
+    file: &Path,
+    runtime: Runtime,
+    hierarchy_root: &Path,
+    budget: &mut Budget,
+) -> io::Result<Option<State>> {
+    let Some(id) = container.file_name().and_then(|name| name.to_str()) else { return Ok(None) };
+    let id = id.to_owned();
+    let json = budget.read(file, LARGEST)?;
     let state = if file.ends_with("state.json") {
-        runc_state(id, runtime, &json, hierarchy_root)?
+        runc_state(id, runtime, &json, hierarchy_root)
     } else {
-        let spec = files::read(&container.join("config.json"), LARGEST).unwrap_or_default();
-        crun_state(id, runtime, &json, &spec)?
+        let spec = match budget.read(&container.join("config.json"), LARGEST) {
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => return Err(error),
+            read => read.unwrap_or_default(),
+        };
+        crun_state(id, runtime, &json, &spec)
     };
-    if state.cgroup.len() > libc::PATH_MAX as usize {
-        return None;
-    }
-    Some(match files::user_of(file) {
+    let state = state.filter(|state| state.cgroup.len() <= libc::PATH_MAX as usize);
+    Ok(state.map(|state| match files::user_of(file) {
         None | Some(0) => state,
         // It is in no pod of Kubernetes, and says nothing of what root's CRIU reads.
         Some(_) => State { names: state.names.without_pod(), criu_config: None, ..state },
-    })
+    }))
 }
 
 /// runc names the cgroup's directory in each hierarchy: by controller on v1, under "" on v2.

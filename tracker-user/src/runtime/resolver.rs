@@ -11,8 +11,9 @@ use super::{
     directory::Directory,
     hierarchy::Hierarchy,
     names::{Names, clean, is_engine_id},
-    oci::{ByCgroup, State, States},
+    oci::State,
     path::{Identity, Runtime, identify},
+    states::{Found, States},
 };
 
 /// A container, as users are told of it.
@@ -285,7 +286,7 @@ impl Resolver {
 }
 
 /// The innermost of what the path says and what runtimes wrote down.
-fn owner_of(path: &str, states: &ByCgroup) -> Owner {
+fn owner_of(path: &str, states: &Found) -> Owner {
     let by_path = identify(path);
     let (identity, state) = match (by_path, innermost(path, states)) {
         (Some(found), Some(state)) if state.cgroup.len() <= found.cgroup.len() => {
@@ -311,7 +312,7 @@ fn owner_of(path: &str, states: &ByCgroup) -> Owner {
 }
 
 /// The state of the cgroup at a path, or of the nearest above it that has one.
-fn innermost<'a>(path: &str, states: &'a ByCgroup) -> Option<&'a State> {
+fn innermost<'a>(path: &str, states: &'a Found) -> Option<&'a State> {
     let mut at = path;
     loop {
         if let Some(state) = states.get(at) {
@@ -328,7 +329,8 @@ mod tests {
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
     fn owner(path: &str, states: &[State]) -> Owner {
-        owner_of(path, &states.iter().map(|state| (state.cgroup.clone(), Arc::new(state.clone()))).collect())
+        let machine = states.iter().map(|state| (state.cgroup.clone(), Arc::new(state.clone()))).collect();
+        owner_of(path, &Found { machine, ..Found::default() })
     }
 
     fn name(path: &str, states: &[State]) -> Option<(Runtime, String)> {

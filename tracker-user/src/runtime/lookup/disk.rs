@@ -14,7 +14,7 @@ use tokio::{sync::oneshot, time::timeout};
 use super::{LookupError, apart};
 use crate::runtime::{
     directory::List,
-    files::{self, Stamp, subdirs},
+    files::{self, Budget, Stamp, subdirs},
     names::{Names, is_engine_id},
     oci::Spec,
 };
@@ -23,14 +23,14 @@ use crate::runtime::{
 const LARGEST: u64 = 4 << 20;
 const LARGEST_OF_ALL: u64 = 32 << 20;
 
-/// Files that are read of one place.
-const FILES: usize = 10_000;
-
 /// Drivers for layers, of which podman uses one.
 const DRIVERS: usize = 8;
 
 /// Users whose files are read, the first in `/etc/passwd`.
 const USERS: usize = 100;
+
+/// What is read of all users' files at a time.
+const OF_USERS: u64 = 32 << 20;
 
 /// Where a user's own engines keep their files, below the home directory.
 const USERS_STORAGE: &str = ".local/share/containers/storage";
@@ -67,13 +67,18 @@ impl Disk {
     }
 
     fn look(&mut self) -> Vec<(Option<u32>, List)> {
-        let mut reading = Reading { before: std::mem::take(&mut self.known), now: HashMap::new() };
+        let before = std::mem::take(&mut self.known);
+        let mut reading = Reading { before, now: HashMap::new(), budget: Budget::machine() };
         let lists = if self.of_users {
             let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
             let homes = homes(&passwd).into_iter();
+            let mut left = OF_USERS;
             let list = |(user, home): (u32, PathBuf)| {
+                let bytes = Budget::user().bytes.min(left);
+                reading.budget = Budget { bytes, ..Budget::user() };
                 let mut list = reading.podman(&home.join(USERS_STORAGE), LARGEST);
                 list.extend(reading.docker(&home.join(USERS_DOCKER)));
+                left -= bytes - reading.budget.bytes;
                 (Some(user), list)
             };
             // Also who has none any more.
@@ -125,22 +130,25 @@ impl Reader {
 struct Reading {
     before: HashMap<PathBuf, (Stamp, List)>,
     now: HashMap<PathBuf, (Stamp, List)>,
+    budget: Budget,
 }
 
 impl Reading {
     fn file(&mut self, path: PathBuf, limit: u64, parse: impl FnOnce(&[u8]) -> Option<List>) -> List {
         let Some(stamp) = Stamp::of(&path) else { return List::new() };
-        let list = match self.before.remove(&path) {
-            Some((at, list)) if at == stamp => list,
-            // One that is being written is understood the next time.
-            before => files::read(&path, limit)
-                .ok()
-                .and_then(|json| parse(&json))
-                .or_else(|| before.map(|(_, list)| list))
-                .unwrap_or_default(),
+        let (stamp, mut list) = match self.before.remove(&path) {
+            Some(known) if known.0 == stamp => known,
+            before => match (self.budget.read(&path, limit), before) {
+                // One that is being written is understood the next time.
+                (Ok(json), before) => {
+                    (stamp, parse(&json).or(before.map(|(_, list)| list)).unwrap_or_default())
+                }
+                (Err(_), Some(before)) => before,
+                (Err(_), None) => return List::new(),
+            },
         };
-        let mut list = list;
-        list.retain(|id, _| is_engine_id(id));
+        let room = &mut self.budget.containers;
+        list.retain(|id, _| is_engine_id(id) && room.checked_sub(1).map(|left| *room = left).is_some());
         self.now.insert(path, (stamp, list.clone()));
         list
     }
@@ -159,7 +167,7 @@ impl Reading {
 
     fn docker(&mut self, root: &Path) -> List {
         let mut list = List::new();
-        for dir in subdirs(&root.join("containers")).into_iter().take(FILES) {
+        for dir in subdirs(&root.join("containers")).into_iter().take(self.budget.containers) {
             list.extend(self.file(dir.join("config.v2.json"), LARGEST, docker));
         }
         list
@@ -168,7 +176,7 @@ impl Reading {
     fn bundles(&mut self) -> List {
         let mut list = List::new();
         let bundles = BUNDLES.iter().flat_map(|pattern| files::expand(pattern));
-        for dir in bundles.flat_map(|namespace| subdirs(&namespace)).take(FILES) {
+        for dir in bundles.flat_map(|namespace| subdirs(&namespace)).take(self.budget.containers) {
             let Some(id) = dir.file_name().and_then(|name| name.to_str()) else { continue };
             list.extend(self.file(dir.join("config.json"), LARGEST, |json| bundle(id, json)));
         }
@@ -302,6 +310,30 @@ mod tests {
         let json = br#"{"annotations":{"io.kubernetes.cri.container-name":"nginx",
             "io.kubernetes.cri.sandbox-name":"front-1","io.kubernetes.cri.sandbox-namespace":"shop"}}"#;
         assert_eq!(bundle("a1", json).unwrap()["a1"], Names::in_pod("shop", "front-1", "nginx", None));
+    }
+
+    #[test]
+    fn what_is_too_much_at_once_is_read_later() {
+        let root = std::env::temp_dir().join(format!("fdtracker-disk-{}", std::process::id()));
+        for n in 0..5 {
+            let (id, dir) = (format!("{n:064}"), root.join(format!("containers/{n}")));
+            fs::create_dir_all(&dir).unwrap();
+            let json = format!(r#"{{"ID":"{id}","Name":"/web","Config":{{"Image":"nginx"}}}}"#);
+            fs::write(dir.join("config.v2.json"), json).unwrap();
+        }
+        let mut before = HashMap::new();
+        let found: Vec<usize> = (0..3)
+            .map(|_| {
+                let budget = Budget { containers: 4, bytes: 300 };
+                let mut reading =
+                    Reading { before: std::mem::take(&mut before), now: HashMap::new(), budget };
+                let found = reading.docker(&root).len();
+                before = reading.now;
+                found
+            })
+            .collect();
+        fs::remove_dir_all(&root).unwrap();
+        assert_eq!(found, [2, 4, 4]);
     }
 
     #[test]
