@@ -11,6 +11,8 @@ use std::{
 
 use thiserror::Error;
 
+use super::{claims::Rank, path::candidates};
+
 /// Why no hierarchy can be used.
 #[derive(Debug, Error)]
 pub enum HierarchyError {
@@ -97,6 +99,17 @@ impl Hierarchy {
     /// The user that a cgroup was given to.
     pub(super) fn user_of(&self, path: &str) -> Option<u32> {
         fs::metadata(self.root.join(path.trim_start_matches('/'))).ok().map(|meta| meta.uid())
+    }
+
+    /// How good a cgroup's claim to the id in its name is.
+    pub(super) fn rank_of(&self, path: &str) -> Rank {
+        let meta = fs::metadata(self.root.join(path.trim_start_matches('/'))).ok();
+        Rank {
+            is_gone: meta.is_none(),
+            depth: candidates(path).count(),
+            is_users: meta.as_ref().is_some_and(|meta| meta.uid() != 0),
+            number: meta.map_or(0, |meta| meta.ino()),
+        }
     }
 
     /// Every cgroup: id and path from the hierarchy's root.

@@ -2,6 +2,7 @@
 //!
 //! - `hierarchy`: which cgroup hierarchy tells containers apart on this machine, and its paths;
 //! - `path`: what runtimes name their cgroups; pure;
+//! - `claims`: whose an id is that several cgroups have in their names; pure;
 //! - `names`: what containers are called, by annotations or labels; pure;
 //! - `oci`, `states`: what runc and crun write down of containers whose cgroup may have any name;
 //! - `lookup`: asks runtimes over their sockets, and reads what engines write down, in the background;
@@ -11,6 +12,7 @@
 //! A container goes by its cgroup, whatever it is called. Its name is what its runtime says now, else what it wrote down, else the
 //! annotations of its specification, else its id. In Kubernetes that is the name in the pod; a pod's sandbox is called `POD`.
 
+mod claims;
 mod directory;
 mod files;
 mod hierarchy;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{
     files::{self, Budget},
     names::Names,
-    path::Runtime,
+    path::{Identity, Runtime},
 };
 
 /// A specification of a container is some 10 KiB, and larger with many devices.
@@ -25,6 +25,13 @@ pub(super) struct State {
     pub(super) names: Names,
     /// The configuration file that the container wants CRIU to be told of, instead of the engine's; empty if it wants none.
     pub(super) criu_config: Option<String>,
+}
+
+impl State {
+    pub(super) fn identity(&self) -> Identity {
+        let (runtime, id, cgroup) = (self.runtime, self.id.clone(), self.cgroup.clone());
+        Identity { runtime, id, pod_uid: None, cgroup }
+    }
 }
 
 /// The annotation for that (runc: `handleCriuConfigurationFile`, crun: `criu.c`).

@@ -12,7 +12,7 @@
 //! | systemd-nspawn | `/machine.slice/machine-NAME.scope`, `…/systemd-nspawn@NAME.service`, with systemd's escapes |
 //! | others | `/PARENT/ID` |
 //!
-//! ID is 64 hexadecimal digits. Containers nest (kind, Docker in Docker), so the innermost match counts; below it may
+//! ID is 64 hexadecimal digits. Containers nest (kind, Docker in Docker), so the innermost match counts, if its id isn't another's (`claims`); below it may
 //! be cgroups that the container made itself, or its runtime for it: `/container`, `/init`.
 
 use std::fmt;
@@ -72,20 +72,24 @@ pub struct Identity {
 }
 
 /// The container that a cgroup belongs to, if its path is that of one.
+#[cfg(test)]
 pub(super) fn identify(path: &str) -> Option<Identity> {
+    candidates(path).next()
+}
+
+/// The containers that a cgroup is in, by its path: the innermost first.
+pub(super) fn candidates(path: &str) -> impl Iterator<Item = Identity> {
     let components: Vec<&str> = path.split('/').filter(|c| !c.is_empty()).collect();
-    for depth in (0..components.len()).rev() {
+    (0..components.len()).rev().filter_map(move |depth| {
         let (above, name) = (components.get(..depth)?, *components.get(depth)?);
-        if let Some((runtime, id)) = container(above, name) {
-            return Some(Identity {
-                runtime,
-                id,
-                pod_uid: components.get(..=depth)?.iter().rev().find_map(|c| pod_uid(c)),
-                cgroup: format!("/{}", components.get(..=depth)?.join("/")),
-            });
-        }
-    }
-    None
+        let (runtime, id) = container(above, name)?;
+        Some(Identity {
+            runtime,
+            id,
+            pod_uid: components.get(..=depth)?.iter().rev().find_map(|c| pod_uid(c)),
+            cgroup: format!("/{}", components.get(..=depth)?.join("/")),
+        })
+    })
 }
 
 const PREFIXES: [(&str, Runtime); 7] = [

@@ -8,11 +8,12 @@ use std::{
 };
 
 use super::{
+    claims::Claims,
     directory::Directory,
     hierarchy::Hierarchy,
     names::{Names, clean, is_engine_id},
     oci::State,
-    path::{Identity, Runtime, identify},
+    path::{Identity, Runtime, candidates},
     states::{Found, States},
 };
 
@@ -109,6 +110,7 @@ const NAMED_WITHIN: Duration = Duration::from_secs(5);
 pub struct Resolver {
     hierarchy: Hierarchy,
     states: States,
+    claims: Claims,
     directory: Arc<Directory>,
     /// What of the directory is known here.
     news: u64,
@@ -140,7 +142,8 @@ impl Resolver {
     /// A resolver for the cgroups of this hierarchy, which has names from the directory.
     #[must_use]
     pub fn new(hierarchy: Hierarchy, directory: Arc<Directory>) -> Self {
-        Self { hierarchy, states: States::default(), directory, news: 0, known: HashMap::new() }
+        let (states, claims) = (States::default(), Claims::default());
+        Self { hierarchy, states, claims, directory, news: 0, known: HashMap::new() }
     }
 
     /// The owner of a cgroup.
@@ -154,7 +157,8 @@ impl Resolver {
         let owner = match self.hierarchy.path_of(cgroup) {
             Ok(path) => {
                 let states = self.states.read(self.hierarchy.root());
-                self.named(owner_of(&path, &states))
+                let found = self.find(&path, &states);
+                self.named(found)
             }
             // What it had counted is its owner's still. No id is given twice.
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.last_owner(cgroup),
@@ -173,6 +177,12 @@ impl Resolver {
         }
         self.remember(cgroup, owner.clone());
         owner
+    }
+
+    /// The owner of the cgroup at a path. A container that goes by another's id is none: what is in it belongs to the one around it.
+    fn find(&mut self, path: &str, states: &Found) -> Owner {
+        let Self { claims, hierarchy, .. } = self;
+        owner_of(path, states, |identity| claims.claim(identity, |path| hierarchy.rank_of(path)))
     }
 
     /// Takes over what lookups have found since. Waits for nothing: a container goes by what is known of it now.
@@ -241,10 +251,14 @@ impl Resolver {
         let states = self.states.read(self.hierarchy.root());
         let mut before = std::mem::take(&mut self.known);
         let mut containers: HashMap<String, Arc<Container>> = HashMap::new();
-        for (id, path) in self.hierarchy.list() {
+        let cgroups = self.hierarchy.list();
+        // Once for claims: whose an id is isn't known before all have been heard.
+        self.claims.clear();
+        cgroups.iter().for_each(|(_, path)| drop(self.find(path, &states)));
+        for (id, path) in cgroups {
             let known = before.remove(&id);
             let lasts = known.as_ref().is_some_and(Known::is_lasting);
-            let owner = match (owner_of(&path, &states), known.map(|known| known.owner)) {
+            let owner = match (self.find(&path, &states), known.map(|known| known.owner)) {
                 (Owner::Container(found), known) => {
                     // Cgroups of one container share its record.
                     let record = containers.entry(found.cgroup.clone());
@@ -286,19 +300,17 @@ impl Resolver {
 }
 
 /// The innermost of what the path says and what runtimes wrote down.
-fn owner_of(path: &str, states: &Found) -> Owner {
-    let by_path = identify(path);
-    let (identity, state) = match (by_path, innermost(path, states)) {
+fn owner_of(path: &str, states: &Found, mut has_its_id: impl FnMut(&Identity) -> bool) -> Owner {
+    let by_path = candidates(path).find(&mut has_its_id);
+    let state = innermost(path, states).filter(|state| has_its_id(&state.identity()));
+    let (identity, state) = match (by_path, state) {
         (Some(found), Some(state)) if state.cgroup.len() <= found.cgroup.len() => {
             let is_same = state.cgroup == found.cgroup;
             let tells = found.runtime != Runtime::Unknown || !is_same;
             let runtime = if tells { found.runtime } else { state.runtime };
             (Identity { runtime, ..found }, Some(state).filter(|_| is_same))
         }
-        (_, Some(state)) => {
-            let (runtime, id, cgroup) = (state.runtime, state.id.clone(), state.cgroup.clone());
-            (Identity { runtime, id, pod_uid: None, cgroup }, Some(state))
-        }
+        (_, Some(state)) => (state.identity(), Some(state)),
         (Some(found), None) => (found, None),
         (None, None) => return Owner::Host,
     };
@@ -330,7 +342,7 @@ mod tests {
 
     fn owner(path: &str, states: &[State]) -> Owner {
         let machine = states.iter().map(|state| (state.cgroup.clone(), Arc::new(state.clone()))).collect();
-        owner_of(path, &Found { machine, ..Found::default() })
+        owner_of(path, &Found { machine, ..Found::default() }, |_| true)
     }
 
     fn name(path: &str, states: &[State]) -> Option<(Runtime, String)> {
@@ -371,6 +383,21 @@ mod tests {
         let cgroup = format!("/system.slice/docker-{ID}.scope");
         let state = state(ID, Runtime::Runc, &cgroup);
         assert_eq!(name(&cgroup, &[state]), Some((Runtime::Docker, "0123456789ab".into())));
+    }
+
+    #[test]
+    fn who_goes_by_anothers_id_belongs_to_whom_it_is_in() {
+        let mut claims = Claims::default();
+        let outer = "f".repeat(64);
+        let (real, fake) = (format!("/docker/{ID}"), format!("/docker/{outer}/docker-{ID}.scope"));
+        let rank = |path: &str| Hierarchy::unified("/nowhere").rank_of(path);
+        let mut id = |path: &str| match owner_of(path, &Found::default(), |id| claims.claim(id, rank)) {
+            Owner::Container(found) => Some(found.id.clone()),
+            Owner::Host | Owner::Unknown => None,
+        };
+        assert_eq!(id(&real).as_deref(), Some(ID));
+        assert_eq!(id(&fake), Some(outer));
+        assert_eq!(id(&format!("/user.slice/user-1000.slice/x/docker-{ID}.scope")), None);
     }
 
     #[test]
