@@ -355,14 +355,16 @@ impl Tracker {
     /// When the maps can't be read.
     pub fn inventory(&self) -> Result<Inventory, TrackerError> {
         let kernel = lock(&self.kernel);
-        self.inventory_of(&kernel)
+        self.inventory_of(&kernel).map(|(inventory, _)| inventory)
     }
 
-    fn inventory_of(&self, kernel: &Kernel) -> Result<Inventory, TrackerError> {
+    /// With the state of the programs, which are asked once.
+    fn inventory_of(&self, kernel: &Kernel) -> Result<(Inventory, Vec<Program>), TrackerError> {
         let mut names = lock(&self.names);
         // Containers before tables: a table's cgroup that isn't known by then is looked up by itself.
         let containers = names.resolver.refresh();
-        let (tables, flows, mut uncounted) = (kernel.tables()?, kernel.flows()?, kernel.uncounted()?);
+        let (tables, flows, programs) = (kernel.tables()?, kernel.flows()?, kernel.programs()?);
+        let mut uncounted = kernel.uncounted(&programs);
         let found = lock(&self.found);
         uncounted.any |= found.succeeded != Some(true);
         let Names { resolver, ledger } = &mut *names;
@@ -372,7 +374,7 @@ impl Tracker {
         if let Some(standings) = &mut *lock(&self.standings) {
             self.add_details(&mut inventory, standings);
         }
-        Ok(inventory)
+        Ok((inventory, programs))
     }
 
     /// Adds what looks in detail have found, and takes note of what that comes to now.
@@ -479,7 +481,10 @@ impl Tracker {
         lost.push(("reader", self.late_readers.load(Ordering::Relaxed)));
         let ready = self.is_ready();
         // Until adoption is done, counts would be too small.
-        let inventory = ready.then(|| self.inventory_of(&kernel)).transpose()?;
+        let (inventory, programs) = match ready.then(|| self.inventory_of(&kernel)).transpose()? {
+            Some((inventory, programs)) => (Some(inventory), programs),
+            None => (None, kernel.programs()?),
+        };
         let fills = match &inventory {
             Some(inventory) => kernel.fills(inventory.tables.total(), inventory.flows)?,
             None => Vec::new(),
@@ -489,7 +494,7 @@ impl Tracker {
             judge: self.judge(),
             feeder: kernel.feeder(),
             lost,
-            programs: kernel.programs()?,
+            programs,
             fills,
             ring: kernel.ring(),
             audits: *lock(&self.audits),

@@ -318,13 +318,12 @@ impl Kernel {
         self.shared.losses.get().get(loss as usize).copied().unwrap_or(0)
     }
 
-    /// Cgroups whose counts may be wrong: because a map was full, or a probe was skipped since the last audit.
-    ///
-    /// # Errors
-    /// When the map can't be read.
-    pub fn uncounted(&self) -> Result<Uncounted, BpfError> {
-        let any = self.lost(Loss::Tables) > self.no_room || self.missed()? > self.known_misses;
-        Ok(Uncounted { cgroups: self.uncounted.clone(), any })
+    /// Cgroups whose counts may be wrong: because a map was full, or a probe was skipped since the last audit, as the programs tell that were
+    /// asked after the counts.
+    #[must_use]
+    pub fn uncounted(&self, programs: &[Program]) -> Uncounted {
+        let any = self.lost(Loss::Tables) > self.no_room || state::missed(programs) > self.known_misses;
+        Uncounted { cgroups: self.uncounted.clone(), any }
     }
 
     fn dump<K: sys::Plain + Eq + Hash, V: sys::Plain>(

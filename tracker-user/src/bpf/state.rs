@@ -57,6 +57,11 @@ pub fn count_runs() -> Result<OwnedFd, BpfError> {
     })
 }
 
+/// How often a run of these was skipped, in all.
+pub(super) fn missed(programs: &[Program]) -> u64 {
+    programs.iter().map(|program| program.missed).sum()
+}
+
 impl Kernel {
     /// What the kernel tells of each program that is loaded.
     ///
@@ -85,7 +90,7 @@ impl Kernel {
     /// # Errors
     /// When the kernel doesn't tell of a program.
     pub fn missed(&self) -> Result<u64, BpfError> {
-        Ok(self.programs()?.iter().map(|program| program.missed).sum())
+        Ok(missed(&self.programs()?))
     }
 
     /// How full the maps are, of which two have just been read.
