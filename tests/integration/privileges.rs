@@ -8,6 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use fdtracker::privileges::USES;
 use fdtracker_tests::{Agent, Container, eventually, fdtracker, same, sys::check, truth};
 use libtest_mimic::Trial;
 use tempfile::TempDir;
@@ -24,13 +25,13 @@ pub fn trials() -> Vec<Trial> {
         test("privileges::looks_as_root_does", RUNC, looks_as_root_does),
         test("privileges::what_is_lost_is_unknown", RUNC, what_is_lost_is_unknown),
         test("privileges::no_thread_keeps_more", Needs::Root, no_thread_keeps_more),
-        test("privileges::documents_and_manifests_agree", Needs::Nobody, documents_and_manifests_agree),
+        test("privileges::the_unit_agrees", Needs::Nobody, the_unit_agrees),
     ]
 }
 
 /// Root's agent gives up what it has no use for, and more if it is told to.
 fn no_thread_keeps_more() {
-    let used: Vec<u32> = NUMBERS.iter().map(|(_, number)| *number).chain([40]).collect();
+    let used = USES.iter().map(|used| u32::from(used.capability.index())).collect();
     for (arguments, allowed) in
         [(&[][..], used), (&["--capabilities.keep", "CAP_BPF,CAP_PERFMON"][..], vec![39, 38])]
     {
@@ -53,16 +54,14 @@ fn no_thread_keeps_more() {
 /// Nobody else's on a machine that tests run on.
 const UID: u32 = 54_242;
 
-/// Capabilities by name. Numbers: include/uapi/linux/capability.h.
-const NUMBERS: [(&str, u32); 7] = [
-    ("CAP_BPF", 39),
-    ("CAP_PERFMON", 38),
-    ("CAP_DAC_READ_SEARCH", 2),
-    ("CAP_SYS_PTRACE", 19),
-    ("CAP_SYS_ADMIN", 21),
-    ("CAP_SYS_CHROOT", 18),
-    ("CAP_NET_ADMIN", 12),
-];
+/// The numbers of capabilities by name.
+fn numbers(names: &[&str]) -> Vec<u32> {
+    let number = |name: &&str| {
+        let used = USES.iter().find(|used| used.capability.to_string() == *name);
+        u32::from(used.unwrap_or_else(|| panic!("the agent doesn't use {name}")).capability.index())
+    };
+    names.iter().map(number).collect()
+}
 
 /// What `docs/operations.md` says: all that it needs, and what looks in detail want besides.
 const BASE: [&str; 4] = ["CAP_BPF", "CAP_PERFMON", "CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE"];
@@ -84,9 +83,7 @@ impl Binary {
     /// A command that runs it as a user of no rank with these capabilities.
     fn command(&self, capabilities: &[&str]) -> Command {
         let mut command = Command::new(self.dir.path().join("fdtracker"));
-        let numbers: Vec<u32> =
-            NUMBERS.iter().filter(|(name, _)| capabilities.contains(name)).map(|(_, n)| *n).collect();
-        assert_eq!(numbers.len(), capabilities.len(), "{capabilities:?}");
+        let numbers = numbers(capabilities);
         // SAFETY: system calls only, on memory that was there before the fork.
         unsafe { command.pre_exec(move || become_nobody(&numbers)) };
         command
@@ -152,7 +149,7 @@ fn has_only(agent: &Agent, capabilities: &[&str]) {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         line.unwrap_or_else(|| panic!("no {name} in\n{status}")).trim().to_owned()
     };
-    let bits = NUMBERS.iter().filter(|(name, _)| capabilities.contains(name)).map(|(_, n)| 1_u64 << n);
+    let bits = numbers(capabilities).into_iter().map(|number| 1_u64 << number);
     let mask = format!("{:016x}", bits.sum::<u64>());
     assert_eq!(line("Uid:").split_whitespace().next(), Some(UID.to_string().as_str()));
     // Dropping some after the start is well; having more is not.
@@ -262,8 +259,8 @@ fn what_is_lost_is_unknown() {
     assert_eq!((code, &report["verdict"]), (Some(3), &"unknown".into()), "{report}");
 }
 
-/// The unit, the manifests and the document name the capabilities that these tests ran with.
-fn documents_and_manifests_agree() {
+/// The unit names the capabilities that these tests ran with.
+fn the_unit_agrees() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let read =
         |name: &str| fs::read_to_string(root.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -271,9 +268,5 @@ fn documents_and_manifests_agree() {
     for set in ["AmbientCapabilities=", "CapabilityBoundingSet="] {
         let found = unit.lines().find_map(|line| line.strip_prefix(set));
         assert_eq!(found, Some(BASE.join(" ").as_str()), "{set}");
-    }
-    let document = read("docs/operations.md");
-    for name in [&BASE[..], &DETAIL].concat() {
-        assert!(document.contains(&format!("| `{name}` |")), "docs/operations.md has no row for {name}");
     }
 }

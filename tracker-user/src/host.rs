@@ -1,4 +1,4 @@
-//! What this machine is: kernel version, capabilities, clocks, who holds a port.
+//! What this machine is: kernel version, clocks, who holds a port.
 
 use std::{
     fmt, fs, io,
@@ -45,61 +45,6 @@ impl fmt::Display for KernelVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.major, self.minor)
     }
-}
-
-/// A capability that the agent uses, and what for. Numbers: include/uapi/linux/capability.h.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capability {
-    /// As `capabilities(7)` spells it.
-    pub name: &'static str,
-    /// What fails without it.
-    pub reason: &'static str,
-    bit: u32,
-}
-
-/// What the agent can't do without. `CAP_SYS_ADMIN` stands in for the first two.
-pub const CAPABILITIES: [Capability; 3] = [
-    Capability { name: "CAP_BPF", reason: "load BPF programs and maps", bit: 39 },
-    Capability { name: "CAP_PERFMON", reason: "attach to tracepoints and read kernel memory", bit: 38 },
-    Capability { name: "CAP_DAC_READ_SEARCH", reason: "read tracefs, and find a cgroup by its id", bit: 2 },
-];
-
-/// What looks in detail can't do without, besides.
-pub const DETAIL_CAPABILITIES: [Capability; 4] = [
-    Capability { name: "CAP_SYS_PTRACE", reason: "the files of other users' processes", bit: 19 },
-    Capability {
-        name: "CAP_SYS_ADMIN",
-        reason: "mounts and unix peers in containers, of which none is called ok then",
-        bit: 21,
-    },
-    Capability { name: "CAP_SYS_CHROOT", reason: "mounts in containers", bit: 18 },
-    Capability { name: "CAP_NET_ADMIN", reason: "whose network a socket is in", bit: 12 },
-];
-
-/// Those of some capabilities that this process doesn't have in effect.
-///
-/// # Errors
-/// When `/proc/self/status` can't be read.
-pub fn missing_capabilities(needed: &[Capability]) -> io::Result<Vec<Capability>> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    Ok(missing_from(needed, &status))
-}
-
-fn missing_from(needed: &[Capability], status: &str) -> Vec<Capability> {
-    const SYS_ADMIN: u64 = 1 << 21;
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0);
-    needed
-        .iter()
-        .copied()
-        .filter(|cap| {
-            let admin = cap.bit > 32 && effective & SYS_ADMIN != 0;
-            effective & 1 << cap.bit == 0 && !admin
-        })
-        .collect()
 }
 
 /// Turns the kernel's event times (`CLOCK_BOOTTIME`) into wall-clock times.
@@ -267,18 +212,6 @@ mod tests {
         assert_eq!((status.comm.as_str(), status.state, status.tgid, status.parent), ("web: x", 'S', 7, 1));
         assert_eq!((status.inner_pids, status.has_memory), (vec![7, 1], true));
         assert_eq!(Status::parse("garbage\n:\t"), Status::default());
-    }
-
-    #[test]
-    fn missing_capabilities_are_named() {
-        let names = |mask: u64| -> Vec<_> {
-            let status = format!("Name:\tx\nCapEff:\t{mask:016x}\n");
-            missing_from(&CAPABILITIES, &status).iter().map(|cap| cap.name).collect()
-        };
-        assert_eq!(names(u64::MAX), [""; 0]);
-        assert_eq!(names(0), ["CAP_BPF", "CAP_PERFMON", "CAP_DAC_READ_SEARCH"]);
-        assert_eq!(names(1 << 21), ["CAP_DAC_READ_SEARCH"]);
-        assert_eq!(names(1 << 39 | 1 << 2), ["CAP_PERFMON"]);
     }
 
     #[test]

@@ -1,26 +1,110 @@
-//! What the agent gives up once its probes are attached: whoever gets hold of it then has no more than it needs.
+//! Which capabilities the agent uses, and what for; and how it gives up the others once its probes are attached: whoever gets hold of it then
+//! has no more than it needs.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, fs, io};
 
 use caps::{CapSet, Capability, errors::CapsError};
 use thiserror::Error;
 
-/// What the agent uses after its probes are attached.
-///
-/// - `CAP_BPF`, `CAP_PERFMON`: kernels before 5.18 want them for every call on BPF objects; the probe for fanotify is attached late.
-/// - `CAP_DAC_READ_SEARCH`: a cgroup by its id, the state of runtimes, what is watched.
-/// - `CAP_SYS_PTRACE`, `CAP_CHECKPOINT_RESTORE`: the files and the mappings of others' processes.
-/// - `CAP_SYS_ADMIN`, `CAP_SYS_CHROOT`, `CAP_NET_ADMIN`: the mounts and the network of containers.
-pub const USED: [Capability; 8] = [
-    Capability::CAP_BPF,
-    Capability::CAP_PERFMON,
-    Capability::CAP_DAC_READ_SEARCH,
-    Capability::CAP_SYS_PTRACE,
-    Capability::CAP_CHECKPOINT_RESTORE,
-    Capability::CAP_SYS_ADMIN,
-    Capability::CAP_SYS_CHROOT,
-    Capability::CAP_NET_ADMIN,
+/// A capability that the agent uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// Which.
+    pub capability: Capability,
+    /// When it is needed.
+    pub need: Need,
+    /// What for.
+    pub reason: &'static str,
+    /// What comes of it if it is missing.
+    pub without: &'static str,
+}
+
+/// When a capability is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// To start.
+    Start,
+    /// For looks in detail.
+    Looks,
+    /// Only where another is missing.
+    Instead,
+}
+
+const STARTS_NOT: &str = "it doesn't start, and says so";
+
+/// All that the agent uses. It keeps those for its start, too: kernels before 5.18 want `CAP_BPF` and `CAP_PERFMON` for every call on BPF
+/// objects, the probe for fanotify is attached late, and cgroups, states of runtimes and what is watched are opened all the time.
+pub const USES: [Use; 8] = [
+    Use {
+        capability: Capability::CAP_BPF,
+        need: Need::Start,
+        reason: "load BPF programs and maps",
+        without: STARTS_NOT,
+    },
+    Use {
+        capability: Capability::CAP_PERFMON,
+        need: Need::Start,
+        reason: "attach them to probes, and read kernel memory",
+        without: STARTS_NOT,
+    },
+    Use {
+        capability: Capability::CAP_DAC_READ_SEARCH,
+        need: Need::Start,
+        reason: "read tracefs, and find a cgroup by its id",
+        without: STARTS_NOT,
+    },
+    Use {
+        capability: Capability::CAP_SYS_PTRACE,
+        need: Need::Looks,
+        reason: "the files of other users' processes",
+        without: "counts are exact all the same; verdicts are unknown but for kinds that no CRIU dumps",
+    },
+    Use {
+        capability: Capability::CAP_CHECKPOINT_RESTORE,
+        need: Need::Instead,
+        reason: "which files are mapped, without `CAP_SYS_ADMIN`",
+        without: "of a mapped file only the name is known",
+    },
+    Use {
+        capability: Capability::CAP_SYS_ADMIN,
+        need: Need::Looks,
+        reason: "mounts and unix peers in containers",
+        without: "mounts, overmounted files and unix peers in containers are unknown: none is said to be ok",
+    },
+    Use {
+        capability: Capability::CAP_SYS_CHROOT,
+        need: Need::Looks,
+        reason: "mounts in containers",
+        without: "mounts in containers are unknown",
+    },
+    Use {
+        capability: Capability::CAP_NET_ADMIN,
+        need: Need::Looks,
+        reason: "which network namespace a socket is in",
+        without: "`check` says \"it depends on what isn't known\" of some sockets",
+    },
 ];
+
+/// Those that are needed for something, and that this process doesn't have in effect.
+///
+/// # Errors
+/// When `/proc/self/status` can't be read.
+pub fn missing(need: Need) -> io::Result<Vec<Use>> {
+    Ok(missing_from(need, &fs::read_to_string("/proc/self/status")?))
+}
+
+fn missing_from(need: Need, status: &str) -> Vec<Use> {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    let has = |capability: Capability| effective & capability.bitmask() != 0;
+    // They were parts of CAP_SYS_ADMIN.
+    let stands_in = |capability| matches!(capability, Capability::CAP_BPF | Capability::CAP_PERFMON);
+    let is_there = |capability| has(capability) || stands_in(capability) && has(Capability::CAP_SYS_ADMIN);
+    USES.into_iter().filter(|used| used.need == need && !is_there(used.capability)).collect()
+}
 
 /// Why capabilities can't be given up.
 #[derive(Debug, Error)]
@@ -63,6 +147,36 @@ pub fn keep(only: &[Capability]) -> Result<(), PrivilegesError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        let names = |mask: u64| -> Vec<_> {
+            let status = format!("Name:\tx\nCapEff:\t{mask:016x}\n");
+            missing_from(Need::Start, &status).iter().map(|used| used.capability.to_string()).collect()
+        };
+        assert_eq!(names(u64::MAX), [""; 0]);
+        assert_eq!(names(0), ["CAP_BPF", "CAP_PERFMON", "CAP_DAC_READ_SEARCH"]);
+        assert_eq!(names(1 << 21), ["CAP_DAC_READ_SEARCH"]);
+        assert_eq!(names(1 << 39 | 1 << 2), ["CAP_PERFMON"]);
+    }
+
+    /// `cargo xtask gen` writes the table anew.
+    #[test]
+    fn the_reference_is_up_to_date() {
+        let row = |used: &Use| format!("| `{}` | {} | {} |\n", used.capability, used.reason, used.without);
+        let table: String = USES.iter().map(row).collect();
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
+        let document = fs::read_to_string(path).unwrap();
+        let head = "| capability | what for | without it |\n|---|---|---|\n";
+        let (before, rest) = document.split_once(head).unwrap();
+        let (_, after) = rest.split_once("\n\n").unwrap();
+        let made = format!("{before}{head}{table}\n{after}");
+        if std::env::var_os("FDTRACKER_WRITE_DOCS").is_some() {
+            fs::write(path, made).unwrap();
+        } else {
+            assert_eq!(document, made, "cargo xtask gen writes it anew");
+        }
+    }
 
     #[test]
     fn a_thread_keeps_what_it_is_told_to_and_has() {

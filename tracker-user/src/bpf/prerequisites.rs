@@ -12,7 +12,8 @@ use thiserror::Error;
 use super::{Feeder, Kernel, Look, Sizes, trials};
 use crate::{
     error::chain,
-    host::{CAPABILITIES, Capability, KernelVersion, missing_capabilities},
+    host::KernelVersion,
+    privileges::{self, Need, Use},
     runtime::Hierarchy,
 };
 
@@ -39,8 +40,8 @@ pub enum Missing {
     #[error("can't tell the kernel's version (is /proc mounted?)")]
     KernelVersion(#[source] io::Error),
     /// A capability is missing.
-    #[error("{} is missing, to {}: run fdtracker as root, or give it the capability", .0.name, .0.reason)]
-    Capability(Capability),
+    #[error("{} is missing, to {}: run fdtracker as root, or give it the capability", .0.capability, .0.reason)]
+    Capability(Use),
     /// The capabilities aren't known.
     #[error("can't tell this process's capabilities (is /proc mounted?)")]
     Capabilities(#[source] io::Error),
@@ -98,7 +99,7 @@ fn kernel() -> Result<KernelVersion, Missing> {
 }
 
 fn capabilities() -> Result<(), Missing> {
-    let missing = missing_capabilities(&CAPABILITIES).map_err(Missing::Capabilities)?;
+    let missing = privileges::missing(Need::Start).map_err(Missing::Capabilities)?;
     missing.first().map_or(Ok(()), |cap| Err(Missing::Capability(*cap)))
 }
 

@@ -107,7 +107,7 @@ pub(super) struct Agent {
     pub(super) bpf_stats: bool,
 
     /// Which of its capabilities the agent keeps once its probes are attached; what is lost without one is in docs/operations.md
-    #[arg(long = "capabilities.keep", value_name = "CAP_NAME", value_delimiter = ',', default_values_t = privileges::USED, value_parser = capability)]
+    #[arg(long = "capabilities.keep", value_name = "CAP_NAME", value_delimiter = ',', default_values_t = privileges::USES.map(|used| used.capability), value_parser = capability)]
     pub(super) keep: Vec<Capability>,
 
     /// Print containers, and then fds as they are opened and closed, on standard output
@@ -305,9 +305,9 @@ pub(super) enum Feeder {
 }
 
 fn capability(name: &str) -> Result<Capability, String> {
-    let used = privileges::USED.into_iter().find(|capability| capability.to_string() == name);
-    used.ok_or_else(|| {
-        let all = privileges::USED.map(|capability| capability.to_string()).join(", ");
+    let uses = privileges::USES.map(|used| used.capability);
+    uses.into_iter().find(|capability| capability.to_string() == name).ok_or_else(|| {
+        let all = uses.map(|capability| capability.to_string()).join(", ");
         format!("the agent has no use for it: it uses {all}")
     })
 }
@@ -387,7 +387,7 @@ mod tests {
             Command::Agent(agent) => agent.keep,
             _ => panic!(),
         };
-        assert_eq!(kept("fdtracker agent"), privileges::USED);
+        assert_eq!(kept("fdtracker agent"), privileges::USES.map(|used| used.capability));
         let two = [Capability::CAP_BPF, Capability::CAP_PERFMON];
         assert_eq!(kept("fdtracker agent --capabilities.keep CAP_BPF,CAP_PERFMON"), two);
         let wrong = parse("fdtracker agent --capabilities.keep CAP_KILL").unwrap_err().to_string();

@@ -3,13 +3,15 @@
 use std::{os::fd::AsFd as _, process};
 
 use super::{netlink, sys};
-use crate::host::{DETAIL_CAPABILITIES, missing_capabilities};
+use crate::privileges::{self, Need};
 
 /// What can't be seen, each with the reason; nothing if all can.
 #[must_use]
 pub fn limits() -> Vec<String> {
-    let mut limits: Vec<String> = match missing_capabilities(&DETAIL_CAPABILITIES) {
-        Ok(missing) => missing.iter().map(|cap| format!("{} (needs {})", cap.reason, cap.name)).collect(),
+    let mut limits: Vec<String> = match privileges::missing(Need::Looks) {
+        Ok(missing) => {
+            missing.iter().map(|used| format!("{} (needs {})", used.reason, used.capability)).collect()
+        }
         Err(error) => vec![format!("what capabilities this process has (/proc/self/status: {error})")],
     };
     let own = process::id();

@@ -73,7 +73,9 @@ mod tests {
             if is_reversed {
                 ids.reverse();
             }
-            ids.iter().for_each(|id| drop(claims.claim(id, rank)));
+            for id in &ids {
+                claims.claim(id, rank);
+            }
             let mut have: Vec<bool> = ids.iter().map(|id| claims.claim(id, rank)).collect();
             if is_reversed {
                 have.reverse();
