@@ -224,7 +224,10 @@ mod tests {
         has(&text, r#"fdtracker_map_capacity{map="tables"} 16"#);
         has(&text, "fdtracker_ring_bytes 8");
         has(&text, "fdtracker_series_limit 2000");
-        assert!(text.contains("fdtracker_build_info{version="));
+        let build = text.lines().find(|line| line.starts_with("fdtracker_build_info{")).unwrap();
+        for label in ["version=\"", "revision=\"", "rustversion=\"1."] {
+            assert!(build.contains(label), "{build}");
+        }
         assert!(text.contains("process_resident_memory_bytes"));
         // The kernel counts no runs.
         assert!(!text.contains("fdtracker_program_runs_total"));

@@ -34,7 +34,8 @@ pub(super) fn add(families: &mut Families, snapshot: &Snapshot, scrape: &Scrape)
 fn identity(families: &mut Families, snapshot: &Snapshot) {
     let (profile, feeder) = (snapshot.judge.profile(), snapshot.feeder);
     let live = if feeder.is_live() { "true" } else { "false" };
-    families.add(&BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1.0);
+    let revision = option_env!("FDTRACKER_REVISION").unwrap_or("unknown");
+    families.add(&BUILD_INFO, &[env!("CARGO_PKG_VERSION"), revision, env!("BUILT_BY_RUST")], 1.0);
     families.add(&CRIU_INFO, &[&profile.version.to_string(), &profile.source.to_string()], 1.0);
     families.add(&FEEDER_INFO, &[feeder.name(), live], 1.0);
     families.one(&READY, f64::from(u8::from(snapshot.ready)));

@@ -128,8 +128,8 @@ metrics! {
         "How long it took to collect what this answer shows.";
     CRIU_INFO: Gauge "fdtracker_criu_info" &["version", "source"],
         "The CRIU that verdicts are about, and where its version comes from: given, path or assumed.";
-    BUILD_INFO: Gauge "fdtracker_build_info" &["version"],
-        "The agent's version.";
+    BUILD_INFO: Gauge "fdtracker_build_info" &["version", "revision", "rustversion"],
+        "The agent's version, the commit that it was built from (FDTRACKER_REVISION while building), and the compiler's version.";
 }
 
 /// The table of docs/metrics.md.
