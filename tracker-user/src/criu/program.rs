@@ -2,11 +2,22 @@
 
 use std::{
     env, fs,
+    io::{self, Read as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{ChildStdout, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use crate::verdict::{CriuVersion, Fact, Facts};
+
+/// CRIU tells its version in milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// No more is read of what it prints.
+const MOST: u64 = 64 << 10;
 
 /// The `criu` in `PATH`, which root's may lack its directory of.
 pub(super) fn find() -> Option<PathBuf> {
@@ -23,10 +34,35 @@ fn in_path(name: &str) -> Option<PathBuf> {
 /// # Errors
 /// When it can't be run, or tells none: what happened.
 pub(super) fn version(program: &Path) -> Result<CriuVersion, String> {
-    let output = Command::new(program).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
-    let output = output.map_err(|error| error.to_string())?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = ask(program, PATIENCE).map_err(|error| error.to_string())?;
     parse(&text).ok_or_else(|| "--version tells no version".to_owned())
+}
+
+/// What it prints, within this time. Afterwards it has ended, and what it has started in its process group.
+fn ask(program: &Path, patience: Duration) -> io::Result<String> {
+    let mut command = Command::new(program);
+    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.process_group(0).spawn()?;
+    let printed = printed(child.stdout.take(), patience);
+    // SAFETY: the call has no memory to do with. The group is the child's, which hasn't been waited for: nobody else has its number.
+    unsafe { libc::kill(-child.id().cast_signed(), libc::SIGKILL) };
+    child.wait()?;
+    printed
+}
+
+/// Reads on a thread of its own, because nobody else can give up a read.
+fn printed(output: Option<ChildStdout>, patience: Duration) -> io::Result<String> {
+    let (sender, receiver) = mpsc::channel();
+    let read = move || {
+        let mut bytes = Vec::new();
+        let read = output.map_or(Ok(0), |output| output.take(MOST).read_to_end(&mut bytes));
+        // An error means that nobody waits any more.
+        drop(sender.send(read.map(|_| String::from_utf8_lossy(&bytes).into_owned())));
+    };
+    thread::Builder::new().name("criu".into()).spawn(read)?;
+    receiver.recv_timeout(patience).unwrap_or_else(|_| {
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("--version takes longer than {patience:?}")))
+    })
 }
 
 fn parse(output: &str) -> Option<CriuVersion> {
@@ -60,6 +96,27 @@ mod tests {
         assert_eq!(parse("Version: 4.1.1\nGitID: v4.1.1\n"), Some(CriuVersion::new(4, 1, 1)));
         assert_eq!(parse("Version: 3.17.1\n"), Some(CriuVersion::new(3, 17, 1)));
         assert_eq!(parse(""), None);
+    }
+
+    #[test]
+    fn one_that_hangs_is_ended_with_what_it_has_started() {
+        let dir = env::temp_dir().join(format!("fdtracker-criu-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let (program, pids) = (dir.join("criu"), dir.join("pids"));
+        let text = format!("#!/bin/sh\nsleep 1000 & echo $$ $! > {}; wait", pids.display());
+        // By another process: one that is forked meanwhile would have the file open for writing, and it couldn't be run.
+        let mut make = Command::new("sh");
+        make.args(["-c", "printf %s \"$1\" > \"$2\" && chmod +x \"$2\"", "sh"]);
+        assert!(make.arg(text).arg(&program).status().unwrap().success());
+        let error = ask(&program, Duration::from_secs(3)).unwrap_err();
+        let pids = fs::read_to_string(pids).unwrap();
+        fs::remove_dir_all(dir).unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let [shell, sleep] = pids.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{pids}") };
+        assert!(!Path::new("/proc").join(shell).exists());
+        // Whoever adopts it reaps it when it likes.
+        let state = fs::read_to_string(format!("/proc/{sleep}/status")).unwrap_or_default();
+        assert!(state.is_empty() || state.contains("State:\tZ") || state.contains("State:\tX"), "{state}");
     }
 
     #[test]
