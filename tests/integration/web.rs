@@ -452,7 +452,14 @@ fn passwords() {
     assert!(known < wrong, "what was right is remembered: {known:?}, {wrong:?}");
     // A user who is taken out of the file is no user any more.
     let other = bcrypt::hash("other", 4).expect("a hash");
+    let mut reader = Reader::start(&["-u", "me:right", &url(&agent, "/v1/events")]);
+    let followed = || agent.get("/livez").0 == 200 && ask("me:right", "/metrics").0 == 200;
+    assert!(followed() && reader.0.try_wait().expect("its status").is_none());
     keys.config(&format!("basic_auth_users:\n  you: {other}\n"));
+    // Nobody asks for anything meanwhile.
+    eventually("who followed events does so no more", || {
+        reader.0.try_wait().expect("its status").map(drop).ok_or("it goes on")
+    });
     eventually("the file is read", || same(ask("you:other", "/metrics").0, 200));
     assert_eq!(ask("me:right", "/metrics").0, 401);
 }

@@ -101,6 +101,11 @@ impl Users {
         Admission::Granted
     }
 
+    /// Whether a user has the same password here as there.
+    pub(super) fn has_still(&self, name: &str, before: &Self) -> bool {
+        self.hashes.get(name).is_some_and(|hash| before.hashes.get(name) == Some(hash))
+    }
+
     /// Takes as long for who isn't a user as for the one whose hash takes longest: with hashes of one cost, as for anybody.
     fn verify(&self, name: &str, password: &[u8]) -> bool {
         let hash = self.hashes.get(name);
@@ -111,6 +116,11 @@ impl Users {
     fn remembered(&self) -> std::sync::MutexGuard<'_, HashSet<Proof>> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Who an `Authorization` says that it is from.
+pub(super) fn name(authorization: &[u8]) -> Option<String> {
+    credentials(authorization).map(|(name, _)| name)
 }
 
 /// Name and password of `Basic BASE64`.

@@ -17,6 +17,10 @@ use tokio::sync::{
 
 use tracker_ebpf::Kind;
 
+use super::{
+    protection::{EVERY, Pass},
+    routes::Admitted,
+};
 use crate::{
     report::{Notice, UNBLOCKED},
     tracker::Tracker,
@@ -148,21 +152,25 @@ pub(super) struct Reader {
     pub(super) filter: Filter,
     /// Whether it may see paths of files.
     pub(super) paths: bool,
-    /// Its place among requests.
-    pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// By what it was let in, if it had to be.
+    pub(super) admitted: Option<Admitted>,
 }
 
 impl Reader {
     /// Sends it events from now on.
     pub(super) fn follow(self, lines: &Lines, tracker: Arc<Tracker>) -> Stream {
-        let Self { filter, paths, permit } = self;
+        let Self { filter, paths, admitted } = self;
+        let (permit, pass) = admitted.map(|Admitted { permit, pass }| (permit, pass)).unzip();
         let (sender, queue) = mpsc::channel(READER_QUEUE);
         let mut lines = lines.subscribe();
         tokio::spawn(async move {
+            let ended = ended(pass);
+            tokio::pin!(ended);
             loop {
                 let line = tokio::select! {
                     line = Line::next(&mut lines, &tracker) => line,
                     () = sender.closed() => None,
+                    () = &mut ended => None,
                 };
                 let Some(line) = line else { return };
                 if !filter.lets(&line.notice) {
@@ -175,6 +183,18 @@ impl Reader {
             }
         });
         Stream { queue, _permit: permit }
+    }
+}
+
+/// Waits until what a reader has shown isn't enough any more.
+async fn ended(pass: Option<Pass>) {
+    match pass {
+        Some(pass) => {
+            while pass.holds().await {
+                tokio::time::sleep(EVERY).await;
+            }
+        }
+        None => std::future::pending().await,
     }
 }
 

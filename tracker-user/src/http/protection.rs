@@ -6,11 +6,41 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::web_config::{Source, WebConfig, WebConfigError};
+use super::{
+    auth::Users,
+    routes::Caller,
+    web_config::{Source, WebConfig, WebConfigError},
+};
 use crate::error::chain;
 
-/// How often it is looked whether a file has changed, at the most; and only when somebody asks for something.
-const EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether a file has changed, at the most; and only when somebody asks for something, or follows events.
+pub(super) const EVERY: Duration = Duration::from_secs(1);
+
+/// What somebody has shown who was let in, and goes on being answered.
+pub(super) struct Pass {
+    pub(super) protection: Arc<Protection>,
+    /// What was asked for then.
+    pub(super) config: Arc<WebConfig>,
+    pub(super) caller: Caller,
+    /// The user's name.
+    pub(super) name: Option<String>,
+}
+
+impl Pass {
+    /// Whether they would be let in still.
+    pub(super) async fn holds(&self) -> bool {
+        let now = self.protection.current().await;
+        Arc::ptr_eq(&now, &self.config) || self.is_enough_for(&now)
+    }
+
+    fn is_enough_for(&self, now: &WebConfig) -> bool {
+        let (name, before) = (self.name.as_deref(), self.config.users.as_deref());
+        let is_user =
+            |users: &Arc<Users>| name.zip(before).is_some_and(|(name, before)| users.has_still(name, before));
+        // A certificate is looked at only when a connection is made.
+        !self.caller.certified && now.takes(self.caller) && now.users.as_ref().is_none_or(is_user)
+    }
+}
 
 /// How requests over TCP are protected, at every moment.
 pub struct Protection {
@@ -35,7 +65,7 @@ impl Protection {
         Ok(Self { path, state: Mutex::new(state) })
     }
 
-    /// Reads the web config again. Connections go on; what they ask for from now on is judged by the new one.
+    /// Reads the web config again. Connections go on; what they ask for from now on is judged by the new one, and so are streams ([`Pass`]).
     ///
     /// # Errors
     /// When it can't be followed, or protects less: then what was read before stays.
@@ -106,5 +136,45 @@ impl State {
     fn read(path: Option<&Path>) -> Result<Self, WebConfigError> {
         let config = path.map(WebConfig::load).transpose()?.unwrap_or_default();
         Ok(Self { config: Arc::new(config), checked: Instant::now(), failed: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::{super::access::Peer, *};
+
+    #[tokio::test]
+    async fn whoever_is_no_user_any_more_is_let_in_no_more() {
+        let dir = std::env::temp_dir().join(format!("fdtracker-web-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("web.yml");
+        let hash = |password| bcrypt::hash(password, 4).unwrap();
+        let (right, other) = (hash("right"), hash("other"));
+        let users = |users: &[(&str, &str)]| {
+            let lines: String = users.iter().map(|(name, hash)| format!("  {name}: {hash}\n")).collect();
+            fs::write(&path, format!("basic_auth_users:\n{lines}")).unwrap();
+        };
+        users(&[("me", &right)]);
+        let protection = Arc::new(Protection::open(Some(path.clone())).unwrap());
+        let caller = Caller { peer: Peer::Loopback, encrypted: false, certified: false };
+        let config = protection.last();
+        let pass = Pass { protection: Arc::clone(&protection), config, caller, name: Some("me".into()) };
+        let mut holds = vec![pass.holds().await];
+        for (now, certified) in [
+            (&[("me", &*right), ("you", &*other)][..], false),
+            (&[("me", &*right), ("you", &*other)], true),
+            (&[("me", &*other)], false),
+            (&[("you", &*other)], false),
+        ] {
+            users(now);
+            protection.reload().unwrap();
+            let caller = Caller { certified, ..caller };
+            let (protection, config) = (Arc::clone(&protection), Arc::clone(&pass.config));
+            holds.push(Pass { protection, config, caller, name: pass.name.clone() }.holds().await);
+        }
+        fs::remove_dir_all(dir).unwrap();
+        assert_eq!(holds, [true, true, false, false, false]);
     }
 }

@@ -12,9 +12,9 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use super::{
     access::{Access, Peer, Policy},
     answer::{self, Answer, text, text_with},
-    auth::Admission,
+    auth::{self, Admission},
     events::{BACKLOG, Filter, Lines, Reader, parameters},
-    protection::Protection,
+    protection::{Pass, Protection},
     web_config::WebConfig,
 };
 use crate::{
@@ -60,6 +60,12 @@ pub(super) struct Caller {
     pub(super) certified: bool,
 }
 
+/// A place among requests over TCP, and by what it was got.
+pub(super) struct Admitted {
+    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) pass: Pass,
+}
+
 impl Routes {
     /// Answers a request.
     pub(super) async fn answer<B>(self: &Arc<Self>, request: &Request<B>, caller: Caller) -> Answer {
@@ -73,21 +79,26 @@ impl Routes {
     }
 
     /// Answers a request over TCP, if it may be answered.
-    async fn admit<B>(self: &Arc<Self>, request: &Request<B>, caller: Caller, config: &WebConfig) -> Answer {
+    async fn admit<B>(
+        self: &Arc<Self>,
+        request: &Request<B>,
+        caller: Caller,
+        config: &Arc<WebConfig>,
+    ) -> Answer {
         // Who asks whether the agent is well must be told also when others ask for too much; and has no password.
         if is_health(request.uri().path()) {
             return self.route(request, Access::All, None).await;
         }
-        if config.tls.is_some() && !caller.encrypted || config.wants_certificates && !caller.certified {
+        if !config.takes(caller) {
             let said =
                 "since this connection was made, TLS or certificates have come to be wanted: connect anew\n";
             return text_with(StatusCode::FORBIDDEN, header::CONNECTION, "close", said);
         }
         let busy = |said| text_with(StatusCode::SERVICE_UNAVAILABLE, header::RETRY_AFTER, "1", said);
         // Before there is a place among requests, so that who guesses passwords takes none.
+        let authorization = request.headers().get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
         if let Some(users) = &config.users {
-            let authorization = request.headers().get(header::AUTHORIZATION);
-            match users.admit(authorization.map(header::HeaderValue::as_bytes)).await {
+            match users.admit(authorization).await {
                 Admission::Granted => {}
                 Admission::Busy => return busy("too many passwords wait to be verified\n"),
                 Admission::Refused => {
@@ -100,16 +111,19 @@ impl Routes {
         let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
             return busy("too many requests at a time: --web.max-requests says how many are answered\n");
         };
+        let (protection, config, name) =
+            (Arc::clone(&self.protection), Arc::clone(config), authorization.and_then(auth::name));
         let authenticated = config.users.is_some() || caller.certified;
         let access = self.policy.access(caller.peer, authenticated, host(request.headers()));
-        self.route(request, access, Some(permit)).await
+        let pass = Pass { protection, config, caller, name };
+        self.route(request, access, Some(Admitted { permit, pass })).await
     }
 
     async fn route<B>(
         self: &Arc<Self>,
         request: &Request<B>,
         access: Access,
-        permit: Option<OwnedSemaphorePermit>,
+        admitted: Option<Admitted>,
     ) -> Answer {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let said = "only GET and HEAD are answered\n";
@@ -124,7 +138,7 @@ impl Routes {
             "/livez" => self.live(),
             "/readyz" => self.ready(),
             _ => match path.strip_prefix("/v1/") {
-                Some(what) => self.v1(what, query, access, permit).await,
+                Some(what) => self.v1(what, query, access, admitted).await,
                 None => text(StatusCode::NOT_FOUND, "not here; see /\n"),
             },
         }
@@ -135,7 +149,7 @@ impl Routes {
         what: &str,
         query: &str,
         access: Access,
-        permit: Option<OwnedSemaphorePermit>,
+        admitted: Option<Admitted>,
     ) -> Answer {
         let paths = match access {
             Access::All => true,
@@ -147,7 +161,7 @@ impl Routes {
                 Ok(filter) => filter,
                 Err(wrong) => return text(StatusCode::BAD_REQUEST, wrong),
             };
-            let reader = Reader { filter, paths, permit };
+            let reader = Reader { filter, paths, admitted };
             let Service { lines, tracker, .. } = &self.service;
             return answer::stream(reader.follow(lines, Arc::clone(tracker)));
         }
@@ -159,7 +173,7 @@ impl Routes {
             return text(StatusCode::SERVICE_UNAVAILABLE, "not ready; see /readyz\n");
         }
         let processes = parameters(query).any(|(name, value)| name == "processes" && value == "true");
-        let _permit = permit;
+        let _permit = admitted;
         self.blocking(move |tracker| match name {
             Some(name) => container(tracker, &name, paths),
             None => tracker

@@ -18,6 +18,7 @@ use tokio_rustls::rustls::ServerConfig;
 
 use super::{
     auth::Users,
+    routes::Caller,
     tls::{self, TlsSection},
 };
 
@@ -137,6 +138,11 @@ impl WebConfig {
     #[must_use]
     pub fn authenticates(&self) -> bool {
         self.users.is_some() || self.wants_certificates
+    }
+
+    /// Whether a connection is as it asks for.
+    pub(super) fn takes(&self, caller: Caller) -> bool {
+        (self.tls.is_none() || caller.encrypted) && (!self.wants_certificates || caller.certified)
     }
 
     /// What this asks for and another doesn't.
