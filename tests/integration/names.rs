@@ -247,7 +247,8 @@ fn hostile_names_do_no_harm() {
     is_called(&agent, &cgroups[3].id, &long[..253]);
     let metrics = agent.metrics();
     assert_eq!(metrics.get("fdtracker_ready", &[]), 1.0);
-    assert!(metrics.get("fdtracker_fds_closed_total", &[("container", "other"), ("kind", "pidfd")]) == 0.0);
+    let open = |name| metrics.find("fdtracker_open_fds", &[("container", name), ("kind", "pidfd")]);
+    assert_eq!((open("docker/host"), open("docker/other"), open("other")), (Some(1.0), Some(1.0), None));
 }
 
 /// However runtimes behave, a container is there at once, by its id, and so are its events.
@@ -289,11 +290,13 @@ fn a_runtime_that_restarts() {
     let mock = Mock::lists(json!([row(&cgroup.id, "web")]));
     let agent = mock.agent();
     is_called(&agent, &cgroup.id, "web");
-    for manner in [Manner::Closes, Manner::Hangs] {
+    let source = mock.address("docker");
+    for (manner, result) in [(Manner::Closes, "error"), (Manner::Hangs, "timeout")] {
         mock.becomes(manner);
-        let asked = mock.asked.load(Ordering::Relaxed);
-        eventually("it was asked", || {
-            if mock.asked.load(Ordering::Relaxed) > asked { Ok(()) } else { Err("not yet") }
+        eventually("it was asked, and given up", || {
+            let labels = [("source", source.as_str()), ("result", result)];
+            let given_up = agent.metrics().get("fdtracker_runtime_lookups_total", &labels);
+            if given_up > 0.0 { Ok(()) } else { Err("not yet") }
         });
         is_called(&agent, &cgroup.id, "web");
     }

@@ -42,13 +42,18 @@ pub fn deadline() -> Duration {
 
 /// Polls until `f` gives a value; panics with what it said last.
 #[track_caller]
-pub fn eventually<T, E: Display>(what: &str, mut f: impl FnMut() -> Result<T, E>) -> T {
+pub fn eventually<T, E: Display>(what: &str, f: impl FnMut() -> Result<T, E>) -> T {
+    try_eventually(what, f).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// As [`eventually`], for what may not panic, such as a drop.
+fn try_eventually<T, E: Display>(what: &str, mut f: impl FnMut() -> Result<T, E>) -> Result<T, String> {
     let start = Instant::now();
     loop {
         match f() {
-            Ok(value) => return value,
+            Ok(value) => return Ok(value),
             Err(last) if start.elapsed() > deadline() => {
-                panic!("{what}: not within {:?}: {last}", deadline())
+                return Err(format!("{what}: not within {:?}: {last}", deadline()));
             }
             Err(_) => std::thread::sleep(Duration::from_millis(5)),
         }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     Zoo,
     container::{kill_cgroup, remove_cgroup},
-    eventually,
+    try_eventually,
 };
 
 /// A containerd of the test's own, with the image. Goes, with all that it runs, when dropped.
@@ -64,13 +64,18 @@ impl Containerd {
 
     /// Starts the daemon again.
     pub fn resume(&mut self) {
+        self.try_resume().unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    fn try_resume(&mut self) -> Result<(), String> {
         let mut command = Command::new("containerd");
         command.arg("--config").arg(self.dir.path().join("config.toml"));
-        self.daemon = Some(Daemon::start(command, &self.dir.path().join("log"), &self.socket()));
+        self.daemon = Some(Daemon::try_start(command, &self.dir.path().join("log"), &self.socket())?);
         // It listens before it is ready.
-        eventually("containerd speaks CRI", || {
+        try_eventually("containerd speaks CRI", || {
             cri::call::<_, Nothing>(&self.runtime, &self.socket(), "ListPodSandbox", Nothing {})
-        });
+        })
+        .map(drop)
     }
 
     /// Runs a pod's sandbox, and returns its id.
@@ -164,8 +169,11 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        if self.daemon.is_none() {
-            self.resume();
+        // A test may have failed already: what can't be removed in order is killed below.
+        if self.daemon.is_none()
+            && let Err(error) = self.try_resume()
+        {
+            eprintln!("{error}");
         }
         for pod in self.pods.take() {
             self.remove_pod(&pod);
@@ -184,6 +192,8 @@ fn config(dir: &Path) -> String {
          state = '{dir}/state'\n\
          [grpc]\n\
          address = '{dir}/api.sock'\n\
+         [plugins.'io.containerd.internal.v1.opt']\n\
+         path = '{dir}/opt'\n\
          [plugins.'io.containerd.grpc.v1.cri']\n\
          sandbox_image = '{IMAGE}'\n\
          restrict_oom_score_adj = true\n\

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use crate::{deadline, eventually};
+use crate::{deadline, try_eventually};
 
 /// A running server.
 pub(super) struct Daemon {
@@ -17,17 +17,24 @@ pub(super) struct Daemon {
 
 impl Daemon {
     /// Starts it, with a log, and waits until somebody answers at its socket.
-    pub(super) fn start(mut command: Command, log: &Path, socket: &Path) -> Self {
-        let file = File::options().create(true).append(true).open(log).expect("open the log");
-        let errors = file.try_clone().expect("the log once more");
-        command.stdin(Stdio::null()).stdout(file).stderr(errors);
-        let child = command.spawn().expect("start the server");
-        let mut daemon = Self { child };
-        eventually("the server listens", || match daemon.child.try_wait() {
-            Ok(Some(status)) => panic!("the server ended with {status}:\n{}", read(log)),
-            _ => UnixStream::connect(socket).map(drop).map_err(|error| format!("{error}:\n{}", read(log))),
-        });
-        daemon
+    pub(super) fn start(command: Command, log: &Path, socket: &Path) -> Self {
+        Self::try_start(command, log, socket).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same; or what is wrong.
+    pub(super) fn try_start(mut command: Command, log: &Path, socket: &Path) -> Result<Self, String> {
+        let log_file = File::options().create(true).append(true).open(log);
+        let spawned = log_file
+            .and_then(|file| command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).spawn());
+        let mut daemon = Self { child: spawned.map_err(|error| format!("start {command:?}: {error}"))? };
+        try_eventually("the server listens", || match daemon.child.try_wait() {
+            // It will never listen.
+            Ok(Some(status)) => Ok(Err(format!("the server ended with {status}:\n{}", read(log)))),
+            _ => UnixStream::connect(socket)
+                .map(|_| Ok(()))
+                .map_err(|error| format!("{error}:\n{}", read(log))),
+        })??;
+        Ok(daemon)
     }
 }
 
