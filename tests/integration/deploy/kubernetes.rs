@@ -21,6 +21,7 @@ pub fn trials() -> Vec<Trial> {
         ),
         test_or_skip("deploy::the_daemonset_is_confined", KUSTOMIZE, the_daemonset_is_confined),
         test_or_skip("deploy::the_chart_is_valid", MANIFESTS, the_chart_is_valid),
+        test_or_skip("deploy::the_chart_mounts_a_web_config", MANIFESTS, the_chart_mounts_a_web_config),
         test_or_skip("deploy::the_chart_is_the_base", KUSTOMIZE, the_chart_is_the_base),
         test_or_skip(
             "deploy::the_chart_refuses_what_it_does_not_know",
@@ -183,6 +184,42 @@ fn the_chart_is_valid() -> Result<(), String> {
     Ok(())
 }
 
+/// A Secret with TLS and passwords is where the agent looks for it, and probes speak as it does.
+fn the_chart_mounts_a_web_config() -> Result<(), String> {
+    let user =
+        json!({"username": {"name": "web", "key": "user"}, "password": {"name": "web", "key": "pass"}});
+    let values = |tls: bool| {
+        json!({
+            "web": {"config": {"secret": "web", "key": "config.yml", "tls": tls}},
+            "podMonitor": {"enabled": true, "basicAuth": user, "tlsConfig": {"serverName": "node"}},
+        })
+    };
+    for (tls, scheme) in [(true, json!("HTTPS")), (false, Value::Null)] {
+        let documents = chart(&values(tls))?.right();
+        let container = container(&documents);
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            assert_eq!(container[probe]["httpGet"]["scheme"], scheme, "{probe}");
+        }
+        let arguments = arguments(&container);
+        understood(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let file = arguments.iter().find_map(|argument| argument.strip_prefix("--web.config.file="));
+        let mounts = container["volumeMounts"].as_array().expect("mounts");
+        let mount = mounts.iter().find(|mount| mount["name"] == "web").expect("the Secret's mount");
+        assert_eq!(
+            file,
+            Some(format!("{}/config.yml", mount["mountPath"].as_str().expect("a path")).as_str())
+        );
+        let volumes = one(&documents, "DaemonSet")["spec"]["template"]["spec"]["volumes"].clone();
+        let volume = volumes.as_array().expect("volumes").iter().find(|volume| volume["name"] == "web");
+        let secret = json!({"secretName": "web", "defaultMode": 0o400});
+        assert_eq!(volume.map(|volume| &volume["secret"]), Some(&secret));
+        let endpoint = &one(&documents, "PodMonitor")["spec"]["podMetricsEndpoints"][0];
+        assert_eq!(endpoint["scheme"], if tls { json!("https") } else { Value::Null });
+        assert_eq!((&endpoint["basicAuth"], &endpoint["tlsConfig"]["serverName"]), (&user, &json!("node")));
+    }
+    Ok(())
+}
+
 /// Two ways to install are one thing.
 fn the_chart_is_the_base() -> Result<(), String> {
     let mut specs = Vec::new();
@@ -217,6 +254,7 @@ fn the_chart_refuses_what_it_does_not_know() -> Result<(), String> {
         (json!({"privileged": true}), "privileged"),
         (json!({"web": {"port": "10460"}}), "port"),
         (json!({"criu": "newest"}), "criu"),
+        (json!({"web": {"config": {"tls": true}}}), "secret"),
         (json!({"runtime": {"directory": "run/containerd", "socket": "containerd.sock"}}), "directory"),
     ] {
         let found = chart(&values)?;
