@@ -169,6 +169,7 @@ impl Listeners {
             telemetry_path: self.options.telemetry_path,
             requests: Arc::new(Semaphore::new(self.options.max_requests)),
             rendered: Mutex::default(),
+            namesakes: Arc::default(),
         });
         // More than requests, so that there is somebody to tell that there are too many.
         let connections = Arc::new(Semaphore::new(self.options.max_requests + MAX_CONNECTIONS));

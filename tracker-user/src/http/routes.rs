@@ -1,6 +1,9 @@
 //! What is answered to whom.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Instant,
+};
 
 use bytes::Bytes;
 use hyper::{
@@ -19,7 +22,7 @@ use super::{
 };
 use crate::{
     error::chain,
-    metrics::{self, Scrape},
+    metrics::{self, Namesakes, Scrape},
     pulse::Pulses,
     target::TargetError,
     tracker::Tracker,
@@ -48,6 +51,8 @@ pub(super) struct Routes {
     pub(super) requests: Arc<Semaphore>,
     /// The last rendering of metrics, and when it was begun.
     pub(super) rendered: Mutex<Option<(Instant, Bytes)>>,
+    /// What renderings go on from.
+    pub(super) namesakes: Arc<std::sync::Mutex<Namesakes>>,
 }
 
 /// Who asks, and what they have shown.
@@ -206,9 +211,12 @@ impl Routes {
             max_series: self.service.max_series,
             events: (self.service.lines.len(), BACKLOG),
         };
+        let namesakes = Arc::clone(&self.namesakes);
         let work = move || {
+            // First of all: whoever went away may have left a rendering behind, and snapshots must come in their order.
+            let mut namesakes = namesakes.lock().unwrap_or_else(PoisonError::into_inner);
             let snapshot = tracker.snapshot().map_err(chain)?;
-            metrics::render(&snapshot, &scrape).map_err(|error| error.to_string())
+            metrics::render(&snapshot, &scrape, &mut namesakes).map_err(|error| error.to_string())
         };
         let result = tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(panic.to_string()));
         match result.map(Bytes::from) {

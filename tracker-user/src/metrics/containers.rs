@@ -1,6 +1,6 @@
 //! Series of containers, and what is done when there are too many.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
 use tracker_ebpf::Kind;
 
@@ -12,7 +12,7 @@ use super::{
     },
 };
 use crate::{
-    inventory::{Detail, Entry, Inventory, STATES},
+    inventory::{Detail, Entry, Inventory, STATES, Totals},
     report::{HOST, OTHER, UNKNOWN},
     runtime::Container,
     verdict::{Judge, Verdict},
@@ -26,17 +26,68 @@ const fn nameless(name: &str) -> Name<'_> {
     ["", "", name]
 }
 
+/// What containers of the same name had counted when they were last shown, some of which may go before the others: a counter must not fall
+/// because of that.
+#[derive(Debug, Default)]
+pub struct Namesakes(BTreeMap<[String; 3], Counted>);
+
+#[derive(Debug, Default)]
+struct Counted {
+    /// By those that are there, by their cgroups; and for how long each was blocked.
+    there: BTreeMap<String, (Totals, Duration)>,
+    /// By those that have gone.
+    gone: Totals,
+    /// For how long any was blocked. Not a sum: it must not grow faster than time.
+    blocked: Duration,
+}
+
+impl Namesakes {
+    /// Takes over who is there. Nothing is kept of a name that no container has any more, nor of one that only one ever had.
+    fn update(&mut self, by_name: &BTreeMap<Name<'_>, Vec<(&str, &Entry)>>) {
+        let mut before = std::mem::take(&mut self.0);
+        for (name, members) in by_name {
+            let name = name.map(str::to_owned);
+            let known = before.remove(&name);
+            if known.is_none() && members.len() == 1 {
+                continue;
+            }
+            let mut counted = known.unwrap_or_default();
+            let last = std::mem::take(&mut counted.there);
+            let mut longest = Duration::ZERO;
+            for (cgroup, entry) in members {
+                let before = last.get(*cgroup).map_or(Duration::ZERO, |(_, blocked)| *blocked);
+                longest = longest.max(entry.blocked.saturating_sub(before));
+                counted.there.insert((*cgroup).to_owned(), (entry.totals, entry.blocked));
+            }
+            counted.blocked += longest;
+            let gone = last.iter().filter(|(cgroup, _)| !counted.there.contains_key(*cgroup));
+            gone.for_each(|(_, (totals, _))| counted.gone.merge(totals));
+            self.0.insert(name, counted);
+        }
+    }
+
+    fn get(&self, name: Name<'_>) -> Option<&Counted> {
+        self.0.get(&name.map(str::to_owned))
+    }
+}
+
 /// Adds the series of the host and of all containers. Of containers there are at most `room`, what is summed up included.
-pub(super) fn add(families: &mut Families, inventory: &Inventory, judge: &Judge, room: usize) {
+pub(super) fn add(
+    families: &mut Families,
+    inventory: &Inventory,
+    judge: &Judge,
+    namesakes: &mut Namesakes,
+    room: usize,
+) {
     let before = families.len();
-    entries(families, nameless(HOST), &[&inventory.host], judge);
+    entries(families, nameless(HOST), &[&inventory.host], None, judge);
     zeroes(families, &inventory.host, judge);
     if inventory.unknown != Entry::default() {
-        entries(families, nameless(UNKNOWN), &[&inventory.unknown], judge);
+        entries(families, nameless(UNKNOWN), &[&inventory.unknown], None, judge);
     }
     states(families, inventory, judge);
     let room = room.saturating_sub(families.len() - before + FOLDING);
-    let groups = groups(inventory, judge);
+    let groups = groups(inventory, judge, namesakes);
     let fits = groups.iter().map(|group| group.series.len()).sum::<usize>() <= room;
     let mut left = if fits { room } else { room.saturating_sub(Kind::COUNT * VERDICTS) };
     let mut folded = Folded::default();
@@ -66,14 +117,16 @@ struct Group<'a> {
 }
 
 /// All containers, by name. First those that can't be dumped, of which users want to know.
-fn groups<'a>(inventory: &'a Inventory, judge: &Judge) -> Vec<Group<'a>> {
-    let mut by_name: BTreeMap<Name<'a>, Vec<&'a Entry>> = BTreeMap::new();
+fn groups<'a>(inventory: &'a Inventory, judge: &Judge, namesakes: &mut Namesakes) -> Vec<Group<'a>> {
+    let mut by_name: BTreeMap<Name<'a>, Vec<(&'a str, &'a Entry)>> = BTreeMap::new();
     for (container, entry) in &inventory.containers {
-        by_name.entry(name_of(container)).or_default().push(entry);
+        by_name.entry(name_of(container)).or_default().push((&container.cgroup, entry));
     }
-    let group = |(name, members): (Name<'a>, Vec<&'a Entry>)| {
+    namesakes.update(&by_name);
+    let group = |(name, members): (Name<'a>, Vec<(&'a str, &'a Entry)>)| {
+        let members: Vec<_> = members.into_iter().map(|(_, entry)| entry).collect();
         let mut series = Families::default();
-        entries(&mut series, name, &members, judge);
+        entries(&mut series, name, &members, namesakes.get(name), judge);
         let worst = members.iter().map(|entry| entry.verdict(judge)).max();
         (worst, Group { entries: members, series })
     };
@@ -121,15 +174,22 @@ fn add_open(families: &mut Families, name: Name<'_>, open: BTreeMap<(Kind, Verdi
 }
 
 /// The series of containers of one name.
-fn entries(families: &mut Families, name: Name<'_>, entries: &[&Entry], judge: &Judge) {
-    counts(families, name, entries, judge);
+fn entries(
+    families: &mut Families,
+    name: Name<'_>,
+    entries: &[&Entry],
+    namesakes: Option<&Counted>,
+    judge: &Judge,
+) {
+    counts(families, name, entries, namesakes.map(|all| &all.gone), judge);
     if let Some(last) = entries.iter().filter_map(|entry| entry.last_ok).max() {
         families.add(&LAST_CHECKPOINTABLE, &name, unix_seconds(last));
     }
-    // The longest, not the sum, of which a part could go; of those that were looked at also 0.
+    // Of those that were looked at also 0.
     let judged =
         entries.iter().filter(|entry| matches!(entry.detail, Detail::Known(_)) || !entry.blocked.is_zero());
     if let Some(blocked) = judged.map(|entry| entry.blocked).max() {
+        let blocked = namesakes.map_or(blocked, |all| all.blocked);
         families.add(&BLOCKED_SECONDS, &name, blocked.as_secs_f64());
     }
     if entries.iter().any(|entry| entry.stale) {
@@ -143,14 +203,16 @@ fn entries(families: &mut Families, name: Name<'_>, entries: &[&Entry], judge: &
     }
 }
 
-fn counts(families: &mut Families, name: Name<'_>, entries: &[&Entry], judge: &Judge) {
+fn counts(families: &mut Families, name: Name<'_>, entries: &[&Entry], gone: Option<&Totals>, judge: &Judge) {
     let (mut open, mut opened, mut closed) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for entry in entries {
         for (kind, verdict, n) in entry.judged(judge) {
             *open.entry((kind, verdict)).or_default() += n;
         }
-        entry.totals.opened.iter().for_each(|(kind, n)| *opened.entry(kind).or_default() += n);
-        entry.totals.closed.iter().for_each(|(kind, n)| *closed.entry(kind).or_default() += n);
+    }
+    for totals in entries.iter().map(|entry| &entry.totals).chain(gone) {
+        totals.opened.iter().for_each(|(kind, n)| *opened.entry(kind).or_default() += n);
+        totals.closed.iter().for_each(|(kind, n)| *closed.entry(kind).or_default() += n);
     }
     add_open(families, name, open);
     let [namespace, pod, container] = name;

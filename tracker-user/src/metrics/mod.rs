@@ -1,4 +1,5 @@
-//! `/metrics`, made anew from a snapshot at every scrape: a series can't outlive what it is about.
+//! `/metrics`, made anew from a snapshot at every scrape: a series can't outlive what it is about. All that is kept is what containers
+//! of the same name had counted.
 //!
 //! - `registry`: every metric there is, with its meaning;
 //! - `containers`: series of containers, bounded in number;
@@ -12,6 +13,7 @@ pub mod registry;
 
 use std::time::Instant;
 
+pub use containers::Namesakes;
 use families::Families;
 use prometheus::{core::Collector as _, process_collector::ProcessCollector};
 
@@ -38,13 +40,17 @@ pub struct Scrape {
 ///
 /// # Errors
 /// Never in practice: metrics' names and labels are fixed.
-pub fn render(snapshot: &Snapshot, scrape: &Scrape) -> Result<Vec<u8>, prometheus::Error> {
+pub fn render(
+    snapshot: &Snapshot,
+    scrape: &Scrape,
+    namesakes: &mut Namesakes,
+) -> Result<Vec<u8>, prometheus::Error> {
     let process = ProcessCollector::for_self().collect();
     let mut families = Families::default();
     own::add(&mut families, snapshot, scrape);
     if let Some(inventory) = &snapshot.inventory {
         let room = scrape.max_series.saturating_sub(families.len() + process.len());
-        containers::add(&mut families, inventory, &snapshot.judge, room);
+        containers::add(&mut families, inventory, &snapshot.judge, namesakes, room);
     }
     families.encode(process)
 }
@@ -113,8 +119,16 @@ mod tests {
     }
 
     fn render_with(containers: Vec<(Container, Entry)>, max_series: usize) -> String {
+        render_after(containers, max_series, &mut Namesakes::default())
+    }
+
+    fn render_after(
+        containers: Vec<(Container, Entry)>,
+        max_series: usize,
+        namesakes: &mut Namesakes,
+    ) -> String {
         let scrape = Scrape { began: Instant::now(), max_series, events: (0, 8) };
-        String::from_utf8(render(&snapshot(containers), &scrape).unwrap()).unwrap()
+        String::from_utf8(render(&snapshot(containers), &scrape, namesakes).unwrap()).unwrap()
     }
 
     fn text(containers: &[(&str, Entry)]) -> String {
@@ -181,6 +195,34 @@ mod tests {
             &text,
             r#"fdtracker_open_fds{container="web",kind="pidfd",namespace="",pod="",verdict="blocked"} 5"#,
         );
+    }
+
+    #[test]
+    fn counters_of_a_name_dont_fall_when_one_of_its_containers_goes() {
+        let mut namesakes = Namesakes::default();
+        let mut at = |all: &[(&str, i64, u64)]| {
+            let member = |(cgroup, opened, blocked): &(&str, i64, u64)| {
+                let blocked = Duration::from_secs(*blocked);
+                let mut web = container("web");
+                web.cgroup = (*cgroup).to_owned();
+                (web, Entry { blocked, ..entry(Kind::Pidfd, *opened) })
+            };
+            let text = render_after(all.iter().map(member).collect(), MAX_SERIES, &mut namesakes);
+            let series = series(&text);
+            let of = |metric: &str, labels| series.get(format!("{metric}{{{labels}}}").as_str()).copied();
+            (
+                of("fdtracker_fds_opened_total", r#"container="web",kind="pidfd",namespace="",pod="""#),
+                of("fdtracker_container_blocked_seconds_total", r#"container="web",namespace="",pod="""#),
+            )
+        };
+        assert_eq!(at(&[("/1", 2, 90), ("/2", 3, 80)]), (Some(5.0), Some(90.0)));
+        assert_eq!(at(&[("/2", 4, 85)]), (Some(6.0), Some(95.0)));
+        assert_eq!(at(&[("/2", 4, 95), ("/3", 1, 0)]), (Some(7.0), Some(105.0)));
+        assert_eq!(at(&[("/3", 2, 10)]), (Some(8.0), Some(115.0)));
+        // Nothing outlives a name; and where one takes another's place the counter begins anew.
+        assert_eq!(at(&[]), (None, None));
+        assert_eq!(at(&[("/3", 2, 20)]), (Some(2.0), Some(20.0)));
+        assert_eq!(at(&[("/4", 1, 5)]), (Some(1.0), Some(5.0)));
     }
 
     #[test]
