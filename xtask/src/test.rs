@@ -71,6 +71,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
     let filter = args.filter.as_slice();
     build()?;
+    must(static_agent()?.args(["build", "--locked", "--package", "tracker-user"]))?;
     must(
         cargo()?.args(["test", "--locked", "--workspace", "--exclude", "fdtracker-tests", "--"]).args(filter),
     )?;
@@ -99,8 +100,7 @@ pub(crate) fn install_programs(no_install: bool) -> anyhow::Result<()> {
 
 /// Builds what the integration tests run.
 pub(crate) fn build() -> anyhow::Result<()> {
-    must(cargo()?.args(["build", "--locked", "--package", "tracker-user", "--package", "fdtracker-tests"]))?;
-    must(static_agent()?.args(["build", "--locked", "--package", "tracker-user"]))
+    must(cargo()?.args(["build", "--locked", "--package", "tracker-user", "--package", "fdtracker-tests"]))
 }
 
 /// Into the project's tools: tests look for them there, and are skipped without.

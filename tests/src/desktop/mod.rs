@@ -8,7 +8,10 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     net::{Ipv4Addr, TcpListener},
-    os::{linux::net::SocketAddrExt as _, unix::net},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{fs::MetadataExt as _, net},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -170,6 +173,20 @@ impl Desktop {
             }
         }
         open
+    }
+
+    /// The inodes of these directories in its root, and of all that is below them.
+    pub fn inodes(&self, dirs: &[&str]) -> BTreeSet<u64> {
+        let mut inodes = BTreeSet::new();
+        let mut waiting: Vec<PathBuf> = dirs.iter().map(|dir| self.bundle.root().join(dir)).collect();
+        while let Some(path) = waiting.pop() {
+            let Ok(meta) = path.symlink_metadata() else { continue };
+            inodes.insert(meta.ino());
+            if meta.is_dir() {
+                waiting.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+            }
+        }
+        inodes
     }
 
     /// All of its processes.

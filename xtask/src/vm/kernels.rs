@@ -60,8 +60,9 @@ pub(super) fn with_modules(row: &Row, dir: &Path, may_download: bool) -> anyhow:
     let package = package(&names(&archive)?, row)?;
     let vmlinuz = download(&archive, &package, &dir.join("kernels"))?;
     // Where the kernel is in a package `linux-binary`, its modules are in another.
-    let modules =
-        archive.unpacked(&package.replace("linux-binary-", "linux-modules-"), &dir.join("modules"))?;
+    let package = package.replace("linux-binary-", "linux-modules-");
+    let unpacked = archive.unpacked(&[package], &dir.join("modules"))?;
+    let modules = unpacked.into_iter().next().context("the modules' package has no file")?;
     Ok((Kernel { row: *row, vmlinuz }, modules))
 }
 

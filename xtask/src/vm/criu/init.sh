@@ -48,5 +48,8 @@ echo "@@ kernel $(uname -r)" >/dev/ttyS1
 echo "@@ version $(uname -v)" >/dev/ttyS1
 echo "@@ criu $(criu --version | sed -n 's/^Version: //p')" >/dev/ttyS1
 "$@" >/dev/ttyS1
-echo "@@ end $?" >/dev/ttyS1
+code=$?
+# What is told besides, not in the middle of a line.
+[ -f /record ] && cat /record >/dev/ttyS1
+echo "@@ end $code" >/dev/ttyS1
 poweroff -f

@@ -38,10 +38,7 @@ pub(super) fn get(row: &Row, dir: &Path, may_download: bool) -> anyhow::Result<C
     if !version.starts_with(row.series) {
         bail!("{} has criu {version} now, not {}", row.suite, row.series);
     }
-    let unpacked = packages(&archive)?
-        .iter()
-        .map(|package| archive.unpacked(package, &dir.join("packages")))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let unpacked = archive.unpacked(&packages(&archive)?, &dir.join("packages"))?;
     let program = unpacked.iter().find_map(|root| {
         ["usr/sbin/criu", "usr/bin/criu", "sbin/criu"]
             .map(|at| root.join(at))
@@ -54,17 +51,16 @@ pub(super) fn get(row: &Row, dir: &Path, may_download: bool) -> anyhow::Result<C
 }
 
 /// CRIU's package, and those of libraries that it needs, by way of others too.
-fn packages(archive: &Archive) -> anyhow::Result<BTreeSet<String>> {
-    let (mut found, mut waiting) = (BTreeSet::new(), vec!["criu".to_owned()]);
-    while let Some(package) = waiting.pop() {
-        if found.contains(&package) {
-            continue;
-        }
+fn packages(archive: &Archive) -> anyhow::Result<Vec<String>> {
+    let (mut found, mut new) = (BTreeSet::new(), vec!["criu".to_owned()]);
+    while !new.is_empty() {
+        let needed = archive.needs(&new)?;
+        found.extend(new);
         // What isn't a library is for CRIU's other programs.
-        waiting.extend(archive.needs(&package)?.into_iter().filter(|name| name.starts_with("lib")));
-        found.insert(package);
+        let needed = needed.into_iter().filter(|name| name.starts_with("lib") && !found.contains(name));
+        new = needed.collect::<BTreeSet<_>>().into_iter().collect();
     }
-    Ok(found)
+    Ok(found.into_iter().collect())
 }
 
 /// The libraries that a program needs, out of unpacked packages.

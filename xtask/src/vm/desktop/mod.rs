@@ -27,6 +27,10 @@ pub(crate) struct Args {
     #[arg(long)]
     write_docs: bool,
 
+    /// Run in the emulated machine only
+    #[arg(long, conflicts_with = "write_docs")]
+    guest: bool,
+
     /// Refuse to install or download anything; say what is needed instead
     #[arg(long)]
     no_install: bool,
@@ -55,7 +59,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let record = dir()?.join("record.jsonl");
     fs::write(&record, "").with_context(|| format!("write {}", record.display()))?;
     test::build()?;
-    must(test::integration(&[TESTS.to_owned()])?.env(RECORD, &record))?;
+    if !args.guest {
+        must(test::integration(&[TESTS.to_owned()])?.env(RECORD, &record))?;
+    }
     let guest = in_guest(args.no_install)?;
     if args.write_docs {
         let read = |file: &Path| super::qemu::read(file);
@@ -117,7 +123,7 @@ pub(crate) fn in_guest(no_install: bool) -> anyhow::Result<PathBuf> {
 fn write(file: &Path, criu: &criu::Criu, modules: &Path) -> anyhow::Result<()> {
     let tests = initramfs::tests()?;
     let (_, test) = tests.first().context("there are no tests")?;
-    let command = ["env", &format!("{RECORD}={}", initramfs::OUTPUT), test, "--color", "never", TESTS];
+    let command = ["env", &format!("{RECORD}=/record"), test, "--color", "never", TESTS];
     let mut archive = criu::start(&command.map(str::to_owned), modules)?;
     criu.add(&mut archive, criu::PLACE)?;
     // Where the tests look for it.
