@@ -438,7 +438,7 @@ impl Tracker {
 
     fn look_at(&self, container: &Container, judge: &Judge) -> Result<Assessment, LookError> {
         let found = TreeFound::in_cgroup(&self.cgroups, &container.cgroup, None)?;
-        let tree = inspect::tree(found.root, &judge.profile().options.irmap_paths)?;
+        let tree = inspect::tree(found.root, &judge.profile().irmap_paths())?;
         Ok(Assessment::new(judge, &tree, &found.pids))
     }
 

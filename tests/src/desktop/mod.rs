@@ -65,6 +65,9 @@ impl Session {
 /// The process that counts, and has nothing to do with the desktop.
 pub const JOB: &str = "job";
 
+/// How long after each other the desktop is looked at while it starts: a look takes time that it needs.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// The container's name, by an annotation as containerd makes them.
 pub const NAME: &str = "desktop";
 
@@ -131,6 +134,7 @@ impl Desktop {
     #[track_caller]
     pub fn wait(&self) {
         eventually("the desktop is up", || {
+            std::thread::sleep(LOOK);
             let found: BTreeSet<String> = self.processes().into_iter().map(|process| process.comm).collect();
             match self.session.processes().find(|wanted| !found.contains(*wanted)) {
                 Some(absent) => Err(format!("no {absent} among {found:?}; {}", self.bundle.said())),
@@ -155,6 +159,7 @@ impl Desktop {
         const QUIET: Duration = Duration::from_secs(2);
         let (mut since, mut last) = (Instant::now(), self.open());
         eventually("the desktop is at rest", || {
+            std::thread::sleep(LOOK);
             let now = self.open();
             if now != last {
                 (since, last) = (Instant::now(), now);

@@ -64,7 +64,7 @@ pub(super) async fn run(args: &args::Check) -> anyhow::Result<ExitCode> {
 /// One look at what was found.
 fn look(args: &args::Check, target: &Target, found: &Found, judge: &Judge) -> anyhow::Result<Check> {
     let frozen = args.freeze.then(|| Frozen::freeze(found)).transpose()?;
-    let tree = inspect::tree(found.root, &judge.profile().options.irmap_paths)?;
+    let tree = inspect::tree(found.root, &judge.profile().irmap_paths())?;
     let is_frozen = frozen.is_some();
     if let Some(frozen) = frozen {
         frozen.thaw()?;

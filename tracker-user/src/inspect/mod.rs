@@ -68,8 +68,8 @@ pub enum InspectError {
     },
 }
 
-/// Looks at a process and all that descends from it. `scan` are the paths where CRIU is told to look for watched files
-/// (`--irmap-scan-path`).
+/// Looks at a process and all that descends from it. `scan` are the paths where CRIU looks for watched files
+/// ([`Profile::irmap_paths`](crate::verdict::Profile::irmap_paths)).
 ///
 /// # Errors
 /// When there is no such process, or it isn't one that can be dumped. Processes that end meanwhile are left out.

@@ -75,9 +75,9 @@ pub(super) struct Surroundings {
     locked: Option<BTreeSet<u64>>,
     /// Sessions by their terminal's device, when somebody asks.
     sessions: Option<BTreeMap<u64, Session>>,
-    /// Where CRIU looks for watched files, by the root's mount namespace.
+    /// What CRIU finds where it looks for watched files, by the root's mount namespace.
     pub(super) hints: Option<Hints>,
-    /// Where it is told to look besides (`--irmap-scan-path`).
+    /// Where it looks.
     pub(super) scan: BTreeSet<String>,
     /// The root's mount namespace.
     pub(super) first_space: Option<u64>,

@@ -15,19 +15,6 @@ use super::{
 };
 use crate::verdict::{Fact, tree::File};
 
-/// Where CRIU looks for what it has no handle of, in the root process's mount namespace, with all that is below
-/// (irmap.c:hints; the root itself without).
-const HINTS: [&str; 8] = [
-    "/etc",
-    "/var/spool",
-    "/var/log",
-    "/usr/share/dbus-1/services",
-    "/usr/share/dbus-1/system-services",
-    "/var/lib/polkit-1/localauthority",
-    "/usr/share/polkit-1/actions",
-    "/lib/udev",
-];
-
 /// So many files are looked at under the hints, and no more: it is for a verdict that a person waits for.
 const MAX_HINTED: usize = 100_000;
 
@@ -168,7 +155,7 @@ impl Hints {
     fn list(space: &MountSpace, scan: &BTreeSet<String>) -> Self {
         let mut hints = Self::default();
         hints.found.extend(sys::status_of(space.root.as_fd()).map(|status| (status.device, status.inode)));
-        for hint in scan.iter().map(String::as_str).chain(HINTS) {
+        for hint in scan {
             match space.open(hint, libc::O_PATH | libc::O_NOFOLLOW) {
                 Ok(file) => hints.add(space, file.as_fd(), MAX_DEPTH),
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {}

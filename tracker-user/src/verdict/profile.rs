@@ -1,6 +1,6 @@
 //! The CRIU that a verdict is about.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use thiserror::Error;
 
@@ -45,6 +45,18 @@ pub const KNOWN_VERSIONS: [CriuVersion; 8] = [
     CriuVersion::new(4, 1, 1),
     CriuVersion::new(4, 2, 0),
     NEWEST_KNOWN,
+];
+
+/// Where CRIU looks for watched files (irmap.c:hints; the root itself without), and the release that was the first to.
+const HINTS: [(&str, CriuVersion); 8] = [
+    ("/etc", OLDEST_KNOWN),
+    ("/var/spool", OLDEST_KNOWN),
+    ("/var/log", OLDEST_KNOWN),
+    ("/usr/share/dbus-1/services", CriuVersion::new(4, 0, 0)),
+    ("/usr/share/dbus-1/system-services", OLDEST_KNOWN),
+    ("/var/lib/polkit-1/localauthority", OLDEST_KNOWN),
+    ("/usr/share/polkit-1/actions", OLDEST_KNOWN),
+    ("/lib/udev", OLDEST_KNOWN),
 ];
 
 impl fmt::Display for CriuVersion {
@@ -133,6 +145,14 @@ impl Profile {
         Self { version, ..self.clone() }
     }
 
+    /// Where it looks for watched files of which it has no handle, in the root process's mount namespace, with all that is below: what
+    /// it is told, and what it knows of itself.
+    #[must_use]
+    pub fn irmap_paths(&self) -> BTreeSet<String> {
+        let known = HINTS.iter().filter(|(_, since)| *since <= self.version);
+        known.map(|(path, _)| (*path).to_owned()).chain(self.options.irmap_paths.iter().cloned()).collect()
+    }
+
     /// Whether it is newer than all releases that the rules were checked against.
     #[must_use]
     pub fn is_newer_than_known(&self) -> bool {
@@ -161,6 +181,20 @@ impl fmt::Display for Profile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_release_looks_where_it_knows_to_and_where_it_is_told_to() {
+        let of = |version| {
+            let kernel = KernelVersion { major: 6, minor: 1 };
+            let mut profile = Profile::new(Some(version), None, kernel);
+            profile.options.irmap_paths.insert("/root".into());
+            profile.irmap_paths()
+        };
+        let (old, new) = (of(CriuVersion::new(3, 19, 0)), of(CriuVersion::new(4, 0, 0)));
+        assert!(old.contains("/root") && old.contains("/etc"), "{old:?}");
+        let more: Vec<_> = new.difference(&old).collect();
+        assert_eq!(more, ["/usr/share/dbus-1/services"]);
+    }
 
     #[test]
     fn versions() {

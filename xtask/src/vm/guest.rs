@@ -14,8 +14,8 @@ use super::{
 /// How long a guest may take.
 const TOTAL: Duration = Duration::from_secs(20 * 60);
 
-/// How much longer than elsewhere tests wait here: every instruction is emulated.
-const PATIENCE: &str = "4";
+/// How many times as long as elsewhere tests wait here: every instruction is emulated.
+pub(super) const PATIENCE: u32 = 4;
 
 /// Operations in a run of the stress test.
 const STRESS_OPERATIONS: &str = "60000";
@@ -25,10 +25,13 @@ pub(super) struct Guest<'a> {
     pub(super) kernel: &'a Kernel,
     pub(super) feeder: &'static str,
     pub(super) initramfs: &'a Path,
+    pub(super) processors: u32,
     /// In MiB.
     pub(super) memory: u32,
     /// Its disk, if it has one.
     pub(super) disk: Option<&'a Path>,
+    /// How many times as long as elsewhere tests wait here.
+    pub(super) patience: u32,
     /// Where the logs go.
     pub(super) dir: &'a Path,
 }
@@ -54,7 +57,7 @@ impl Guest<'_> {
         let machine = Machine {
             vmlinuz: &self.kernel.vmlinuz,
             initramfs: self.initramfs,
-            processors: 2,
+            processors: self.processors,
             memory: self.memory,
             disk: self.disk,
             parameters: &self.parameters(),
@@ -76,9 +79,9 @@ impl Guest<'_> {
     fn parameters(&self) -> String {
         // An oops is a failure, whatever it was that oopsed.
         format!(
-            "oops=panic panic_on_warn=1 {} FDTRACKER_FEEDER={} FDTRACKER_TEST_PATIENCE={PATIENCE} \
+            "oops=panic panic_on_warn=1 {} FDTRACKER_FEEDER={} FDTRACKER_TEST_PATIENCE={} \
              FDTRACKER_STRESS_OPS={STRESS_OPERATIONS}",
-            self.kernel.row.parameters, self.feeder
+            self.kernel.row.parameters, self.feeder, self.patience
         )
     }
 }

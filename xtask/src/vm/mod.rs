@@ -170,8 +170,10 @@ fn run_all(
                 kernel,
                 feeder,
                 initramfs,
+                processors: 2,
                 memory: qemu::MEMORY,
                 disk: None,
+                patience: guest::PATIENCE,
                 dir,
             })
         })

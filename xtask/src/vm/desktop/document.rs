@@ -42,7 +42,7 @@ fn first<'a>(records: &'a [Record], what: &str, is_it: impl Fn(&Value) -> bool) 
 
 fn document(guest: &[Record], here: &[Record]) -> Option<String> {
     let report =
-        first(guest, "foretold", |seen| at(seen, "/session") == "whole" && at(seen, "/configured") == false)?;
+        first(guest, "foretold", |seen| at(seen, "/session") == "whole" && at(seen, "/configured") == true)?;
     let live = first(here, "live", |_| true)?;
     let alert = first(here, "alert", |_| true)?;
     let part = here.iter().rfind(|record| record.what == "part")?;

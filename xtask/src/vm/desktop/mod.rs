@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use super::{criu, guest::Guest, initramfs, report, run_twice};
+use super::{criu, guest, guest::Guest, initramfs, report, run_twice};
 use crate::{
     command::{must, workspace},
     machine::{Package, install},
@@ -108,8 +108,12 @@ pub(crate) fn in_guest(no_install: bool) -> anyhow::Result<PathBuf> {
         kernel: &kernel,
         feeder: "kprobe",
         initramfs: &initramfs,
+        // As with CRIU's other guests.
+        processors: 1,
         memory: MEMORY,
         disk: Some(&disk),
+        // A session of some twenty programs takes minutes to start.
+        patience: 3 * guest::PATIENCE,
         dir: &dir,
     };
     let run = run_twice(&guest)?;
