@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fdtracker_tests::{Agent, Cgroup, Metrics, Rival, Zoo, counts_of, eventually, fdstress, random_id};
+use fdtracker_tests::{
+    Agent, Cgroup, Metrics, Rival, Zoo, counts_of, eventually, fdstress, random_id, truth,
+};
 use libtest_mimic::Trial;
 use tracker_ebpf::Kind;
 
@@ -189,6 +191,31 @@ impl Stress {
         self.cgroups.each_ref().map(Cgroup::truth)
     }
 
+    /// Where the agent has each process that holds something, and how much, and where it is.
+    fn processes(&self, agent: &Agent) -> String {
+        let ls = agent.ls();
+        let mut lines = String::new();
+        for container in ls["containers"].as_array().into_iter().flatten() {
+            for row in container["processes"].as_array().into_iter().flatten() {
+                let pid = row["pid"].as_u64().unwrap_or(0) as u32;
+                let counted: i64 = counts_of(&row["counts"]).values().sum();
+                let open: i64 = truth(pid).values().sum();
+                let at =
+                    self.cgroups.iter().find(|cgroup| cgroup.pids().contains(&pid)).map_or("-", Cgroup::name);
+                lines += &format!("\n  {} {pid}: {counted}; {at}: {open}", container["name"]);
+            }
+        }
+        for cgroup in &self.cgroups {
+            for pid in cgroup.pids() {
+                let open: i64 = truth(pid).values().sum();
+                let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+                let state = status.lines().find(|line| line.starts_with("State")).unwrap_or_default();
+                lines += &format!("\n  at {} {pid}: {open} {state}", cgroup.name());
+            }
+        }
+        lines
+    }
+
     /// The agent counts what `/proc` says, and is sure of it.
     #[track_caller]
     fn agrees_with(&mut self, agent: &Agent) {
@@ -201,7 +228,7 @@ impl Stress {
             }
             let lines = differences.iter().map(|(name, state, what)| format!("\n  {name} ({state}): {what}"));
             let quiet = if self.truth() == truth { "" } else { "\n  the fixture isn't quiet" };
-            Err(lines.collect::<String>() + quiet + &health(agent))
+            Err(lines.collect::<String>() + quiet + &health(agent) + &self.processes(agent))
         });
         self.slowest = self.slowest.max(start.elapsed());
         assert_eq!(self.truth(), truth, "seed {}: the fixture isn't quiet", self.seed);

@@ -231,7 +231,8 @@ async fn audit_forever(
     pulse: Pulse,
 ) {
     let every = |pace: &mut watch::Receiver<Pace>| pace.borrow_and_update().audit(&tracker);
-    let mut wait = every(&mut pace);
+    // What was adopted may have been on its way to another cgroup.
+    let mut wait = every(&mut pace).min(AFTER_CORRECTION);
     let mut last = Duration::ZERO;
     loop {
         pulse.within(wait);

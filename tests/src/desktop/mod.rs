@@ -180,13 +180,15 @@ impl Desktop {
         open
     }
 
-    /// The inodes of these directories in its root, and of all that is below them.
-    pub fn inodes(&self, dirs: &[&str]) -> BTreeSet<u64> {
+    /// Device, as fdinfo has it, and inode of these directories in its root, and of all that is below them.
+    pub fn inodes(&self, dirs: &[&str]) -> BTreeSet<(u64, u64)> {
         let mut inodes = BTreeSet::new();
         let mut waiting: Vec<PathBuf> = dirs.iter().map(|dir| self.bundle.root().join(dir)).collect();
         while let Some(path) = waiting.pop() {
             let Ok(meta) = path.symlink_metadata() else { continue };
-            inodes.insert(meta.ino());
+            // Kernel: MKDEV
+            let device = u64::from(libc::major(meta.dev())) << 20 | u64::from(libc::minor(meta.dev()));
+            inodes.insert((device, meta.ino()));
             if meta.is_dir() {
                 waiting.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
             }
@@ -238,6 +240,22 @@ impl Desktop {
         Dump::run(runc.arg(&self.id), &images.join("dump.log"))
     }
 
+    /// Dumps it as somebody does who knows CRIU, and needs no configuration file. It goes on.
+    pub fn dump_by_hand(&self, criu: &Criu, options: &[String]) -> Dump {
+        let images = self.bundle.images();
+        let mut dump = Command::new(&criu.program);
+        dump.args(["dump", "--leave-running", "-v4", "-o", "dump.log", "-D"]).arg(&images);
+        dump.args(["-t", &self.init().to_string(), "--root"]).arg(self.bundle.root());
+        // As runc has it: what is mounted from outside is so again when it is restored, and cgroups are runc's.
+        dump.args(["--external", "mnt[]", "--manage-cgroups=ignore"]).args(options);
+        Dump::run(&mut dump, &images.join("dump.log"))
+    }
+
+    /// The pid of its first process, on the host.
+    fn init(&self) -> u32 {
+        self.processes().iter().find(|process| process.inner == 1).expect("an init").pid
+    }
+
     /// Has runc have it restored from the last dump, after which it was gone.
     #[track_caller]
     pub fn restore(&mut self, criu: &Criu) {
@@ -278,9 +296,8 @@ impl Desktop {
 
     /// CRIU in the container's namespaces.
     fn criu_inside(&self, criu: &Criu, what: &str) -> Command {
-        let init = self.processes().iter().find(|process| process.inner == 1).expect("an init").pid;
         let mut nsenter = Command::new("nsenter");
-        nsenter.args(["-t", &init.to_string(), "-m", "-p", "-i", "-u"]).arg(&criu.program);
+        nsenter.args(["-t", &self.init().to_string(), "-m", "-p", "-i", "-u"]).arg(&criu.program);
         nsenter.args([what, "-v4", "-D", INNER_IMAGES]);
         nsenter
     }
