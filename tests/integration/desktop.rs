@@ -108,7 +108,10 @@ fn is_followed_live(agent: &Agent, lines: &Mutex<Vec<Value>>, desktop: &Desktop)
             None => Ok(lines.iter().filter(|line| told(line)).cloned().collect::<Vec<_>>()),
         }
     });
-    assert!(opened.iter().all(|line| line["container"] == NAME), "{opened:?}");
+    // Before it opens anything it may go by its id for a moment.
+    let unnamed: Vec<_> =
+        opened.iter().filter(|line| line["event"] == "opened" && line["container"] != NAME).collect();
+    assert!(unnamed.is_empty(), "{unnamed:?}");
     // The first of each program.
     let first = |program: &&&str| opened.iter().find(|line| line["comm"] == **program);
     let lines: Vec<&Value> = programs.keys().collect::<Vec<_>>().iter().filter_map(first).collect();
@@ -202,7 +205,15 @@ fn foretell(desktop: &mut Desktop, criu: &Criu, told: &[&str]) -> Foretold {
     let pairs = words.chunks(2).flat_map(|pair| [format!("--{}", pair[0]), pair[1].to_owned()]);
     let options: Vec<String> = if by_hand { pairs.collect() } else { Vec::new() };
     let (check, text) = (check(&desktop.id, criu, &options), check_text(&desktop.id, criu, &options));
-    let dump = if by_hand { desktop.dump_by_hand(criu, &options) } else { desktop.checkpoint(criu, false) };
+    let dump =
+        || if by_hand { desktop.dump_by_hand(criu, &options) } else { desktop.checkpoint(criu, false) };
+    let mut dumped = dump();
+    if dumped.is_broken_off() {
+        // Seen of CRIU 4.2.1, once in a dozen dumps: its log ends while it looks for watched files.
+        eprintln!("desktop, CRIU {} ended without a word; once more", criu.version);
+        dumped = dump();
+    }
+    let dump = dumped;
     let errors = dump.errors();
     let usual = Default::default();
     let cause = errors.cause(&usual);
@@ -215,7 +226,8 @@ fn foretell(desktop: &mut Desktop, criu: &Criu, told: &[&str]) -> Foretold {
     eprintln!("desktop, {session}, CRIU {}: CRIU says:  {its}", criu.version);
     let verdict = if dump.done { "dumped" } else { "refused" };
     let is_told = |line: &&str| ["Error (", "Warn  (", " hint"].iter().any(|word| line.contains(word));
-    let lines: Vec<&str> = dump.log.lines().filter(is_told).collect();
+    let mut lines: Vec<&str> = dump.log.lines().filter(is_told).collect();
+    lines.extend(dump.log.lines().rev().take(10).collect::<Vec<_>>().iter().rev());
     let tail = lines.get(lines.len().saturating_sub(30)..).unwrap_or_default().join("\n");
     assert!(agrees(&check, verdict, &cause), "{verdict}: {cause:?}\n{text}\n{tail}");
     if !dump.done {

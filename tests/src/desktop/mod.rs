@@ -330,7 +330,7 @@ impl Drop for Desktop {
 pub struct Dump {
     /// Whether CRIU did it.
     pub done: bool,
-    /// Its log, or what was said instead.
+    /// Its log, and what was said besides.
     pub log: String,
 }
 
@@ -340,8 +340,14 @@ impl Dump {
         let output = command.stdin(Stdio::null()).output();
         let output = output.unwrap_or_else(|error| panic!("start {command:?}: {error}"));
         drop(fewer);
-        let said = fs::read(log).unwrap_or(output.stderr);
+        let mut said = fs::read(log).unwrap_or_default();
+        said.extend(output.stderr);
         Self { done: output.status.success(), log: String::from_utf8_lossy(&said).into_owned() }
+    }
+
+    /// Whether it failed, and doesn't say why: CRIU itself has ended before its time.
+    pub fn is_broken_off(&self) -> bool {
+        !self.done && self.errors().errors.is_empty()
     }
 
     /// The errors in it.
