@@ -17,7 +17,7 @@ pub(crate) struct Args {
     #[arg(long)]
     no_install: bool,
 
-    /// Leave out CRIU and the kernels in emulated machines, which take some half an hour
+    /// Leave out the desktop, CRIU, and the kernels in emulated machines, which take an hour
     #[arg(long)]
     no_vm: bool,
 
