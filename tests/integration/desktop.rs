@@ -255,11 +255,15 @@ fn foretell(desktop: &mut Desktop, criu: &Criu, told: &[&str]) -> Foretold {
 }
 
 fn check(target: &str, criu: &Criu, options: &[String]) -> Value {
-    let mut check = Command::new(fdtracker());
-    check.args(["check", target, "--criu", &criu.version, "-o", "json"]).args(options);
-    let output = check.output().expect("run check");
-    serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|_| panic!("check: {}", String::from_utf8_lossy(&output.stderr)))
+    // It is of one moment: what is closed while it is looked at, as the job's file may be, can't be told.
+    eventually("check can tell", || {
+        let mut check = Command::new(fdtracker());
+        check.args(["check", target, "--criu", &criu.version, "-o", "json"]).args(options);
+        let output = check.output().map_err(|error| error.to_string())?;
+        let error = || String::from_utf8_lossy(&output.stderr).into_owned();
+        let check: Value = serde_json::from_slice(&output.stdout).map_err(|_| error())?;
+        if check["verdict"] == "unknown" { Err(check.to_string()) } else { Ok(check) }
+    })
 }
 
 /// The same for people.
