@@ -156,7 +156,7 @@ impl Desktop {
     /// Waits until no process comes or goes or opens anything for some time.
     #[track_caller]
     fn rest(&self) {
-        const QUIET: Duration = Duration::from_secs(2);
+        const QUIET: Duration = Duration::from_secs(5);
         let (mut since, mut last) = (Instant::now(), self.open());
         eventually("the desktop is at rest", || {
             std::thread::sleep(LOOK);
@@ -343,11 +343,6 @@ impl Dump {
         let mut said = fs::read(log).unwrap_or_default();
         said.extend(output.stderr);
         Self { done: output.status.success(), log: String::from_utf8_lossy(&said).into_owned() }
-    }
-
-    /// Whether it failed, and doesn't say why: CRIU itself has ended before its time.
-    pub fn is_broken_off(&self) -> bool {
-        !self.done && self.errors().errors.is_empty()
     }
 
     /// The errors in it.
