@@ -77,7 +77,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     )?;
     must(&mut integration(filter)?)?;
     if with_vm {
-        vm::desktop::in_guest(args.no_install)?;
         vm::criu::run(&vm::criu::Args::everything(args.no_install))?;
         vm::run(&vm::Args::everything(args.no_install))?;
     }

@@ -1,7 +1,7 @@
 //! `cargo xtask desktop`: the case that started it all, with the real programs: XFCE, TightVNC and IBus in a container.
 //!
-//! Its tests are those called `desktop::`. They run on this machine, with the CRIUs that run on any kernel, and in a guest with the
-//! oldest one, which doesn't.
+//! Its tests are those called `desktop::`. They run on this machine, with the CRIUs that run on any kernel, as part of `cargo xtask test`,
+//! too; and in a guest with the oldest one, which doesn't: there all takes minutes, and only this command runs them.
 
 mod document;
 mod root;
@@ -98,7 +98,7 @@ pub(crate) fn prepare(no_install: bool) -> anyhow::Result<()> {
 }
 
 /// Runs the tests in a guest with the CRIU of the report. Returns the file that has what they said.
-pub(crate) fn in_guest(no_install: bool) -> anyhow::Result<PathBuf> {
+fn in_guest(no_install: bool) -> anyhow::Result<PathBuf> {
     let (dir, vm) = (dir()?, workspace()?.join("target/vm"));
     let (criu, kernel, modules) = criu::get(IN_A_GUEST, &vm, !no_install)?;
     let disk = root::disk(&dir.join("root"), &dir)?;
