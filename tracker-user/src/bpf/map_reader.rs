@@ -91,33 +91,32 @@ impl MapReader {
         Ok(Self::Iterator(bpf_fd(BPF_LINK_CREATE, &mut attributes)?))
     }
 
-    /// Reads the whole map. Entries that come or go meanwhile may or may not be seen; while others go, an entry may be missed.
-    pub(super) fn read<K: Plain + Eq + Hash, V: Plain>(&self) -> io::Result<HashMap<K, V>> {
-        let mut found = HashMap::new();
+    /// Reads the whole map. Entries that come or go meanwhile may or may not be seen. While others go, an entry may be missed, or
+    /// seen twice.
+    pub(super) fn read<K: Plain + Eq + Hash, V: Plain>(&self) -> io::Result<Vec<(K, V)>> {
         match self {
             Self::Iterator(link) => {
                 let mut attributes = IterCreate { link_fd: link.as_raw_fd() as u32, flags: 0 };
                 let iterator = std::fs::File::from(bpf_fd(BPF_ITER_CREATE, &mut attributes)?);
-                read_records(iterator, |Entry { key, value }: Entry<K, V>| {
-                    found.insert(key, value);
-                })?;
+                let mut found = Vec::new();
+                read_records(iterator, |Entry { key, value }: Entry<K, V>| found.push((key, value)))?;
+                Ok(found)
             }
-            Self::Calls(calls) => calls.walk(&mut found)?,
+            Self::Calls(calls) => Ok(calls.walk()?.into_iter().collect()),
         }
-        Ok(found)
     }
 }
 
 impl Calls {
     /// Reads the map entry by entry.
-    fn walk<K: Plain + Eq + Hash, V: Plain>(&self, found: &mut HashMap<K, V>) -> io::Result<()> {
+    fn walk<K: Plain + Eq + Hash, V: Plain>(&self) -> io::Result<HashMap<K, V>> {
         // The kernel writes as much as an entry has.
         if [self.key_size, self.value_size].map(|size| size as usize) != [size_of::<K>(), size_of::<V>()] {
             return Err(io::ErrorKind::InvalidData.into());
         }
         // A walk begins anew when the entry where it was has gone (kernel: `htab_map_get_next_key`): not for ever.
         const OFTEN: usize = 1000;
-        let (mut last, mut seen_again) = (None, 0);
+        let (mut found, mut last, mut seen_again) = (HashMap::new(), None, 0);
         while let Some(key) = self.next_key::<K>(last)? {
             if let Some(value) = self.value(key)? {
                 seen_again += usize::from(found.insert(key, value).is_some());
@@ -127,7 +126,7 @@ impl Calls {
             }
             last = Some(key);
         }
-        Ok(())
+        Ok(found)
     }
 
     fn next_key<K: Plain>(&self, last: Option<K>) -> io::Result<Option<K>> {

@@ -281,7 +281,7 @@ impl Kernel {
         let mut tables = HashMap::new();
         for _ in 0..TRIES {
             let [begun, done] = self.shared.removals.get();
-            tables = self.dump("TABLES", &self.shared.tables)?;
+            tables = self.dump("TABLES", &self.shared.tables)?.into_iter().collect();
             let [begun_since, _] = self.shared.removals.get();
             if begun == done && begun == begun_since {
                 break;
@@ -296,12 +296,12 @@ impl Kernel {
     /// When the map can't be read.
     pub fn flows(&self) -> Result<Vec<(u64, Flow)>, BpfError> {
         // Nobody but `forget_flow` removes anything.
-        Ok(self.dump("FLOWS", &self.shared.flows)?.into_iter().collect())
+        self.dump("FLOWS", &self.shared.flows)
     }
 
     /// What is recorded slot by slot. While slots are emptied, a record may be missed: an audit then looks again.
     fn slots(&self) -> Result<Vec<(Slot, Tag)>, BpfError> {
-        Ok(self.dump("SLOTS", &self.shared.slots)?.into_iter().collect())
+        self.dump("SLOTS", &self.shared.slots)
     }
 
     /// Forgets what a cgroup counted.
@@ -330,7 +330,7 @@ impl Kernel {
         &self,
         map: &'static str,
         reader: &MapReader,
-    ) -> Result<HashMap<K, V>, BpfError> {
+    ) -> Result<Vec<(K, V)>, BpfError> {
         reader.read().map_err(|source| call("read the BPF map", map, source))
     }
 }
