@@ -62,9 +62,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let with_vm = args.filter.is_none() && !args.no_vm;
     let is_wanted = |filter: &String| filter.starts_with(vm::desktop::TESTS.trim_end_matches(':'));
     let with_desktop = with_vm || args.filter.as_ref().is_some_and(is_wanted);
-    install_programs(args.no_install)?;
+    let more = if with_desktop { vm::desktop::needed_packages()? } else { Vec::new() };
+    install_programs(more, args.no_install)?;
     if with_desktop {
-        install(&vm::desktop::needed_packages()?, !args.no_install)?;
         vm::desktop::prepare(args.no_install)?;
     }
     build_ebpf::run(&build_ebpf::Args { check: true, no_install: args.no_install })?;
@@ -84,11 +84,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Installs what tests on this machine start, and prepares it for the BPF programs.
-pub(crate) fn install_programs(no_install: bool) -> anyhow::Result<()> {
-    let missing: Vec<Package> =
-        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
-    let mut needed: Vec<Package> = missing.into_iter().chain(build_ebpf::missing_packages()).collect();
+/// Installs what tests on this machine start, and more, and prepares it for the BPF programs.
+pub(crate) fn install_programs(more: Vec<Package>, no_install: bool) -> anyhow::Result<()> {
+    let missing = PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package);
+    let mut needed: Vec<Package> = missing.chain(build_ebpf::missing_packages()).chain(more).collect();
     // One package may have several programs.
     needed.sort();
     needed.dedup();

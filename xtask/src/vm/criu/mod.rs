@@ -256,13 +256,19 @@ pub(super) fn add(
     initramfs::add(archive, &programs, &file.with_extension("stripped"))
 }
 
-/// A version of CRIU, and the kernel of its time with the directory of its modules.
-pub(super) fn get(version: &str, dir: &Path, may_download: bool) -> anyhow::Result<(Criu, Kernel, PathBuf)> {
+/// A version of CRIU.
+pub(super) fn get(version: &str, dir: &Path, may_download: bool) -> anyhow::Result<Criu> {
+    packages::get(row(version)?, &dir.join("criu"), may_download)
+}
+
+/// The kernel of its time, and the directory of its modules.
+pub(super) fn kernel_of(version: &str, dir: &Path, may_download: bool) -> anyhow::Result<(Kernel, PathBuf)> {
+    kernels::with_modules(&plain(row(version)?.kernel), dir, may_download)
+}
+
+fn row(version: &str) -> anyhow::Result<&'static Row> {
     let row = MATRIX.iter().find(|row| row.name == version);
-    let row = row.with_context(|| format!("no CRIU {version} in the matrix"))?;
-    let criu = packages::get(row, &dir.join("criu"), may_download)?;
-    let (kernel, modules) = kernels::with_modules(&plain(row.kernel), dir, may_download)?;
-    Ok((criu, kernel, modules))
+    row.with_context(|| format!("no CRIU {version} in the matrix"))
 }
 
 /// A small file system that is empty.

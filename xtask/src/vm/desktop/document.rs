@@ -235,14 +235,9 @@ A window manager and the bus that it needs, without XFCE's session and panel; CR
 "
     )?;
     rows(out, guest, here, of("simplified", true))?;
-    let row = |row: &Value| {
-        let depth = at(row, "/depth").as_u64().unwrap_or(0) as usize;
-        let count = at(row, "/blockers").as_u64().unwrap_or(0);
-        let why = if count > 0 { format!(" ({count})") } else { String::new() };
-        let (comm, pid, verdict) = (text(at(row, "/comm")), at(row, "/pid"), text(at(row, "/verdict")));
-        format!("  {}{comm}[{pid}]  {verdict}{why}\n", "  ".repeat(depth))
-    };
-    let tree: String = at(&part.seen, "/tree").as_array().into_iter().flatten().map(row).collect();
+    // The paragraph that shows the tree.
+    let tree = text(at(&part.seen, "/text")).split("\n\n").find(|part| part.starts_with("process tree"));
+    let tree = tree.ok_or(std::fmt::Error)?.trim_end();
     let criu = |record: &&Record| text(at(&record.seen, "/criu")).to_owned();
     let parts = guest.iter().chain(here).filter(|record| record.what == "part");
     let versions: Vec<String> = parts.collect::<Vec<_>>().iter().map(criu).collect();
@@ -255,8 +250,8 @@ A window manager and the bus that it needs, without XFCE's session and panel; CR
 Often it isn't the desktop that must survive, but a job that was started in it. `check` says of each process whether it, with all below it, could be dumped by itself:
 
 ```text
-process tree, each as if it were dumped by itself:
-{tree}```
+{tree}
+```
 
 Here it is `{comm}`. From inside the container, where its pid is {inner}:
 

@@ -14,10 +14,14 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use super::{criu, guest, guest::Guest, initramfs, report, run_twice};
+use super::{
+    criu,
+    guest::{self, Guest},
+    initramfs, qemu, report, run_twice,
+};
 use crate::{
     command::{must, workspace},
-    machine::{Package, install},
+    machine::Package,
     test,
 };
 
@@ -53,8 +57,7 @@ const MEMORY: u32 = 2560;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
-    test::install_programs(args.no_install)?;
-    install(&needed_packages()?, !args.no_install)?;
+    test::install_programs(needed_packages()?, args.no_install)?;
     prepare(args.no_install)?;
     let record = dir()?.join("record.jsonl");
     fs::write(&record, "").with_context(|| format!("write {}", record.display()))?;
@@ -64,8 +67,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let guest = in_guest(args.no_install)?;
     if args.write_docs {
-        let read = |file: &Path| super::qemu::read(file);
-        document::write(&read(&record)?, &read(&guest)?)?;
+        document::write(&qemu::read(&record)?, &qemu::read(&guest)?)?;
     }
     eprintln!("the desktop is as fdtracker says: {} s", start.elapsed().as_secs());
     Ok(())
@@ -73,11 +75,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 /// What must be installed before.
 pub(crate) fn needed_packages() -> anyhow::Result<Vec<Package>> {
-    let mut needed = criu::needed_packages()?;
-    needed.extend(root::needed_packages());
-    needed.sort();
-    needed.dedup();
-    Ok(needed)
+    Ok(criu::needed_packages()?.into_iter().chain(root::missing_package()).collect())
 }
 
 /// Where the tests look for all of it.
@@ -91,7 +89,7 @@ pub(crate) fn prepare(no_install: bool) -> anyhow::Result<()> {
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     root::make(&dir, !no_install)?;
     for version in HERE {
-        let (criu, ..) = criu::get(version, &workspace()?.join("target/vm"), !no_install)?;
+        let criu = criu::get(version, &workspace()?.join("target/vm"), !no_install)?;
         criu.install(&dir.join("criu").join(version))?;
     }
     Ok(())
@@ -100,7 +98,8 @@ pub(crate) fn prepare(no_install: bool) -> anyhow::Result<()> {
 /// Runs the tests in a guest with the CRIU of the report. Returns the file that has what they said.
 fn in_guest(no_install: bool) -> anyhow::Result<PathBuf> {
     let (dir, vm) = (dir()?, workspace()?.join("target/vm"));
-    let (criu, kernel, modules) = criu::get(IN_A_GUEST, &vm, !no_install)?;
+    let criu = criu::get(IN_A_GUEST, &vm, !no_install)?;
+    let (kernel, modules) = criu::kernel_of(IN_A_GUEST, &vm, !no_install)?;
     let disk = root::disk(&dir.join("root"), &dir)?;
     let initramfs = dir.join("initramfs");
     write(&initramfs, &criu, &modules)?;

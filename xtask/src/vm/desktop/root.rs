@@ -40,16 +40,9 @@ const LEFT_OUT: [&str; 4] =
 /// How much room is left on a disk.
 const ROOM: u64 = 64 << 20;
 
-/// What must be installed to make it.
-pub(super) fn needed_packages() -> Vec<Package> {
-    let mut needed = Vec::new();
-    if find(MAKER).is_none() {
-        needed.push(Package::Install(MAKER));
-    }
-    if !Path::new(MKFS).exists() {
-        needed.push(Package::Install("e2fsprogs"));
-    }
-    needed
+/// What must be installed to make it, besides what CRIU's guests need.
+pub(super) fn missing_package() -> Option<Package> {
+    find(MAKER).is_none().then_some(Package::Install(MAKER))
 }
 
 /// Makes it in a directory, unless it is there as it is wanted. Returns where it is.
