@@ -60,13 +60,13 @@ fn one_is_told_and_taken_back() {
     let webhook = Webhook::start();
     let alertmanager = Alertmanager::start(webhook.address);
     let prometheus = Prometheus::start(agent.address, &hastened_rules(), Some(alertmanager.address()));
-    let checkpointable = |container: &str| {
+    let checkpointable = |container: &str, value: f64| {
         let expression = format!(r#"fdtracker_container_checkpointable{{container="{container}"}}"#);
-        same(values(&prometheus.query(&expression)?), vec![1.0])
+        same(values(&prometheus.query(&expression)?), vec![value])
     };
     eventually("Prometheus knows that both can be dumped", || {
-        checkpointable(&name)?;
-        checkpointable(&neighbour)
+        checkpointable(&name, 1.0)?;
+        checkpointable(&neighbour, 1.0)
     });
 
     let pidfd = blocked.zoo.must("open pidfd");
@@ -75,10 +75,7 @@ fn one_is_told_and_taken_back() {
             && alert["labels"]["container"] == *name
     };
     // For as long as the last moment at which it could be dumped is in sight nothing is.
-    eventually("Prometheus knows that it can't", || {
-        let gauge = format!(r#"fdtracker_container_checkpointable{{container="{name}"}}"#);
-        same(values(&prometheus.query(&gauge)?), vec![0.0])
-    });
+    eventually("Prometheus knows that it can't", || checkpointable(&name, 0.0));
     eventually("Prometheus suspects something", || {
         prometheus.alerts()?.into_iter().find(of_it).ok_or_else(|| "no alert".to_owned())
     });
@@ -96,7 +93,7 @@ fn one_is_told_and_taken_back() {
         let told = last(&webhook, of_it).ok_or("nobody was told")?;
         same(&told["status"], &"resolved".into())
     });
-    eventually("Prometheus knows why", || checkpointable(&name));
+    eventually("Prometheus knows why", || checkpointable(&name, 1.0));
     for rule in prometheus.rules().expect("rules") {
         assert_eq!((&rule["health"], &rule["lastError"]), (&"ok".into(), &Value::Null), "{rule}");
         assert!(rule["duration"].as_f64() <= Some(2.0), "{rule}");
@@ -117,7 +114,7 @@ fn one_is_told_and_taken_back() {
 }
 
 /// What the webhook was told last of such an alert.
-fn last(webhook: &Webhook, is_such: impl Fn(&Value) -> bool) -> Option<Value> {
+pub fn last(webhook: &Webhook, is_such: impl Fn(&Value) -> bool) -> Option<Value> {
     webhook.alerts().into_iter().rfind(is_such)
 }
 

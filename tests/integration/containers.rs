@@ -3,7 +3,10 @@
 use std::{
     io::{BufRead as _, BufReader},
     process::{Child, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -128,6 +131,23 @@ impl Tail {
     fn next(&mut self) -> serde_json::Value {
         let line = self.line();
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?} is not JSON: {error}"))
+    }
+
+    /// Gathers what comes from now on, until the agent ends.
+    pub fn gather(mut self) -> Arc<Mutex<Vec<serde_json::Value>>> {
+        let lines: Arc<Mutex<Vec<serde_json::Value>>> = Arc::default();
+        let to = Arc::clone(&lines);
+        std::thread::spawn(move || {
+            loop {
+                let line = self.line();
+                if line.is_empty() {
+                    return;
+                }
+                let line = serde_json::from_str(&line).expect("a line of JSON");
+                to.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            }
+        });
+        lines
     }
 
     /// Skips to the event of this name and fd.

@@ -4,11 +4,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::{BufRead as _, BufReader, Write as _},
-    process::{Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    io::Write as _,
+    process::Command,
+    sync::{Mutex, PoisonError},
 };
 
+use fdtracker::host::KernelVersion;
 use fdtracker_tests::{
     Agent, Cgroup, Zoo,
     criu::{Criu, agrees},
@@ -20,7 +21,7 @@ use fdtracker_tests::{
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::{Needs, alerts, test_or_skip};
+use crate::{Needs, alerts, containers::Tail, test_or_skip};
 
 pub fn trials() -> Vec<Trial> {
     let runc = Needs::Programs(&["runc"]);
@@ -46,7 +47,10 @@ pub fn trials() -> Vec<Trial> {
 /// takes minutes to start.
 fn whole() {
     let agent = Agent::start(&["--criu", "3.17.1"]);
-    let lines = follow(&agent);
+    let mut tail = Tail::start(&agent, &["--kind", "pidfd"]);
+    let cgroup = Cgroup::docker();
+    tail.first_line(&mut Zoo::in_cgroup(&cgroup));
+    let lines = tail.gather();
     let mut desktop = Desktop::start(Session::Whole);
     is_followed_live(&agent, &lines, &desktop);
     drop(agent);
@@ -60,18 +64,19 @@ fn whole() {
 /// Where CRIU is told to look for watched files: it finds those that are on overlayfs in no other way.
 const WHERE_FILES_ARE: &[&str] = &["/root", "/run", "/tmp", "/usr", "/var"];
 
-/// What is open of a kind, by process and fd, as `/proc` has it.
-fn open(desktop: &Desktop, link: &str) -> BTreeMap<(u32, i64), String> {
-    let mut open = BTreeMap::new();
-    for process in desktop.processes() {
-        for fd in fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten() {
-            let number = fd.file_name().to_str().and_then(|fd| fd.parse().ok()).expect("a number");
-            if fs::read_link(fd.path()).is_ok_and(|to| to.to_str() == Some(link)) {
-                open.insert((process.pid, number), process.comm.clone());
-            }
-        }
-    }
-    open
+/// A process, and an fd.
+type Slot = (u32, u32);
+
+/// What is open with this link, and the programs that have it.
+fn open(desktop: &Desktop, link: &str) -> BTreeMap<Slot, String> {
+    let open = desktop.open().into_iter().filter(|open| open.link.to_str() == Some(link));
+    open.map(|open| ((open.process.pid, open.fd), open.process.comm)).collect()
+}
+
+/// The slot that a line of `tail` or a blocker is about.
+fn slot(row: &Value) -> Option<Slot> {
+    let number = |key: &str| u32::try_from(row[key].as_u64()?).ok();
+    Some((number("pid")?, number("fd")?))
 }
 
 const PIDFD: &str = "anon_inode:[pidfd]";
@@ -80,7 +85,7 @@ const PIDFD: &str = "anon_inode:[pidfd]";
 const PIDFD_BEFORE_6_9: &str = "anon anon_inode:[pidfd]";
 
 /// How many of these each program has.
-fn by_program(open: &BTreeMap<(u32, i64), String>) -> BTreeMap<&str, usize> {
+fn by_program(open: &BTreeMap<Slot, String>) -> BTreeMap<&str, usize> {
     let mut counts = BTreeMap::new();
     open.values().for_each(|comm| *counts.entry(comm.as_str()).or_default() += 1);
     counts
@@ -99,10 +104,8 @@ fn is_followed_live(agent: &Agent, lines: &Mutex<Vec<Value>>, desktop: &Desktop)
     let told = |line: &Value| line["container_id"] == *desktop.id;
     let opened = eventually("all are told", || {
         let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut slots = BTreeSet::new();
-        for line in lines.iter().filter(|line| told(line) && line["event"] == "opened") {
-            slots.insert((line["pid"].as_u64().unwrap_or(0) as u32, line["fd"].as_i64().unwrap_or(-1)));
-        }
+        let opened = lines.iter().filter(|line| told(line) && line["event"] == "opened");
+        let slots: BTreeSet<Slot> = opened.filter_map(slot).collect();
         match open.iter().find(|(slot, _)| !slots.contains(*slot)) {
             Some(untold) => Err(format!("{untold:?} of {} pidfds wasn't told", open.len())),
             None => Ok(lines.iter().filter(|line| told(line)).cloned().collect::<Vec<_>>()),
@@ -113,8 +116,8 @@ fn is_followed_live(agent: &Agent, lines: &Mutex<Vec<Value>>, desktop: &Desktop)
         opened.iter().filter(|line| line["event"] == "opened" && line["container"] != NAME).collect();
     assert!(unnamed.is_empty(), "{unnamed:?}");
     // The first of each program.
-    let first = |program: &&&str| opened.iter().find(|line| line["comm"] == **program);
-    let lines: Vec<&Value> = programs.keys().collect::<Vec<_>>().iter().filter_map(first).collect();
+    let first = |program: &&str| opened.iter().find(|line| line["comm"] == **program);
+    let lines: Vec<&Value> = programs.keys().filter_map(first).collect();
     record("live", &json!({"pidfds": programs, "lines": lines, "metrics": metrics(agent)}));
 
     let later = Agent::start(&["--criu", "3.17.1"]);
@@ -123,39 +126,17 @@ fn is_followed_live(agent: &Agent, lines: &Mutex<Vec<Value>>, desktop: &Desktop)
 
 /// `SO_PEERPIDFD` is of Linux 6.5.
 fn has_peer_pidfds() -> bool {
-    release() >= (6, 5)
+    is_linux(6, 5)
 }
 
-/// The kernel's version and patch level.
-fn release() -> (u32, u32) {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
-    let mut numbers = release.split('.').map(|number| number.parse().expect("a number"));
-    (numbers.next().expect("a version"), numbers.next().expect("a patch level"))
+/// Whether the kernel is of this release, or newer.
+fn is_linux(major: u32, minor: u32) -> bool {
+    KernelVersion::running().expect("a version") >= KernelVersion { major, minor }
 }
 
-/// Follows pidfds by `tail`, until it is dropped with the agent; returns once it does.
-fn follow(agent: &Agent) -> Arc<Mutex<Vec<Value>>> {
-    let mut tail = agent.command(&["tail", "-o", "json", "--kind", "pidfd"]);
-    let mut tail = tail.stdout(Stdio::piped()).spawn().expect("start tail");
-    let lines = Arc::new(Mutex::new(Vec::new()));
-    let out = BufReader::new(tail.stdout.take().expect("its standard output"));
-    let to = Arc::clone(&lines);
-    std::thread::spawn(move || {
-        for line in out.lines().map_while(Result::ok) {
-            let line = serde_json::from_str(&line).expect("a line of JSON");
-            to.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-        }
-        let _ = tail.wait();
-    });
-    let cgroup = Cgroup::docker();
-    let mut zoo = Zoo::in_cgroup(&cgroup);
-    eventually("tail follows", || {
-        let fd = zoo.must("open pidfd");
-        zoo.must(&format!("close {fd}"));
-        let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.is_empty() { Err("nothing was told") } else { Ok(()) }
-    });
-    lines
+/// Whether CRIU dumps sockets of the internet on this kernel.
+fn knows_sockets(criu: &Criu) -> bool {
+    criu.version.as_str() >= "4.2" || !is_linux(6, 16)
 }
 
 /// The agent counts for the container, and for each of its processes, what `/proc` has.
@@ -197,17 +178,20 @@ struct Foretold {
 /// Asks `check`, and then CRIU, which must agree. What runc has dumped is restored.
 #[track_caller]
 fn foretell(desktop: &mut Desktop, criu: &Criu, told: &[&str]) -> Foretold {
-    let paths: Vec<String> = told.iter().map(|path| format!("irmap-scan-path {path}\n")).collect();
     // CRIU 3.17.1 loses paths that a configuration file names: it looks in places that were never said.
     let by_hand = criu.version.as_str() < "4.0" && !told.is_empty();
-    desktop.configure(&if by_hand { String::new() } else { paths.concat() });
-    let words: Vec<&str> = paths.iter().flat_map(|path| path.split_whitespace()).collect();
-    let pairs = words.chunks(2).flat_map(|pair| [format!("--{}", pair[0]), pair[1].to_owned()]);
-    let options: Vec<String> = if by_hand { pairs.collect() } else { Vec::new() };
+    let (mut options, mut lines) = (Vec::new(), String::new());
+    for path in told {
+        if by_hand {
+            options.extend(["--irmap-scan-path", path].map(str::to_owned));
+        } else {
+            lines += &format!("irmap-scan-path {path}\n");
+        }
+    }
+    desktop.configure(&lines);
     let attempt = || {
         let (check, text) = (check(&desktop.id, criu, &options), check_text(&desktop.id, criu, &options));
-        let dump =
-            if by_hand { desktop.dump_by_hand(criu, &options) } else { desktop.checkpoint(criu, false) };
+        let dump = if by_hand { desktop.dump_by_hand(criu, &options) } else { desktop.checkpoint(criu) };
         (check, text, dump)
     };
     let (mut check, mut text, mut dump) = attempt();
@@ -301,7 +285,7 @@ fn criu_stops_where_check_says(desktop: &mut Desktop) {
         assert!(!dumped, "CRIU {} dumps it", criu.version);
         let first = &check["blockers"][0];
         let message = first["message"].as_str().unwrap_or_default();
-        let expected = if criu.version == "4.1.1" && release() >= (6, 16) {
+        let expected = if criu.version == "4.1.1" && !knows_sockets(&criu) {
             ("tcp", "Can't get 1:16 opt: Operation not supported")
         } else {
             ("inotify", "Can't dump that handle")
@@ -310,16 +294,15 @@ fn criu_stops_where_check_says(desktop: &mut Desktop) {
         let pidfds = of_kind(&check, "pidfd").len();
         let expected = if criu.version.as_str() < "4.1" { open(desktop, PIDFD).len() } else { 0 };
         assert_eq!(pidfds, expected, "CRIU {}", criu.version);
-        let listed: BTreeSet<(u32, i64)> = of_kind(&check, "inotify")
-            .iter()
-            .map(|row| (row["pid"].as_u64().unwrap_or(0) as u32, row["fd"].as_i64().unwrap_or(-1)))
-            .collect();
+        let listed = of_kind(&check, "inotify");
+        let listed: BTreeSet<Slot> =
+            listed.iter().map(|blocker| slot(blocker).expect("a process and an fd")).collect();
         assert_eq!(listed, lost_watches(desktop, &criu), "CRIU {}", criu.version);
     }
 }
 
 /// Slots of inotify that watch what CRIU doesn't find: all is on overlayfs here, and CRIU knows to look in some places only.
-fn lost_watches(desktop: &Desktop, criu: &Criu) -> BTreeSet<(u32, i64)> {
+fn lost_watches(desktop: &Desktop, criu: &Criu) -> BTreeSet<Slot> {
     let mut places = vec!["etc", "var/log", "var/spool"];
     // CRIU: https://github.com/checkpoint-restore/criu/pull/2324
     places.extend((criu.version.as_str() >= "4.0").then_some("usr/share/dbus-1/services"));
@@ -344,8 +327,8 @@ fn lost_watches(desktop: &Desktop, criu: &Criu) -> BTreeSet<(u32, i64)> {
 fn newer_criu(desktop: &mut Desktop) {
     for criu in all() {
         let Foretold { check, dumped } = foretell(desktop, &criu, WHERE_FILES_ARE);
-        let knows_sockets = criu.version.as_str() >= "4.2" || release() < (6, 16);
-        assert_eq!(dumped, criu.version.as_str() >= "4.1" && knows_sockets, "CRIU {}", criu.version);
+        let knows_pidfds = criu.version.as_str() >= "4.1";
+        assert_eq!(dumped, knows_pidfds && knows_sockets(&criu), "CRIU {}", criu.version);
         if criu.version == "3.17.1" {
             let first = &check["blockers"][0];
             let line = format!("Can't dump file {} of that type [600] ({PIDFD_BEFORE_6_9})", first["fd"]);
@@ -370,9 +353,8 @@ fn simplified() {
     let mut desktop = Desktop::start(Session::Simplified);
     for criu in all() {
         let Foretold { dumped, .. } = foretell(&mut desktop, &criu, WHERE_FILES_ARE);
-        let knows_sockets = criu.version.as_str() >= "4.2" || release() < (6, 16);
         let no_pidfds = criu.version.as_str() >= "4.1" || !has_peer_pidfds();
-        assert_eq!(dumped, knows_sockets && no_pidfds, "CRIU {}", criu.version);
+        assert_eq!(dumped, knows_sockets(&criu) && no_pidfds, "CRIU {}", criu.version);
     }
     assert_eq!(desktop.stop(), Some(0), "what the session ended with");
 }
@@ -381,7 +363,7 @@ fn simplified() {
 fn a_part_by_itself(desktop: &Desktop) {
     for criu in all() {
         let job = desktop.process(JOB);
-        let check = check(&desktop.id, &criu, &[]);
+        let (check, text) = (check(&desktop.id, &criu, &[]), check_text(&desktop.id, &criu, &[]));
         let tree = check["tree"].as_array().expect("a tree");
         let fine: Vec<&Value> = tree.iter().filter(|row| row["verdict"] == "ok").collect();
         assert_eq!(fine.iter().map(|row| &row["pid"]).collect::<Vec<_>>(), [job.pid]);
@@ -397,7 +379,7 @@ fn a_part_by_itself(desktop: &Desktop) {
         );
         assert_eq!(desktop.process(JOB).inner, job.inner);
         eprintln!("desktop, CRIU {}: {JOB}[{}] was dumped by itself, and restored", criu.version, job.pid);
-        record("part", &json!({"criu": criu.version, "comm": JOB, "inner": job.inner, "tree": tree}));
+        record("part", &json!({"criu": criu.version, "comm": JOB, "inner": job.inner, "text": text}));
     }
 }
 
@@ -415,7 +397,7 @@ fn alert() {
             alert["labels"]["alertname"] == "FdtrackerContainerNotCheckpointable"
                 && alert["labels"]["container"] == NAME
         };
-        webhook.alerts().into_iter().rfind(is_it).ok_or("nobody was told")
+        alerts::last(&webhook, is_it).ok_or("nobody was told")
     });
     assert_eq!(told["status"], "firing", "{told}");
     record("alert", &told);

@@ -319,15 +319,8 @@ pub struct Zoo {
 
 impl Zoo {
     /// Starts the fixture by this command; what runs in the end must be the fixture.
-    ///
-    /// It leads a session, as the first process of a container does: else CRIU would want `--shell-job`.
     pub fn start(mut command: Command) -> Self {
-        // SAFETY: the call is safe after a fork.
-        unsafe {
-            std::os::unix::process::CommandExt::pre_exec(&mut command, || {
-                sys::check(libc::setsid().into()).map(drop)
-            })
-        };
+        sys::own_session(&mut command);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start the fixture");
         let commands = child.stdin.take().expect("its standard input");

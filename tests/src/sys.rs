@@ -1,6 +1,6 @@
 //! System calls as the kernel has them, for fixtures that do what no library does.
 
-use std::{ffi::c_long, io, mem, ptr};
+use std::{ffi::c_long, io, mem, os::unix::process::CommandExt as _, process::Command, ptr};
 
 /// The result of a system call.
 ///
@@ -61,14 +61,8 @@ pub fn map(fd: i64, offset: i64, len: usize) -> Result<*mut u8, io::Error> {
     if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast()) }
 }
 
-/// Whether this process has a capability, by its number.
-///
-/// # Errors
-/// If `/proc` doesn't tell.
-pub fn is_capable(capability: u32) -> io::Result<bool> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let set =
-        set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).ok_or(io::ErrorKind::InvalidData)?;
-    Ok(set >> capability & 1 == 1)
+/// Has a command lead a session of its own, as the first process of a container does: else CRIU would want `--shell-job`.
+pub fn own_session(command: &mut Command) {
+    // SAFETY: the call is safe after a fork.
+    unsafe { command.pre_exec(|| check(libc::setsid().into()).map(drop)) };
 }

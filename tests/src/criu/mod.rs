@@ -5,6 +5,8 @@ mod log;
 
 use std::{fs, io, path::PathBuf};
 
+use caps::{CapSet, Capability};
+
 pub use self::{
     check::agrees,
     log::{Line, Log},
@@ -54,7 +56,8 @@ impl FewerFiles {
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: the kernel writes one structure.
         crate::sys::check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }.into())?;
-        let may_raise = crate::sys::is_capable(CAP_SYS_RESOURCE)?;
+        let may_raise =
+            caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE).map_err(io::Error::other)?;
         if may_raise || was.trim().parse().is_ok_and(|most: u64| most <= limit.rlim_max) {
             return Ok(Self(None));
         }
@@ -62,9 +65,6 @@ impl FewerFiles {
         Ok(Self(Some(was)))
     }
 }
-
-/// `linux/capability.h`.
-const CAP_SYS_RESOURCE: u32 = 24;
 
 impl Drop for FewerFiles {
     fn drop(&mut self) {

@@ -24,7 +24,9 @@ pub use self::rfb::{Screen, handshake};
 use crate::{
     container::remove_cgroup,
     criu::{Criu, FewerFiles, Log},
-    eventually, hierarchy, pids_in, random_id, target_dir,
+    eventually, hierarchy, pids_in, random_id,
+    sys::own_session,
+    target_dir,
 };
 
 /// What runs on the VNC server.
@@ -83,8 +85,19 @@ pub struct Desktop {
     bundle: Bundle,
 }
 
+/// An fd of a process of the desktop's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Open {
+    /// Whose it is.
+    pub process: Process,
+    /// Its number.
+    pub fd: u32,
+    /// What its link says; nothing, if it was closed meanwhile.
+    pub link: PathBuf,
+}
+
 /// A process of the desktop's.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Process {
     /// On the host.
     pub pid: u32,
@@ -113,8 +126,7 @@ impl Desktop {
         desktop
     }
 
-    /// Starts a session.
-    pub fn begin(session: Session) -> Self {
+    fn begin(session: Session) -> Self {
         let (display, port) = free_display();
         let bundle = Bundle::make();
         let script = include_bytes!("session.sh");
@@ -132,7 +144,7 @@ impl Desktop {
 
     /// Waits until it is up and at rest.
     #[track_caller]
-    pub fn wait(&self) {
+    fn wait(&self) {
         eventually("the desktop is up", || {
             std::thread::sleep(LOOK);
             let found: BTreeSet<String> = self.processes().into_iter().map(|process| process.comm).collect();
@@ -157,10 +169,14 @@ impl Desktop {
     #[track_caller]
     fn rest(&self) {
         const QUIET: Duration = Duration::from_secs(5);
-        let (mut since, mut last) = (Instant::now(), self.open());
+        // The job opens and closes its file all the time.
+        let open = || -> BTreeSet<Open> {
+            self.open().into_iter().filter(|open| open.process.comm != JOB).collect()
+        };
+        let (mut since, mut last) = (Instant::now(), open());
         eventually("the desktop is at rest", || {
             std::thread::sleep(LOOK);
-            let now = self.open();
+            let now = open();
             if now != last {
                 (since, last) = (Instant::now(), now);
             }
@@ -168,13 +184,14 @@ impl Desktop {
         });
     }
 
-    /// All that is open, but the job's, which opens and closes its file all the time.
-    fn open(&self) -> BTreeSet<(u32, PathBuf, PathBuf)> {
-        let mut open = BTreeSet::new();
-        for process in self.processes().iter().filter(|process| process.comm != JOB) {
-            let fds = fs::read_dir(format!("/proc/{}/fd", process.pid));
-            for fd in fds.into_iter().flatten().flatten() {
-                open.insert((process.pid, fd.path(), fs::read_link(fd.path()).unwrap_or_default()));
+    /// All that is open, as `/proc` has it.
+    pub fn open(&self) -> Vec<Open> {
+        let mut open = Vec::new();
+        for process in self.processes() {
+            for entry in fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten() {
+                let fd = entry.file_name().to_str().and_then(|fd| fd.parse().ok()).expect("a number");
+                let link = fs::read_link(entry.path()).unwrap_or_default();
+                open.push(Open { process: process.clone(), fd, link });
             }
         }
         open
@@ -230,19 +247,15 @@ impl Desktop {
         fs::write(self.bundle.criu_config(), lines).expect("write CRIU's configuration file");
     }
 
-    /// Has runc have it dumped. It goes on if the dump fails, or if it is to stay.
-    pub fn checkpoint(&self, criu: &Criu, stay: bool) -> Dump {
-        let images = self.bundle.images();
-        let mut runc = self.runc(criu, "checkpoint", &images);
-        if stay {
-            runc.arg("--leave-running");
-        }
-        Dump::run(runc.arg(&self.id), &images.join("dump.log"))
+    /// Has runc have it dumped. It goes on only if the dump fails.
+    pub fn checkpoint(&self, criu: &Criu) -> Dump {
+        let images = self.bundle.empty_images();
+        Dump::run(self.runc(criu, "checkpoint").arg(&self.id), &images.join("dump.log"))
     }
 
     /// Dumps it as somebody does who knows CRIU, and needs no configuration file. It goes on.
     pub fn dump_by_hand(&self, criu: &Criu, options: &[String]) -> Dump {
-        let images = self.bundle.images();
+        let images = self.bundle.empty_images();
         let mut dump = Command::new(&criu.program);
         dump.args(["dump", "--leave-running", "-v4", "-o", "dump.log", "-D"]).arg(&images);
         dump.args(["-t", &self.init().to_string(), "--root"]).arg(self.bundle.root());
@@ -261,37 +274,36 @@ impl Desktop {
     pub fn restore(&mut self, criu: &Criu) {
         self.runc.wait().expect("wait for runc");
         let _ = Command::new("runc").args(["delete", "--force", &self.id]).stderr(Stdio::null()).status();
-        let mut runc = self.runc(criu, "restore", &self.bundle.dir.path().join("images"));
+        let mut runc = self.runc(criu, "restore");
         runc.arg("--bundle").arg(self.bundle.dir.path()).arg(&self.id);
         let _fewer = FewerFiles::lower().expect("lower the most files that may be open");
         self.runc = self.bundle.run(runc);
         self.see();
     }
 
-    fn runc(&self, criu: &Criu, what: &str, images: &Path) -> Command {
+    fn runc(&self, criu: &Criu, what: &str) -> Command {
+        let images = self.bundle.images();
         let mut runc = Command::new("runc");
         runc.arg("--criu").arg(&criu.program).arg(what);
-        runc.arg("--image-path").arg(images).arg("--work-path").arg(images);
+        runc.arg("--image-path").arg(&images).arg("--work-path").arg(&images);
         runc
     }
 
     /// Has one of its processes, with what is below it, dumped by itself, from inside.
     pub fn checkpoint_subtree(&self, criu: &Criu, process: &Process) -> Dump {
-        let images = Path::new(INNER_IMAGES);
-        let outer = self.bundle.root().join(images.strip_prefix("/").expect("a path from the root"));
-        let _ = fs::remove_dir_all(&outer);
-        fs::create_dir_all(&outer).expect("make a directory for images");
+        let images = self.bundle.inner_images();
+        let _ = fs::remove_dir_all(&images);
+        fs::create_dir(&images).expect("make a directory for images");
         let mut dump = self.criu_inside(criu, "dump");
         dump.args(["-o", "dump.log", "-t", &process.inner.to_string()]);
-        Dump::run(&mut dump, &outer.join("dump.log"))
+        Dump::run(&mut dump, &images.join("dump.log"))
     }
 
     /// Has that restored.
     pub fn restore_subtree(&self, criu: &Criu) -> Dump {
         let mut restore = self.criu_inside(criu, "restore");
         restore.args(["-o", "restore.log", "--restore-detached"]);
-        let log = self.bundle.root().join(INNER_IMAGES.trim_start_matches('/')).join("restore.log");
-        Dump::run(&mut restore, &log)
+        Dump::run(&mut restore, &self.bundle.inner_images().join("restore.log"))
     }
 
     /// CRIU in the container's namespaces.
@@ -383,12 +395,22 @@ impl Bundle {
         self.dir.path().join("criu.conf")
     }
 
-    /// A directory for images, which is empty.
+    /// A directory for images.
     fn images(&self) -> PathBuf {
-        let images = self.dir.path().join("images");
+        self.dir.path().join("images")
+    }
+
+    /// The same, with nothing in it.
+    fn empty_images(&self) -> PathBuf {
+        let images = self.images();
         let _ = fs::remove_dir_all(&images);
         fs::create_dir(&images).expect("make a directory for images");
         images
+    }
+
+    /// Where images of a part are.
+    fn inner_images(&self) -> PathBuf {
+        self.root().join(INNER_IMAGES.trim_start_matches('/'))
     }
 
     fn log(&self) -> PathBuf {
@@ -400,16 +422,11 @@ impl Bundle {
         fs::read_to_string(self.log()).unwrap_or_default()
     }
 
-    /// Starts runc in a session of its own: CRIU takes a container with the terminal of another for a shell's job.
+    /// Starts runc.
     fn run(&self, mut runc: Command) -> Child {
         let log = File::create(self.log()).expect("make a log");
         let errors = log.try_clone().expect("the log");
-        // SAFETY: the call is safe after a fork.
-        unsafe {
-            std::os::unix::process::CommandExt::pre_exec(&mut runc, || {
-                crate::sys::check(libc::setsid().into()).map(drop)
-            })
-        };
+        own_session(&mut runc);
         runc.stdin(Stdio::null()).stdout(log).stderr(errors).spawn().expect("start runc")
     }
 }
@@ -454,11 +471,11 @@ fn spec(id: &str, arguments: &[&str], criu_config: &Path) -> serde_json::Value {
         "io.kubernetes.cri.container-name": NAME,
         "org.criu.config": criu_config.to_str().expect("a path"),
     });
-    let tmpfs = |at: &str, options: &[&str]| json!({"destination": at, "type": "tmpfs", "source": "tmpfs", "options": options});
     let mounts = spec["mounts"].as_array_mut().expect("a list of mounts");
     mounts.push(json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]}));
-    mounts.push(tmpfs("/dev/shm", &["nosuid", "noexec", "mode=1777"]));
+    mounts.push(json!({"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs",
+        "options": ["nosuid", "noexec", "mode=1777"]}));
     // Where a part of it can be dumped from inside.
     for criu in Criu::all() {
         let dir = criu.program.parent().expect("a directory").to_str().expect("a path");
