@@ -125,15 +125,18 @@ pub fn profile(wanted: &Wanted, kernel: KernelVersion) -> Result<Profile, CriuEr
     {
         program::learn(&program, &mut profile.build);
     }
-    for option in options(wanted)? {
-        profile.options.add(&option);
+    for option in configured(wanted)? {
+        profile.options.configure(&option);
+    }
+    for option in &wanted.options {
+        profile.options.add(option);
     }
     profile.options.on.extend(wanted.engine.options());
     Ok(profile)
 }
 
-/// All options: what stands in CRIU's configuration files, then in the engine's or the container's, then what was given.
-fn options(wanted: &Wanted) -> Result<Vec<String>, CriuError> {
+/// What stands in CRIU's configuration files, then in the engine's or the container's.
+fn configured(wanted: &Wanted) -> Result<Vec<String>, CriuError> {
     let mut options = Vec::new();
     // config.c:init_configuration
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".criu/default.conf"));
@@ -146,7 +149,6 @@ fn options(wanted: &Wanted) -> Result<Vec<String>, CriuError> {
         (None, None) => wanted.engine.config_files().iter().find_map(|path| fs::read_to_string(path).ok()),
     };
     options.extend(text.map(|text| config::parse(&text)).unwrap_or_default());
-    options.extend(wanted.options.iter().cloned());
     Ok(options)
 }
 
