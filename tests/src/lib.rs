@@ -36,8 +36,12 @@ pub use rival::Rival;
 /// How long anything may take that should happen at once: the machine may be busy. On one that is slow,
 /// `FDTRACKER_TEST_PATIENCE` says how many times as long.
 pub fn deadline() -> Duration {
-    let patience = std::env::var("FDTRACKER_TEST_PATIENCE").map_or(1, |n| n.parse().expect("a number"));
-    Duration::from_secs(20) * patience
+    Duration::from_secs(20) * patience()
+}
+
+/// How many times as long everything takes here.
+pub fn patience() -> u32 {
+    std::env::var("FDTRACKER_TEST_PATIENCE").map_or(1, |n| n.parse().expect("a number"))
 }
 
 /// Polls until `f` gives a value; panics with what it said last.

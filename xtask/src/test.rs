@@ -77,8 +77,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     )?;
     must(&mut integration(filter)?)?;
     if with_vm {
-        vm::criu::run(&vm::criu::Args::everything(args.no_install))?;
-        vm::run(&vm::Args::everything(args.no_install))?;
+        vm::everything(args.no_install)?;
     }
     eprintln!("all tests passed in {} s", start.elapsed().as_secs());
     Ok(())

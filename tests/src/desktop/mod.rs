@@ -24,7 +24,7 @@ pub use self::rfb::{Screen, handshake};
 use crate::{
     container::remove_cgroup,
     criu::{Criu, FewerFiles, Log},
-    eventually, hierarchy, pids_in, random_id,
+    deadline, eventually, hierarchy, pids_in, random_id,
     sys::own_session,
     target_dir,
 };
@@ -168,7 +168,7 @@ impl Desktop {
     /// Waits until no process comes or goes or opens anything for some time.
     #[track_caller]
     fn rest(&self) {
-        const QUIET: Duration = Duration::from_secs(5);
+        const QUIET: Duration = Duration::from_secs(2);
         // The job opens and closes its file all the time.
         let open = || -> BTreeSet<Open> {
             self.open().into_iter().filter(|open| open.process.comm != JOB).collect()
@@ -261,7 +261,7 @@ impl Desktop {
         dump.args(["-t", &self.init().to_string(), "--root"]).arg(self.bundle.root());
         // As runc has it: what is mounted from outside is so again when it is restored, and cgroups are runc's.
         dump.args(["--external", "mnt[]", "--manage-cgroups=ignore"]).args(options);
-        Dump::run(&mut dump, &images.join("dump.log"))
+        Dump::run(&dump, &images.join("dump.log"))
     }
 
     /// The pid of its first process, on the host.
@@ -296,14 +296,14 @@ impl Desktop {
         fs::create_dir(&images).expect("make a directory for images");
         let mut dump = self.criu_inside(criu, "dump");
         dump.args(["-o", "dump.log", "-t", &process.inner.to_string()]);
-        Dump::run(&mut dump, &images.join("dump.log"))
+        Dump::run(&dump, &images.join("dump.log"))
     }
 
     /// Has that restored.
     pub fn restore_subtree(&self, criu: &Criu) -> Dump {
         let mut restore = self.criu_inside(criu, "restore");
         restore.args(["-o", "restore.log", "--restore-detached"]);
-        Dump::run(&mut restore, &self.bundle.inner_images().join("restore.log"))
+        Dump::run(&restore, &self.bundle.inner_images().join("restore.log"))
     }
 
     /// CRIU in the container's namespaces.
@@ -347,10 +347,14 @@ pub struct Dump {
 }
 
 impl Dump {
-    fn run(command: &mut Command, log: &Path) -> Self {
+    fn run(command: &Command, log: &Path) -> Self {
         let fewer = FewerFiles::lower().expect("lower the most files that may be open");
-        let output = command.stdin(Stdio::null()).output();
-        let output = output.unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+        // One that hangs is ended.
+        let mut timed = Command::new("timeout");
+        timed.args(["-s", "KILL", &deadline().as_secs().to_string()]);
+        timed.arg(command.get_program()).args(command.get_args());
+        let output = timed.stdin(Stdio::null()).output();
+        let output = output.unwrap_or_else(|error| panic!("start {timed:?}: {error}"));
         drop(fewer);
         let mut said = fs::read(log).unwrap_or_default();
         said.extend(output.stderr);

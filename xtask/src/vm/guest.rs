@@ -17,8 +17,11 @@ const TOTAL: Duration = Duration::from_secs(20 * 60);
 /// How many times as long as elsewhere tests wait here: every instruction is emulated.
 pub(super) const PATIENCE: u32 = 4;
 
+/// How long it may be silent where tests wait as long as elsewhere: whatever they wait for, they must be able to tell.
+const SILENCE: Duration = Duration::from_secs(60);
+
 /// Operations in a run of the stress test.
-const STRESS_OPERATIONS: &str = "60000";
+const STRESS_OPERATIONS: &str = "30000";
 
 /// The guest that is to be started.
 pub(super) struct Guest<'a> {
@@ -51,8 +54,7 @@ pub(super) struct Run {
 impl Guest<'_> {
     /// Runs the guest to its end, or to a deadline.
     pub(super) fn run(&self) -> anyhow::Result<Run> {
-        let file = |what| self.dir.join(format!("{}-{}.{what}.log", self.kernel.row.name, self.feeder));
-        let (tests, console) = (file("tests"), file("console"));
+        let (tests, console) = (self.tests(), self.log("console"));
         let start = Instant::now();
         let machine = Machine {
             vmlinuz: &self.kernel.vmlinuz,
@@ -63,6 +65,7 @@ impl Guest<'_> {
             parameters: &self.parameters(),
             console: &console,
             output: &tests,
+            silence: SILENCE * self.patience,
             total: TOTAL,
         };
         let killed = machine.run(|output| {
@@ -73,6 +76,15 @@ impl Guest<'_> {
         let took = start.elapsed();
         let log = Log::read(&read(&tests)?, &read(&console)?, killed);
         Ok(Run { row: self.kernel.row, feeder: self.feeder, log, took, tests, console })
+    }
+
+    /// What the test harness writes.
+    pub(super) fn tests(&self) -> PathBuf {
+        self.log("tests")
+    }
+
+    fn log(&self, what: &str) -> PathBuf {
+        self.dir.join(format!("{}-{}.{what}.log", self.kernel.row.name, self.feeder))
     }
 
     /// What the kernel is told.

@@ -15,13 +15,7 @@ mod log;
 mod qemu;
 mod report;
 
-use std::{
-    fs,
-    path::Path,
-    process::Command,
-    sync::{Mutex, PoisonError},
-    time::Instant,
-};
+use std::{fs, path::Path, process::Command, thread::ScopedJoinHandle, time::Instant};
 
 use anyhow::{Context as _, bail};
 use clap::builder::PossibleValuesParser;
@@ -88,8 +82,17 @@ const LEFT_OUT: &[&str] = &[
     "restart::leaves_nothing",
 ];
 
-/// How many guests run at a time.
-const AT_A_TIME: usize = 2;
+/// What [`run`] does with all kernels, after what CRIU says of everything, and what becomes of the desktop with the oldest CRIU.
+pub(crate) fn everything(no_install: bool) -> anyhow::Result<()> {
+    // apt's lists are for one at a time.
+    let desktop = desktop::prepare_guest(no_install)?;
+    std::thread::scope(|scope| {
+        let desktop = scope.spawn(|| desktop.run());
+        criu::run(&criu::Args::everything(no_install))?;
+        joined(desktop)
+    })?;
+    run(&Args::everything(no_install))
+}
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -200,30 +203,22 @@ fn run_twice(guest: &Guest<'_>) -> anyhow::Result<Run> {
     }
 }
 
-/// Does something for each of these, some at a time; what came of it, in their order.
+/// Does something with a machine for each of these, as many at a time as there may be; what came of it, in their order.
 fn in_parallel<T: Sync, R: Send>(
     all: &[T],
     work: impl Fn(&T) -> anyhow::Result<R> + Sync,
 ) -> anyhow::Result<Vec<R>> {
-    let queue = Mutex::new(all.iter().enumerate());
-    let results = Mutex::new(Vec::new());
-    // The lock is held for no longer than it takes to choose the next.
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let worker = || -> anyhow::Result<()> {
-        while let Some((number, item)) = next() {
-            let result = work(item)?;
-            results.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
-        }
-        Ok(())
+    let one = |item| {
+        let _turn = qemu::turn();
+        work(item)
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().try_for_each(|worker| match worker.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        })
-    })?;
-    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    results.sort_by_key(|(number, _)| *number);
-    Ok(results.into_iter().map(|(_, result)| result).collect())
+        let started: Vec<_> = all.iter().map(|item| scope.spawn(|| one(item))).collect();
+        started.into_iter().map(joined).collect()
+    })
+}
+
+/// What a thread returned, or its panic.
+fn joined<R>(thread: ScopedJoinHandle<'_, R>) -> R {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

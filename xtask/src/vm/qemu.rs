@@ -7,6 +7,7 @@ use std::{
     fs,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{Condvar, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -20,8 +21,32 @@ pub(super) const MEMORY: u32 = 1024;
 /// How often it is shown that a machine goes on.
 const PROGRESS: Duration = Duration::from_secs(30);
 
-/// How long a machine may be silent.
-const SILENCE: Duration = Duration::from_secs(240);
+/// How many machines run at a time.
+const AT_A_TIME: usize = 2;
+
+/// How many do.
+static RUNNING: Mutex<usize> = Mutex::new(0);
+
+/// Told when one has ended.
+static ENDED: Condvar = Condvar::new();
+
+/// The right to run a machine, until it is dropped.
+pub(super) struct Turn(());
+
+/// Waits until one more machine may run.
+pub(super) fn turn() -> Turn {
+    let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    let all_run = |running: &mut usize| *running >= AT_A_TIME;
+    *ENDED.wait_while(running, all_run).unwrap_or_else(PoisonError::into_inner) += 1;
+    Turn(())
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        ENDED.notify_one();
+    }
+}
 
 /// The machine that is to be started.
 pub(super) struct Machine<'a> {
@@ -38,6 +63,8 @@ pub(super) struct Machine<'a> {
     pub(super) console: &'a Path,
     /// What the programs say.
     pub(super) output: &'a Path,
+    /// How long it may be silent.
+    pub(super) silence: Duration,
     /// How long it may take.
     pub(super) total: Duration,
 }
@@ -59,8 +86,8 @@ impl Machine<'_> {
             if now != size {
                 (size, grown) = (now, Instant::now());
             }
-            if grown.elapsed() > SILENCE {
-                return Ok(Some(format!("silent for {} s", SILENCE.as_secs())));
+            if grown.elapsed() > self.silence {
+                return Ok(Some(format!("silent for {} s", self.silence.as_secs())));
             }
             if start.elapsed() > self.total {
                 return Ok(Some(format!("not finished within {} s", self.total.as_secs())));
@@ -75,8 +102,10 @@ impl Machine<'_> {
     }
 
     fn qemu(&self) -> Command {
-        // Emulated, mitigations cost much and protect nothing.
-        let parameters = format!("console=ttyS0 quiet panic=-1 mitigations=off {}", self.parameters);
+        // Emulated, mitigations cost much and protect nothing. Without random addresses, QEMU can use again what it translated when a
+        // program was started before: most starts take less than half as long.
+        let parameters =
+            format!("console=ttyS0 quiet panic=-1 mitigations=off norandmaps {}", self.parameters);
         let mut qemu = Command::new(QEMU);
         // Without cmpxchg16b, because QEMU before 8.0 corrupts flags when it emulates that: Linux 6.12 then panics.
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "Nehalem,-cx16"])

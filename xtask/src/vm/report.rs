@@ -58,7 +58,8 @@ pub(super) fn tails(run: &Run) -> anyhow::Result<String> {
         let lines: Vec<&str> = log.lines().collect();
         let _ = writeln!(text, "---- the end of {}", file.display());
         for line in lines.iter().skip(lines.len().saturating_sub(LINES)) {
-            let _ = writeln!(text, "{line}");
+            // What a test records is a line, too.
+            let _ = writeln!(text, "{line:.400}");
         }
     }
     Ok(text)

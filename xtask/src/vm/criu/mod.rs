@@ -94,6 +94,9 @@ const NEEDED_IN_GUESTS: [&str; 2] = ["runc", "tar"];
 /// Where a guest has CRIU.
 pub(super) const PLACE: &str = "/criu";
 
+/// How long a guest may be silent. A dump that hangs is ended before.
+const SILENCE: Duration = Duration::from_secs(240);
+
 /// How long a guest may take.
 const TOTAL: Duration = Duration::from_secs(60 * 60);
 
@@ -211,6 +214,7 @@ fn boot(
         parameters: &format!("oops=panic {}", kernel.row.parameters),
         console: &console,
         output: &output,
+        silence: SILENCE,
         total: TOTAL,
     };
     let killed = machine.run(|output| {

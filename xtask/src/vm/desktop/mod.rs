@@ -1,7 +1,7 @@
 //! `cargo xtask desktop`: the case that started it all, with the real programs: XFCE, TightVNC and IBus in a container.
 //!
-//! Its tests are those called `desktop::`. They run on this machine, with the CRIUs that run on any kernel, as part of `cargo xtask test`,
-//! too; and in a guest with the oldest one, which doesn't: there all takes minutes, and only this command runs them.
+//! Its tests are those called `desktop::`. They run on this machine, with the CRIUs that run on any kernel; and in a guest with the oldest
+//! one, which doesn't. `cargo xtask test` runs both.
 
 mod document;
 mod root;
@@ -17,7 +17,9 @@ use anyhow::{Context as _, bail};
 use super::{
     criu,
     guest::{self, Guest},
-    initramfs, qemu, report, run_twice,
+    initramfs,
+    kernels::Kernel,
+    qemu, report, run_twice,
 };
 use crate::{
     command::{must, workspace},
@@ -65,9 +67,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !args.guest {
         must(test::integration(&[TESTS.to_owned()])?.env(RECORD, &record))?;
     }
-    let guest = in_guest(args.no_install)?;
+    let guest = prepare_guest(args.no_install)?;
+    guest.run()?;
     if args.write_docs {
-        document::write(&qemu::read(&record)?, &qemu::read(&guest)?)?;
+        document::write(&qemu::read(&record)?, &guest.said()?)?;
     }
     eprintln!("the desktop is as fdtracker says: {} s", start.elapsed().as_secs());
     Ok(())
@@ -95,31 +98,55 @@ pub(crate) fn prepare(no_install: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the tests in a guest with the CRIU of the report. Returns the file that has what they said.
-fn in_guest(no_install: bool) -> anyhow::Result<PathBuf> {
+/// The guest that runs the tests with the CRIU of the report.
+pub(super) struct Prepared {
+    kernel: Kernel,
+    disk: PathBuf,
+    initramfs: PathBuf,
+    dir: PathBuf,
+}
+
+/// Makes what it needs.
+pub(super) fn prepare_guest(no_install: bool) -> anyhow::Result<Prepared> {
     let (dir, vm) = (dir()?, workspace()?.join("target/vm"));
     let criu = criu::get(IN_A_GUEST, &vm, !no_install)?;
     let (kernel, modules) = criu::kernel_of(IN_A_GUEST, &vm, !no_install)?;
     let disk = root::disk(&dir.join("root"), &dir)?;
     let initramfs = dir.join("initramfs");
     write(&initramfs, &criu, &modules)?;
-    let guest = Guest {
-        kernel: &kernel,
-        feeder: "kprobe",
-        initramfs: &initramfs,
-        // As with CRIU's other guests.
-        processors: 1,
-        memory: MEMORY,
-        disk: Some(&disk),
-        // A session of some twenty programs takes minutes to start.
-        patience: 3 * guest::PATIENCE,
-        dir: &dir,
-    };
-    let run = run_twice(&guest)?;
-    if !run.log.is_good() {
-        bail!("{}\n{}", report::verdict(&run), report::tails(&run)?);
+    Ok(Prepared { kernel, disk, initramfs, dir })
+}
+
+impl Prepared {
+    /// Runs it, when its turn has come.
+    pub(super) fn run(&self) -> anyhow::Result<()> {
+        let _turn = qemu::turn();
+        let run = run_twice(&self.guest())?;
+        if !run.log.is_good() {
+            bail!("{}\n{}", report::verdict(&run), report::tails(&run)?);
+        }
+        Ok(())
     }
-    Ok(run.tests)
+
+    fn guest(&self) -> Guest<'_> {
+        Guest {
+            kernel: &self.kernel,
+            feeder: "kprobe",
+            initramfs: &self.initramfs,
+            // As with CRIU's other guests.
+            processors: 1,
+            memory: MEMORY,
+            disk: Some(&self.disk),
+            // A session of some twenty programs takes minutes to start.
+            patience: 2 * guest::PATIENCE,
+            dir: &self.dir,
+        }
+    }
+
+    /// What its tests have said.
+    fn said(&self) -> anyhow::Result<String> {
+        qemu::read(&self.guest().tests())
+    }
 }
 
 /// Writes the guest's root.
