@@ -86,6 +86,8 @@ pub(crate) struct Scratch {
     pub(crate) remote_tgid: u32,
     pub(crate) pad: u32,
     pub(crate) remote_cgroup_id: u64,
+    /// The task that is in that cgroup; 0 if it is charged otherwise.
+    pub(crate) remote_task: u64,
 }
 
 /// `*counter += delta`, atomically. `AtomicU64::fetch_add` doesn't exist for BPF targets, and an add that gives the

@@ -26,19 +26,39 @@ pub(crate) fn new_table(files: u64, mode: u32) -> Option<*mut Table> {
         (*table).high_fd = 0;
         (*table).flags = 0;
         (*table).slots = 0;
-        if mode & mode::REMOTE == 0 {
+        let task = if mode & mode::REMOTE == 0 {
             (*table).tgid = current_tgid();
             (*table).cgroup_id = cgroup_id::<Probe>(current());
+            current()
         } else {
             (*table).tgid = (*scratch).remote_tgid;
             (*table).cgroup_id = (*scratch).remote_cgroup_id;
-        }
+            (*scratch).remote_task as *const u8
+        };
         match TABLES.insert(files, &*table, u64::from(BPF_NOEXIST)) {
-            Ok(()) | Err(EEXIST) => {}
+            Ok(()) => follow_move(TABLES.get_ptr_mut(files)?, task, (*table).cgroup_id),
+            Err(EEXIST) => {}
             Err(_) => lose(Loss::Tables),
         }
     }
     TABLES.get_ptr_mut(files)
+}
+
+/// Charges an entry to its task's cgroup, if that isn't any more what it was when it was read for the entry: whoever moved the task
+/// meanwhile found no entry to charge, or was overwritten.
+///
+/// # Safety
+/// `table` comes from the map.
+#[inline(always)]
+pub(crate) unsafe fn follow_move(table: *mut Table, task: *const u8, was: u64) {
+    if task.is_null() {
+        return;
+    }
+    let cgroup = cgroup_id::<Probe>(task);
+    if cgroup != was {
+        // SAFETY: the verifier checks the access.
+        unsafe { (*table).cgroup_id = cgroup };
+    }
 }
 
 /// Removes the entry of a table. Whoever walks the map meanwhile may miss others, and is told by `REMOVALS`.
@@ -150,14 +170,16 @@ pub(crate) fn doubt(table: *mut Table) {
     notify::uncertain();
 }
 
-/// An entry that is made next, in the mode [`REMOTE`](mode::REMOTE), is this process's. The program can't be preempted.
+/// An entry that is made next, in the mode [`REMOTE`](mode::REMOTE), is this process's, and charged to a cgroup, which is that of a task
+/// unless there is none. The program can't be preempted.
 #[inline(always)]
-pub(crate) fn on_behalf_of(tgid: u32, cgroup_id: u64) {
+pub(crate) fn on_behalf_of(tgid: u32, cgroup_id: u64, task: *const u8) {
     if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
         // SAFETY: the pointer comes from the map.
         unsafe {
             (*scratch).remote_tgid = tgid;
             (*scratch).remote_cgroup_id = cgroup_id;
+            (*scratch).remote_task = task as u64;
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     programs::lifecycle,
     scan::scan,
     slots::{differs, forget_slot, sync_slot},
-    tables::{hold, mark_stale, on_behalf_of, release, remove_table},
+    tables::{follow_move, hold, mark_stale, on_behalf_of, release, remove_table},
 };
 
 /// Context of `iter/task_file` (kernel: `struct bpf_iter__task_file`).
@@ -186,7 +186,7 @@ fn act(ctx: &RawTracePointContext) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn assign(files: u64, task: u64, charged: u64, listed: u32) -> u32 {
-    let task = task as *const u8;
+    let mut task = task as *const u8;
     // SAFETY: integers are plain data.
     let mut tgid: u32 = unsafe { Probe::read(task, &OFF_TASK_TGID) };
     let mut cgroup = cgroup_id::<Probe>(task);
@@ -195,6 +195,9 @@ extern "C" fn assign(files: u64, task: u64, charged: u64, listed: u32) -> u32 {
         unsafe {
             if (*table).cgroup_id == charged {
                 (*table).cgroup_id = cgroup;
+                follow_move(table, task, cgroup);
+            } else {
+                task = core::ptr::null();
             }
             if (*table).tgid == listed {
                 (*table).tgid = tgid;
@@ -202,7 +205,7 @@ extern "C" fn assign(files: u64, task: u64, charged: u64, listed: u32) -> u32 {
             (tgid, cgroup) = ((*table).tgid, (*table).cgroup_id);
         }
     }
-    on_behalf_of(tgid, cgroup);
+    on_behalf_of(tgid, cgroup, task);
     0
 }
 

@@ -195,7 +195,7 @@ fn wake_up_new_task(ctx: ProbeContext) -> u32 {
     if is_adopted() && parents != 0 && TABLES.get_ptr(parents).is_none() {
         return 0;
     }
-    on_behalf_of(tgid, cgroup_id::<Probe>(child));
+    on_behalf_of(tgid, cgroup_id::<Probe>(child), child);
     scan(files, mode::QUIET | mode::REMOTE);
     notify::table(event::FORKED, files, Who::Child, false);
     0

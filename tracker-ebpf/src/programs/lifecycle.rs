@@ -28,7 +28,7 @@ fn sched_process_fork(ctx: RawTracePointContext) -> i32 {
     // SAFETY: integers are plain data.
     let (files, tgid): (u64, u32) =
         unsafe { (Probe::read(child, &OFF_TASK_FILES), Probe::read(child, &OFF_TASK_TGID)) };
-    on_behalf_of(tgid, cgroup_id::<Probe>(child));
+    on_behalf_of(tgid, cgroup_id::<Probe>(child), child);
     born(files, tgid, event::FORKED, Who::Child);
     0
 }
