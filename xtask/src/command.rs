@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -25,11 +26,15 @@ pub(crate) fn cargo() -> anyhow::Result<Command> {
     Ok(cargo)
 }
 
-/// Runs a command that must work.
+/// Runs a command that must work, and tells what takes long.
 pub(crate) fn must(command: &mut Command) -> anyhow::Result<()> {
-    let shown = show(command);
+    const LONG: Duration = Duration::from_secs(10);
+    let (shown, start) = (show(command), Instant::now());
     eprintln!("+ {shown}");
     let status = command.status().with_context(|| format!("start {shown}"))?;
+    if start.elapsed() > LONG {
+        eprintln!("took {} s: {shown}", start.elapsed().as_secs());
+    }
     if status.success() { Ok(()) } else { bail!("{shown}: {status}") }
 }
 
