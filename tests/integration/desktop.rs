@@ -234,7 +234,7 @@ fn foretell(desktop: &mut Desktop, criu: &Criu, told: &[&str]) -> Foretold {
     record(
         "foretold",
         &json!({
-            "session": session, "criu": criu.version, "configured": !told.is_empty(), "verdict": check["verdict"],
+            "session": session, "criu": criu.version, "told": told, "verdict": check["verdict"],
             "blockers": kinds, "ours": ours, "its": its, "dumped": dump.done, "restored": restored, "text": text, "first": first,
         }),
     );

@@ -42,8 +42,7 @@ fn first<'a>(records: &'a [Record], what: &str, is_it: impl Fn(&Value) -> bool) 
 }
 
 fn document(guest: &[Record], here: &[Record]) -> Option<String> {
-    let report =
-        first(guest, "foretold", |seen| at(seen, "/session") == "whole" && at(seen, "/configured") == true)?;
+    let report = first(guest, "foretold", |seen| at(seen, "/session") == "whole" && is_told(seen))?;
     let live = first(here, "live", |_| true)?;
     let alert = first(here, "alert", |_| true)?;
     let part = here.iter().rfind(|record| record.what == "part")?;
@@ -52,7 +51,7 @@ fn document(guest: &[Record], here: &[Record]) -> Option<String> {
     symptom(out, report).ok()?;
     beforehand(out, report, guest, here).ok()?;
     followed(out, live, guest).ok()?;
-    ways_out(out, guest, here, part).ok()?;
+    ways_out(out, report, guest, here, part).ok()?;
     alerted(out, alert).ok()?;
     Some(text)
 }
@@ -103,16 +102,27 @@ fn beforehand(out: &mut String, report: &Record, guest: &[Record], here: &[Recor
 All of it at once, without stopping anything; the first is what CRIU would stop at. (Both were told where watched files are: of that more below.)
 
 ```console
-$ fdtracker check desktop --criu 3.17.1 --irmap-scan-path /root --irmap-scan-path /run --irmap-scan-path /tmp --irmap-scan-path /usr --irmap-scan-path /var
+$ fdtracker check desktop --criu 3.17.1{}
 {}
 ```
 
 One blocker hides the next: not told where watched files are, CRIU 3.17.1 stops at a watch, and a newer one at what is left when pidfds are dumped. What `check` lists first, and what CRIU
 stops at:
 ",
+        told(report, |path| format!(" --irmap-scan-path {path}")),
         shown(text(at(&report.seen, "/text")))
     )?;
-    rows(out, guest, here, |seen| at(seen, "/session") == "whole" && at(seen, "/configured") == false)
+    rows(out, guest, here, |seen| at(seen, "/session") == "whole" && !is_told(seen))
+}
+
+/// Whether CRIU was told where watched files are.
+fn is_told(seen: &Value) -> bool {
+    at(seen, "/told").as_array().is_some_and(|paths| !paths.is_empty())
+}
+
+/// Each path that it was told.
+fn told(record: &Record, shown: impl Fn(&str) -> String) -> String {
+    at(&record.seen, "/told").as_array().into_iter().flatten().map(|path| shown(text(path))).collect()
 }
 
 /// As it was printed, for the name instead of the id.
@@ -188,9 +198,9 @@ $ fdtracker tail --kind pidfd"
     writeln!(out, "```")
 }
 
-fn ways_out(out: &mut String, guest: &[Record], here: &[Record], part: &Record) -> Written {
-    let of = |session: &'static str, configured: bool| {
-        move |seen: &Value| at(seen, "/session") == session && at(seen, "/configured") == configured
+fn ways_out(out: &mut String, report: &Record, guest: &[Record], here: &[Record], part: &Record) -> Written {
+    let of = |session: &'static str, told: bool| {
+        move |seen: &Value| at(seen, "/session") == session && is_told(seen) == told
     };
     writeln!(
         out,
@@ -206,15 +216,12 @@ itself. `check` says so, and which option names where to look. In CRIU's configu
 names, which `check` reads, too):
 
 ```text
-irmap-scan-path /root
-irmap-scan-path /run
-irmap-scan-path /tmp
-irmap-scan-path /usr
-irmap-scan-path /var
-```
+{}```
 
-CRIU 3.17.1 was given these as options of `criu dump`: what its configuration file names it loses, and looks in places that nobody said.
-"
+CRIU 3.17.1 was given these as options of `criu dump`: releases before 4.0 [lose](https://github.com/checkpoint-restore/criu/pull/2415) what their configuration file names, and look in places
+that nobody said. `check` knows that.
+",
+        told(report, |path| format!("irmap-scan-path {path}\n"))
     )?;
     rows(out, guest, here, of("whole", true))?;
     writeln!(
