@@ -7,10 +7,11 @@ mod rfb;
 use std::{
     collections::BTreeSet,
     fs::{self, File},
+    io::{Read as _, Seek as _},
     net::{Ipv4Addr, TcpListener},
     os::{
         linux::net::SocketAddrExt as _,
-        unix::{fs::MetadataExt as _, net},
+        unix::{fs::MetadataExt as _, net, process::CommandExt as _},
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -168,7 +169,7 @@ impl Desktop {
     /// Waits until no process comes or goes or opens anything for some time.
     #[track_caller]
     fn rest(&self) {
-        const QUIET: Duration = Duration::from_secs(2);
+        const QUIET: Duration = Duration::from_secs(5);
         // The job opens and closes its file all the time.
         let open = || -> BTreeSet<Open> {
             self.open().into_iter().filter(|open| open.process.comm != JOB).collect()
@@ -261,7 +262,7 @@ impl Desktop {
         dump.args(["-t", &self.init().to_string(), "--root"]).arg(self.bundle.root());
         // As runc has it: what is mounted from outside is so again when it is restored, and cgroups are runc's.
         dump.args(["--external", "mnt[]", "--manage-cgroups=ignore"]).args(options);
-        Dump::run(&dump, &images.join("dump.log"))
+        Dump::run(&mut dump, &images.join("dump.log"))
     }
 
     /// The pid of its first process, on the host.
@@ -296,14 +297,14 @@ impl Desktop {
         fs::create_dir(&images).expect("make a directory for images");
         let mut dump = self.criu_inside(criu, "dump");
         dump.args(["-o", "dump.log", "-t", &process.inner.to_string()]);
-        Dump::run(&dump, &images.join("dump.log"))
+        Dump::run(&mut dump, &images.join("dump.log"))
     }
 
     /// Has that restored.
     pub fn restore_subtree(&self, criu: &Criu) -> Dump {
         let mut restore = self.criu_inside(criu, "restore");
         restore.args(["-o", "restore.log", "--restore-detached"]);
-        Dump::run(&restore, &self.bundle.inner_images().join("restore.log"))
+        Dump::run(&mut restore, &self.bundle.inner_images().join("restore.log"))
     }
 
     /// CRIU in the container's namespaces.
@@ -347,18 +348,34 @@ pub struct Dump {
 }
 
 impl Dump {
-    fn run(command: &Command, log: &Path) -> Self {
-        let fewer = FewerFiles::lower().expect("lower the most files that may be open");
-        // One that hangs is ended.
-        let mut timed = Command::new("timeout");
-        timed.args(["-s", "KILL", &deadline().as_secs().to_string()]);
-        timed.arg(command.get_program()).args(command.get_args());
-        let output = timed.stdin(Stdio::null()).output();
-        let output = output.unwrap_or_else(|error| panic!("start {timed:?}: {error}"));
-        drop(fewer);
+    /// Runs a CRIU, or what starts one. If it hangs, it is ended, with all that it has started.
+    fn run(command: &mut Command, log: &Path) -> Self {
+        let limit = 2 * deadline();
+        let mut errors = tempfile::tempfile().expect("make a file for errors");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+        command.stderr(errors.try_clone().expect("the file for errors"));
+        let _fewer = FewerFiles::lower().expect("lower the most files that may be open");
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("wait for CRIU") {
+                break Some(status);
+            }
+            if start.elapsed() > limit {
+                // SAFETY: the group's first process hasn't been waited for, so it is still its own.
+                unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
+                child.wait().expect("wait for CRIU");
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
         let mut said = fs::read(log).unwrap_or_default();
-        said.extend(output.stderr);
-        Self { done: output.status.success(), log: String::from_utf8_lossy(&said).into_owned() }
+        errors.rewind().and_then(|()| errors.read_to_end(&mut said)).expect("read errors");
+        let mut log = String::from_utf8_lossy(&said).into_owned();
+        if status.is_none() {
+            log += &format!("\nnot finished within {limit:?}, and killed");
+        }
+        Self { done: status.is_some_and(|status| status.success()), log }
     }
 
     /// The errors in it.

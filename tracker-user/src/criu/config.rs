@@ -1,5 +1,7 @@
 //! CRIU's configuration files.
 
+use crate::verdict::CriuVersion;
+
 /// The options in a configuration file, each with its value behind a space (`config.c:parse_config`): a name, and perhaps a value,
 /// on each line; what follows a `#` is a comment.
 pub(super) fn parse(text: &str) -> Vec<String> {
@@ -10,6 +12,12 @@ pub(super) fn parse(text: &str) -> Vec<String> {
         if value.is_empty() { name.to_owned() } else { format!("{name} {value}") }
     };
     lines.filter(|line| !line.is_empty()).map(option).collect()
+}
+
+/// Whether a release makes nothing of such an option in a file: before 4.0, CRIU keeps a pointer to the path, and frees the file's text
+/// (`irmap.c:irmap_scan_path_add`; <https://github.com/checkpoint-restore/criu/pull/2415>).
+pub(super) fn is_lost(option: &str, version: CriuVersion) -> bool {
+    version < CriuVersion::new(4, 0, 0) && option.split(' ').next() == Some("irmap-scan-path")
 }
 
 #[cfg(test)]

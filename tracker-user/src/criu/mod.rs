@@ -125,11 +125,10 @@ pub fn profile(wanted: &Wanted, kernel: KernelVersion) -> Result<Profile, CriuEr
     {
         program::learn(&program, &mut profile.build);
     }
-    for option in configured(wanted)? {
-        profile.options.configure(&option);
-    }
-    for option in &wanted.options {
-        profile.options.add(option);
+    let configured =
+        configured(wanted)?.into_iter().filter(|option| !config::is_lost(option, profile.version));
+    for option in configured.chain(wanted.options.iter().cloned()) {
+        profile.options.add(&option);
     }
     profile.options.on.extend(wanted.engine.options());
     Ok(profile)
@@ -154,4 +153,31 @@ fn configured(wanted: &Wanted) -> Result<Vec<String>, CriuError> {
 
 fn read(path: &PathBuf) -> Result<String, CriuError> {
     fs::read_to_string(path).map_err(|source| CriuError::Read { path: path.clone(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn an_old_release_loses_paths_of_a_file_and_keeps_those_that_are_given() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "irmap-scan-path /srv\ntcp-close").unwrap();
+        let of = |version| {
+            let wanted = Wanted {
+                version: Some(version),
+                config: Some(file.path().to_owned()),
+                options: vec!["--irmap-scan-path /root".into()],
+                ..Wanted::default()
+            };
+            profile(&wanted, KernelVersion { major: 6, minor: 1 }).unwrap().options
+        };
+        let (old, new) = (of(CriuVersion::new(3, 19, 0)), of(CriuVersion::new(4, 0, 0)));
+        assert!(old.irmap_paths.contains("/root") && !old.irmap_paths.contains("/srv"), "{old:?}");
+        assert!(["/root", "/srv"].iter().all(|path| new.irmap_paths.contains(*path)), "{new:?}");
+        assert_eq!(old.on, new.on);
+        assert!(old.has(DumpOption::TcpClose));
+    }
 }

@@ -1,6 +1,6 @@
 //! The options of a dump that change what CRIU makes of a file.
 
-use std::{collections::BTreeSet, fmt, mem};
+use std::{collections::BTreeSet, fmt};
 
 /// Defines [`DumpOption`] with the option's name, without its dashes.
 macro_rules! options {
@@ -74,9 +74,6 @@ pub struct Options {
     pub external: BTreeSet<String>,
     /// `--irmap-scan-path`: where watched files are looked for.
     pub irmap_paths: BTreeSet<String>,
-    /// The same, as configuration files have it: older releases lose it
-    /// ([`Profile::irmap_paths`](super::Profile::irmap_paths)).
-    pub configured_irmap_paths: BTreeSet<String>,
 }
 
 /// What CRIU takes if `--ghost-limit` isn't given (`cr_options.h:DEFAULT_GHOST_LIMIT`).
@@ -89,7 +86,6 @@ impl Default for Options {
             ghost_limit: DEFAULT_GHOST_LIMIT,
             external: BTreeSet::new(),
             irmap_paths: BTreeSet::new(),
-            configured_irmap_paths: BTreeSet::new(),
         }
     }
 }
@@ -112,14 +108,6 @@ impl Options {
         }
     }
 
-    /// Adds an option that stands in a configuration file of CRIU's, likewise.
-    pub fn configure(&mut self, argument: &str) {
-        let given = mem::take(&mut self.irmap_paths);
-        self.add(argument);
-        let configured = mem::replace(&mut self.irmap_paths, given);
-        self.configured_irmap_paths.extend(configured);
-    }
-
     /// The options as they are given to CRIU.
     #[must_use]
     pub fn arguments(&self) -> Vec<String> {
@@ -128,8 +116,7 @@ impl Options {
             all.push(format!("--ghost-limit {}", self.ghost_limit));
         }
         all.extend(self.external.iter().map(|what| format!("--external {what}")));
-        let paths = self.irmap_paths.union(&self.configured_irmap_paths);
-        all.extend(paths.map(|path| format!("--irmap-scan-path {path}")));
+        all.extend(self.irmap_paths.iter().map(|path| format!("--irmap-scan-path {path}")));
         all
     }
 }

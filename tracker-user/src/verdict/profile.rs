@@ -147,16 +147,10 @@ impl Profile {
 
     /// Where it looks for watched files of which it has no handle, in the root process's mount namespace, with all that is below: what
     /// it is told, and what it knows of itself.
-    ///
-    /// Before 4.0, what a configuration file tells is lost: the path's memory is freed with the file's
-    /// (<https://github.com/checkpoint-restore/criu/pull/2415>).
     #[must_use]
     pub fn irmap_paths(&self) -> BTreeSet<String> {
-        let known =
-            HINTS.iter().filter(|(_, since)| *since <= self.version).map(|(path, _)| (*path).to_owned());
-        let keeps_files = self.version >= CriuVersion::new(4, 0, 0);
-        let configured = keeps_files.then_some(&self.options.configured_irmap_paths).into_iter().flatten();
-        known.chain(self.options.irmap_paths.iter().chain(configured).cloned()).collect()
+        let known = HINTS.iter().filter(|(_, since)| *since <= self.version);
+        known.map(|(path, _)| (*path).to_owned()).chain(self.options.irmap_paths.iter().cloned()).collect()
     }
 
     /// Whether it is newer than all releases that the rules were checked against.
@@ -193,14 +187,13 @@ mod tests {
         let of = |version| {
             let kernel = KernelVersion { major: 6, minor: 1 };
             let mut profile = Profile::new(Some(version), None, kernel);
-            profile.options.add("--irmap-scan-path /root");
-            profile.options.configure("irmap-scan-path /srv");
+            profile.options.irmap_paths.insert("/root".into());
             profile.irmap_paths()
         };
         let (old, new) = (of(CriuVersion::new(3, 19, 0)), of(CriuVersion::new(4, 0, 0)));
         assert!(old.contains("/root") && old.contains("/etc"), "{old:?}");
         let more: Vec<_> = new.difference(&old).collect();
-        assert_eq!(more, ["/srv", "/usr/share/dbus-1/services"]);
+        assert_eq!(more, ["/usr/share/dbus-1/services"]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ const TOTAL: Duration = Duration::from_secs(20 * 60);
 /// How many times as long as elsewhere tests wait here: every instruction is emulated.
 pub(super) const PATIENCE: u32 = 4;
 
-/// How long it may be silent where tests wait as long as elsewhere: whatever they wait for, they must be able to tell.
+/// How long it may be silent, for each time that tests wait as long as elsewhere: a test that waits in vain must come to tell so.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Operations in a run of the stress test.

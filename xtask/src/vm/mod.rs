@@ -88,8 +88,11 @@ pub(crate) fn everything(no_install: bool) -> anyhow::Result<()> {
     let desktop = desktop::prepare_guest(no_install)?;
     std::thread::scope(|scope| {
         let desktop = scope.spawn(|| desktop.run());
-        criu::run(&criu::Args::everything(no_install))?;
-        joined(desktop)
+        let criu = criu::run(&criu::Args::everything(no_install));
+        match (joined(desktop), criu) {
+            (Err(desktop), Err(criu)) => bail!("{desktop:#}\n{criu:#}"),
+            (desktop, criu) => desktop.and(criu),
+        }
     })?;
     run(&Args::everything(no_install))
 }

@@ -199,8 +199,8 @@ $ fdtracker tail --kind pidfd"
 }
 
 fn ways_out(out: &mut String, report: &Record, guest: &[Record], here: &[Record], part: &Record) -> Written {
-    let of = |session: &'static str, told: bool| {
-        move |seen: &Value| at(seen, "/session") == session && is_told(seen) == told
+    let of = |session: &'static str, is: bool| {
+        move |seen: &Value| at(seen, "/session") == session && is_told(seen) == is
     };
     writeln!(
         out,
