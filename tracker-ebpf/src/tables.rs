@@ -45,7 +45,7 @@ pub(crate) fn new_table(files: u64, mode: u32) -> Option<*mut Table> {
 }
 
 /// Charges an entry to its task's cgroup, if that isn't any more what it was when it was read for the entry: whoever moved the task
-/// meanwhile found no entry to charge, or was overwritten.
+/// meanwhile found no entry to charge, or was overwritten. What moves twice in that moment is left to the next audit.
 ///
 /// # Safety
 /// `table` comes from the map.

@@ -186,18 +186,17 @@ fn act(ctx: &RawTracePointContext) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn assign(files: u64, task: u64, charged: u64, listed: u32) -> u32 {
-    let mut task = task as *const u8;
+    let task = task as *const u8;
     // SAFETY: integers are plain data.
     let mut tgid: u32 = unsafe { Probe::read(task, &OFF_TASK_TGID) };
-    let mut cgroup = cgroup_id::<Probe>(task);
+    let own_cgroup = cgroup_id::<Probe>(task);
+    let mut cgroup = own_cgroup;
     if let Some(table) = TABLES.get_ptr_mut(files) {
         // SAFETY: the pointer comes from the map.
         unsafe {
             if (*table).cgroup_id == charged {
                 (*table).cgroup_id = cgroup;
                 follow_move(table, task, cgroup);
-            } else {
-                task = core::ptr::null();
             }
             if (*table).tgid == listed {
                 (*table).tgid = tgid;
@@ -205,7 +204,8 @@ extern "C" fn assign(files: u64, task: u64, charged: u64, listed: u32) -> u32 {
             (tgid, cgroup) = ((*table).tgid, (*table).cgroup_id);
         }
     }
-    on_behalf_of(tgid, cgroup, task);
+    // What is charged otherwise has another user there.
+    on_behalf_of(tgid, cgroup, if cgroup == own_cgroup { task } else { core::ptr::null() });
     0
 }
 
