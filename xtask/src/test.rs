@@ -17,7 +17,7 @@ pub(crate) struct Args {
     #[arg(long)]
     no_install: bool,
 
-    /// Leave out the desktop, CRIU, and the kernels in emulated machines, which take an hour
+    /// Leave out the desktop, CRIU, and the kernels in emulated machines, which take most of the time
     #[arg(long)]
     no_vm: bool,
 

@@ -21,7 +21,7 @@ pub(super) const PATIENCE: u32 = 4;
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Operations in a run of the stress test.
-const STRESS_OPERATIONS: &str = "30000";
+const STRESS_OPERATIONS: &str = "20000";
 
 /// The guest that is to be started.
 pub(super) struct Guest<'a> {
