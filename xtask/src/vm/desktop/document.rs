@@ -207,7 +207,7 @@ fn ways_out(out: &mut String, report: &Record, guest: &[Record], here: &[Record]
         "
 ## Four ways out
 
-Each was tried with each CRIU. What was dumped was restored: a VNC client then saw the desktop again, and its programs went on.
+Each was tried with each CRIU. What runc had dumped was restored (3.17.1 was started by hand, and left the desktop running): a VNC client then saw the desktop again, and its programs went on.
 
 ### 1. A newer CRIU, which is told where watched files are
 
