@@ -1,6 +1,13 @@
 //! System calls as the kernel has them, for fixtures that do what no library does.
 
-use std::{ffi::c_long, io, mem, os::unix::process::CommandExt as _, process::Command, ptr};
+use std::{
+    ffi::c_long,
+    io, mem,
+    os::unix::process::CommandExt as _,
+    process::{Child, Command, ExitStatus},
+    ptr,
+    time::{Duration, Instant},
+};
 
 /// The result of a system call.
 ///
@@ -59,6 +66,21 @@ pub fn map(fd: i64, offset: i64, len: usize) -> Result<*mut u8, io::Error> {
         )
     };
     if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast()) }
+}
+
+/// Waits for a process to end. `None`: it hasn't, within this time.
+///
+/// # Errors
+/// If it can't be waited for.
+pub fn wait_within(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    let start = Instant::now();
+    loop {
+        let status = child.try_wait()?;
+        if status.is_some() || start.elapsed() > limit {
+            return Ok(status);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Has a command lead a session of its own, as the first process of a container does: else CRIU would want `--shell-job`.

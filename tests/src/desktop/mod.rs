@@ -26,7 +26,7 @@ use crate::{
     container::remove_cgroup,
     criu::{Criu, FewerFiles, Log},
     deadline, eventually, hierarchy, pids_in, random_id,
-    sys::own_session,
+    sys::{own_session, wait_within},
     target_dir,
 };
 
@@ -356,19 +356,12 @@ impl Dump {
         command.stderr(errors.try_clone().expect("the file for errors"));
         let _fewer = FewerFiles::lower().expect("lower the most files that may be open");
         let mut child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
-        let start = Instant::now();
-        let status = loop {
-            if let Some(status) = child.try_wait().expect("wait for CRIU") {
-                break Some(status);
-            }
-            if start.elapsed() > limit {
-                // SAFETY: the group's first process hasn't been waited for, so it is still its own.
-                unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
-                child.wait().expect("wait for CRIU");
-                break None;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
+        let status = wait_within(&mut child, limit).expect("wait for CRIU");
+        if status.is_none() {
+            // SAFETY: the group's first process hasn't been waited for, so it is still its own.
+            unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
+            child.wait().expect("wait for CRIU");
+        }
         let mut said = fs::read(log).unwrap_or_default();
         errors.rewind().and_then(|()| errors.read_to_end(&mut said)).expect("read errors");
         let mut log = String::from_utf8_lossy(&said).into_owned();

@@ -54,7 +54,8 @@ pub(super) struct Run {
 impl Guest<'_> {
     /// Runs the guest to its end, or to a deadline.
     pub(super) fn run(&self) -> anyhow::Result<Run> {
-        let (tests, console) = (self.tests(), self.log("console"));
+        let file = |what| self.dir.join(format!("{}-{}.{what}.log", self.kernel.row.name, self.feeder));
+        let (tests, console) = (file("tests"), file("console"));
         let start = Instant::now();
         let machine = Machine {
             vmlinuz: &self.kernel.vmlinuz,
@@ -76,15 +77,6 @@ impl Guest<'_> {
         let took = start.elapsed();
         let log = Log::read(&read(&tests)?, &read(&console)?, killed);
         Ok(Run { row: self.kernel.row, feeder: self.feeder, log, took, tests, console })
-    }
-
-    /// What the test harness writes.
-    pub(super) fn tests(&self) -> PathBuf {
-        self.log("tests")
-    }
-
-    fn log(&self, what: &str) -> PathBuf {
-        self.dir.join(format!("{}-{}.{what}.log", self.kernel.row.name, self.feeder))
     }
 
     /// What the kernel is told.

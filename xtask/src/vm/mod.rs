@@ -82,7 +82,7 @@ const LEFT_OUT: &[&str] = &[
     "restart::leaves_nothing",
 ];
 
-/// What [`run`] does with all kernels, after what CRIU says of everything, and what becomes of the desktop with the oldest CRIU.
+/// Compares with CRIU, the desktop in a guest too; then runs the tests on all kernels.
 pub(crate) fn everything(no_install: bool) -> anyhow::Result<()> {
     // apt's lists are for one at a time.
     let desktop = desktop::prepare_guest(no_install)?;

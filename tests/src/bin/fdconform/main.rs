@@ -20,7 +20,10 @@ use std::{
 };
 
 use clap::Parser;
-use fdtracker_tests::criu::{Line, Log, agrees};
+use fdtracker_tests::{
+    criu::{Line, Log, agrees},
+    sys::wait_within,
+};
 use serde_json::{Value, json};
 
 use self::fixture::{Fixture, Held};
@@ -175,7 +178,6 @@ const STDERR: &str = "stderr";
 
 /// Dumps what is held into a directory.
 fn criu(args: &Args, held: &Held, options: &[String], images: &Path) -> io::Result<&'static str> {
-    let start = Instant::now();
     let mut command = match held {
         Held::Process(process) => {
             let mut criu = Command::new(&args.criu);
@@ -190,15 +192,10 @@ fn criu(args: &Args, held: &Held, options: &[String], images: &Path) -> io::Resu
         .stdout(Stdio::null())
         .stderr(File::create(images.join(STDERR))?)
         .spawn()?;
-    loop {
-        if let Some(status) = criu.try_wait()? {
-            return Ok(if status.success() { "dumped" } else { "refused" });
-        }
-        if start.elapsed() > Duration::from_secs(args.timeout) {
-            criu.kill()?;
-            criu.wait()?;
-            return Ok("hung");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let Some(status) = wait_within(&mut criu, Duration::from_secs(args.timeout))? else {
+        criu.kill()?;
+        criu.wait()?;
+        return Ok("hung");
+    };
+    Ok(if status.success() { "dumped" } else { "refused" })
 }

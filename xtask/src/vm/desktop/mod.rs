@@ -16,7 +16,7 @@ use anyhow::{Context as _, bail};
 
 use super::{
     criu,
-    guest::{self, Guest},
+    guest::{self, Guest, Run},
     initramfs,
     kernels::Kernel,
     qemu, report, run_twice,
@@ -67,10 +67,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !args.guest {
         must(test::integration(&[TESTS.to_owned()])?.env(RECORD, &record))?;
     }
-    let guest = prepare_guest(args.no_install)?;
-    guest.run()?;
+    let guest = prepare_guest(args.no_install)?.run()?;
     if args.write_docs {
-        document::write(&qemu::read(&record)?, &guest.said()?)?;
+        document::write(&qemu::read(&record)?, &qemu::read(&guest.tests)?)?;
     }
     eprintln!("the desktop is as fdtracker says: {} s", start.elapsed().as_secs());
     Ok(())
@@ -120,18 +119,10 @@ pub(super) fn prepare_guest(no_install: bool) -> anyhow::Result<Prepared> {
 }
 
 impl Prepared {
-    /// Runs it, when its turn has come.
-    pub(super) fn run(&self) -> anyhow::Result<()> {
+    /// Runs it, when its turn has come. It must pass.
+    pub(super) fn run(&self) -> anyhow::Result<Run> {
         let _turn = qemu::turn();
-        let run = run_twice(&self.guest())?;
-        if !run.log.is_good() {
-            bail!("{}\n{}", report::verdict(&run), report::tails(&run)?);
-        }
-        Ok(())
-    }
-
-    fn guest(&self) -> Guest<'_> {
-        Guest {
+        let run = run_twice(&Guest {
             kernel: &self.kernel,
             feeder: "kprobe",
             initramfs: &self.initramfs,
@@ -142,12 +133,11 @@ impl Prepared {
             // A session of some twenty programs takes minutes to start.
             patience: 2 * guest::PATIENCE,
             dir: &self.dir,
+        })?;
+        if !run.log.is_good() {
+            bail!("{}\n{}", report::verdict(&run), report::tails(&run)?);
         }
-    }
-
-    /// What its tests have said.
-    fn said(&self) -> anyhow::Result<String> {
-        qemu::read(&self.guest().tests())
+        Ok(run)
     }
 }
 
