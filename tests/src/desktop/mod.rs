@@ -236,7 +236,7 @@ impl Desktop {
 
     /// How far the job has counted.
     pub fn counted(&self) -> u64 {
-        // It may be just about to write.
+        // It may just have begun.
         eventually("the job has counted", || {
             let text = fs::read_to_string(self.bundle.root().join("root/result"));
             text.unwrap_or_default().trim().parse::<u64>().map_err(|error| error.to_string())

@@ -12,8 +12,9 @@ trap 'trap "" TERM; kill -TERM -1; wait; exit 0' TERM
 mkdir -p /tmp/.X11-unix
 chmod 1777 /tmp/.X11-unix
 
-# A job of somebody's who logs out meanwhile: it counts.
-setsid perl -e '$0 = "job"; while (1) { open F, ">", "/root/result"; print F ++$n; close F; select undef, undef, undef, 0.1 }' \
+# A job of somebody's who logs out meanwhile: it counts. It is dumped, and ended, at any moment: its file is never empty in between.
+: >/root/result
+setsid perl -e '$0 = "job"; while (1) { open F, "+<", "/root/result"; print F ++$n; close F; select undef, undef, undef, 0.1 }' \
     </dev/null >/root/job.log 2>&1 &
 
 Xtightvnc "$DISPLAY" -geometry 1024x768 -depth 24 -desktop desktop -rfbport "$port" -localhost \
