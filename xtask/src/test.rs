@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
     let filter = args.filter.as_slice();
     build()?;
-    must(static_agent()?.args(["build", "--locked", "--package", "tracker-user"]))?;
+    build_static_agent()?;
     must(
         cargo()?.args(["test", "--locked", "--workspace", "--exclude", "fdtracker-tests", "--"]).args(filter),
     )?;
@@ -122,18 +122,14 @@ fn install_python_packages(only_say: bool) -> anyhow::Result<()> {
     fs::write(&installed, wanted).with_context(|| format!("write {}", installed.display()))
 }
 
-/// cargo, which builds the agent as it is in its image: with no library beside it.
-fn static_agent() -> anyhow::Result<Command> {
+/// Builds the agent as it is in its image: with no library beside it. It isn't optimized, because it hardly runs.
+fn build_static_agent() -> anyhow::Result<()> {
     let mut cargo = cargo()?;
-    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
-    // Flags of all the machine's programs would make those of this build scripts' too, but for a target that is named.
-    cargo.args([
-        "--config",
-        "build.target='x86_64-unknown-linux-gnu'",
-        "--config",
-        "build.target-dir='target/static'",
-    ]);
-    Ok(cargo)
+    cargo.args(["build", "--locked", "--bin", "fdtracker", "--target-dir", "target/static"]);
+    // The flags would be those of build scripts, too, but for a target that is named.
+    cargo.args(["--target", "x86_64-unknown-linux-gnu"]).env("RUSTFLAGS", "-C target-feature=+crt-static");
+    cargo.args(["--config", "profile.dev.opt-level=0", "--config", "profile.dev.debug=false"]);
+    must(&mut cargo)
 }
 
 /// The integration tests whose names contain this, as root, with the project's tools in `PATH`.

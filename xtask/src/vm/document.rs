@@ -11,7 +11,7 @@ use super::{guest::Run, report};
 type Who = (&'static str, &'static str);
 
 /// The document.
-pub(super) fn document(runs: &[Run], qemu: &str, left_out: &[&str]) -> String {
+pub(super) fn document(runs: &[Run], qemu: &str, left_out: &[&str], shown_by_another: &[&str]) -> String {
     let mut text = String::from(
         "# Compatibility\n\n\
          `cargo xtask vm --write-docs` made this page: the integration tests, on Debian's kernels for virtual machines, once with each\n\
@@ -33,12 +33,15 @@ pub(super) fn document(runs: &[Run], qemu: &str, left_out: &[&str]) -> String {
             log.failed().len()
         );
     }
-    let left_out: Vec<String> = left_out.iter().map(|part| format!("`{part}…`")).collect();
+    let listed =
+        |parts: &[&str]| parts.iter().map(|part| format!("`{part}…`")).collect::<Vec<_>>().join(", ");
     let _ = write!(
         text,
         "\n{qemu} emulated the machines: two processors, cgroup v2, nothing but busybox and the tests. Left out were {}:\n\
-         what they show doesn't depend on the kernel. Kernels before 6.12 don't tell how they preempt if nobody may choose.\n",
-        left_out.join(", ")
+         what they show doesn't depend on the kernel. With the tracepoint feeder, and where only the preemption differs, so were {}:\n\
+         there the kernel's first row shows them. Kernels before 6.12 don't tell how they preempt if nobody may choose.\n",
+        listed(left_out),
+        listed(shown_by_another)
     );
     text.push_str(&bad(runs));
     text.push_str(&skipped(runs));
@@ -117,23 +120,28 @@ mod tests {
             run(1, "kprobe", "test a ... ignored (no a)\ntest b ... ok\n@@ end 0\n"),
             run(1, "tracepoint", "test a ... ok\ntest b ... ignored (no b here)\n@@ end 0\n"),
         ];
-        let page = document(&runs, "QEMU 7.2", &["documents::"]);
+        let page = document(&runs, "QEMU 7.2", &["documents::"], &["cli::"]);
         for line in [
-            "| 5.10 | 6.1.0-50-cloud-amd64 | 6.1.176-1 | voluntary | kprobe | 1 | 1 | 0 |",
-            "| 5.10 | 6.1.0-50-cloud-amd64 | 6.1.176-1 | voluntary | tracepoint | 0 | 1 | 1 |",
-            "- 5.10 with tracepoint: a",
-            "| `a` | 6.1 with kprobe | no a |",
-            "| `b` | 5.10, 6.1 with tracepoint | no b here |",
+            "| 7 | 6.1.0-50-cloud-amd64 | 6.1.176-1 | voluntary | kprobe | 1 | 1 | 0 |",
+            "| 7 | 6.1.0-50-cloud-amd64 | 6.1.176-1 | voluntary | tracepoint | 0 | 1 | 1 |",
+            "- 7 with tracepoint: a",
+            "| `a` | 7+preempt=full with kprobe | no a |",
+            "| `b` | 7, 7+preempt=full with tracepoint | no b here |",
         ] {
             assert!(page.lines().any(|l| l == line), "no {line} in\n{page}");
         }
-        assert!(page.contains("QEMU 7.2 emulated") && page.contains("`documents::…`"), "{page}");
+        assert!(
+            page.contains("QEMU 7.2 emulated")
+                && page.contains("`documents::…`")
+                && page.contains("`cli::…`"),
+            "{page}"
+        );
         assert!(!page.contains(" 7 s"), "{page}");
     }
 
     #[test]
     fn where_nothing_fails_nothing_is_said_of_it() {
-        let page = document(&[run(0, "kprobe", "test a ... ok\n@@ end 0\n")], "QEMU", &[]);
+        let page = document(&[run(0, "kprobe", "test a ... ok\n@@ end 0\n")], "QEMU", &[], &[]);
         assert!(!page.contains("## Failed") && !page.contains("## Skipped"), "{page}");
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Guest<'a> {
     pub(super) kernel: &'a Kernel,
     pub(super) feeder: &'static str,
     pub(super) initramfs: &'a Path,
+    /// Tests that it leaves out, by the beginnings of their names.
+    pub(super) left_out: Vec<&'static str>,
     pub(super) processors: u32,
     /// In MiB.
     pub(super) memory: u32,
@@ -84,8 +86,11 @@ impl Guest<'_> {
         // An oops is a failure, whatever it was that oopsed.
         format!(
             "oops=panic panic_on_warn=1 {} FDTRACKER_FEEDER={} FDTRACKER_TEST_PATIENCE={} \
-             FDTRACKER_STRESS_OPS={STRESS_OPERATIONS}",
-            self.kernel.row.parameters, self.feeder, self.patience
+             FDTRACKER_STRESS_OPS={STRESS_OPERATIONS} LEFT_OUT={}",
+            self.kernel.row.parameters,
+            self.feeder,
+            self.patience,
+            self.left_out.join(",")
         )
     }
 }

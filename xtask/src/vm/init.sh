@@ -18,6 +18,8 @@ ip link set lo up
 
 set --
 while read -r argument; do set -- "$@" "$argument"; done </arguments
+# As the kernel was told.
+for name in $(echo "$LEFT_OUT" | tr , ' '); do set -- "$@" --skip "$name"; done
 
 echo "@@ kernel $(uname -r)" >/dev/ttyS1
 echo "@@ version $(uname -v)" >/dev/ttyS1

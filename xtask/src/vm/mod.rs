@@ -82,6 +82,18 @@ const LEFT_OUT: &[&str] = &[
     "restart::leaves_nothing",
 ];
 
+/// What is left out, besides, of guests that are a kernel's second: with the tracepoint feeder, or with the same kernel that only preempts
+/// otherwise. What no probe and no race has a part in, its first has shown; and of stress, some is enough.
+const SHOWN_BY_ANOTHER: &[&str] = &[
+    "check::",
+    "cli::",
+    "exporter::",
+    "hidden::",
+    "stress::events_are_lost",
+    "stress::too_many_tables",
+    "stress::two_agents",
+];
+
 /// Compares with CRIU, the desktop in a guest too; then runs the tests on all kernels.
 pub(crate) fn everything(no_install: bool) -> anyhow::Result<()> {
     // apt's lists are for one at a time.
@@ -105,11 +117,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;
     let kernels = kernels::get(&rows(&args.kernels), &dir, !args.no_install)?;
     let initramfs = dir.join("initramfs");
-    initramfs::write(&initramfs, &arguments(&args.tests))?;
+    initramfs::write(&initramfs, &args.tests)?;
 
     let mut feeders = FEEDERS.to_vec();
     feeders.retain(|feeder| args.feeder.as_ref().is_none_or(|wanted| wanted == feeder));
-    let runs = run_all(&kernels, &feeders, &initramfs, &logs)?;
+    let runs = run_all(&kernels, &feeders, &initramfs, &logs, &args.tests)?;
     if args.write_docs {
         write_document(&runs)?;
     }
@@ -131,7 +143,7 @@ fn write_document(runs: &[Run]) -> anyhow::Result<()> {
     const FILE: &str = "docs/compatibility.md";
     let version = output(Command::new(QEMU).arg("--version"))?;
     let qemu = version.lines().next().unwrap_or_default().replace("emulator version ", "");
-    fs::write(workspace()?.join(FILE), document::document(runs, &qemu, LEFT_OUT))
+    fs::write(workspace()?.join(FILE), document::document(runs, &qemu, LEFT_OUT, SHOWN_BY_ANOTHER))
         .with_context(|| format!("write {FILE}"))?;
     eprintln!("wrote {FILE}");
     Ok(())
@@ -154,12 +166,13 @@ fn rows(names: &[String]) -> Vec<Row> {
     MATRIX.into_iter().filter(|row| names.is_empty() || names.iter().any(|name| name == row.name)).collect()
 }
 
-/// What the test harness is told.
-fn arguments(chosen: &[String]) -> Vec<String> {
+/// Nothing of tests that were chosen; else see [`LEFT_OUT`] and [`SHOWN_BY_ANOTHER`].
+fn left_out(row: &Row, feeder: &str, chosen: &[String]) -> Vec<&'static str> {
     if !chosen.is_empty() {
-        return chosen.to_vec();
+        return Vec::new();
     }
-    LEFT_OUT.iter().flat_map(|name| ["--skip".to_owned(), (*name).to_owned()]).collect()
+    let is_second = feeder == "tracepoint" || !row.parameters.is_empty();
+    LEFT_OUT.iter().chain(SHOWN_BY_ANOTHER.iter().filter(|_| is_second)).copied().collect()
 }
 
 /// Runs a guest for each kernel and feeder, and shows how each went as soon as it is known.
@@ -168,6 +181,7 @@ fn run_all(
     feeders: &[&'static str],
     initramfs: &Path,
     dir: &Path,
+    chosen: &[String],
 ) -> anyhow::Result<Vec<Run>> {
     let guests: Vec<Guest<'_>> = kernels
         .iter()
@@ -176,6 +190,7 @@ fn run_all(
                 kernel,
                 feeder,
                 initramfs,
+                left_out: left_out(&kernel.row, feeder, chosen),
                 processors: 2,
                 memory: qemu::MEMORY,
                 disk: None,

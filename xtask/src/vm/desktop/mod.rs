@@ -126,6 +126,7 @@ impl Prepared {
             kernel: &self.kernel,
             feeder: "kprobe",
             initramfs: &self.initramfs,
+            left_out: Vec::new(),
             // As with CRIU's other guests.
             processors: 1,
             memory: MEMORY,
