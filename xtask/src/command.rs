@@ -23,6 +23,13 @@ pub(crate) fn tools() -> anyhow::Result<PathBuf> {
 pub(crate) fn cargo() -> anyhow::Result<Command> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace()?);
+    // What cargo has told this program about its package isn't so of others: ring's build script would take it for a change.
+    let is_of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(is_of_package) {
+            cargo.env_remove(name);
+        }
+    }
     Ok(cargo)
 }
 

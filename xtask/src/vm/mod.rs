@@ -221,17 +221,22 @@ fn run_twice(guest: &Guest<'_>) -> anyhow::Result<Run> {
     }
 }
 
-/// Does something with a machine for each of these, as many at a time as there may be; what came of it, in their order.
+/// Does something with a machine for each of these, as many at a time as there may be, beginning with the first; what came of it, in their
+/// order.
 fn in_parallel<T: Sync, R: Send>(
     all: &[T],
     work: impl Fn(&T) -> anyhow::Result<R> + Sync,
 ) -> anyhow::Result<Vec<R>> {
-    let one = |item| {
-        let _turn = qemu::turn();
-        work(item)
-    };
+    let work = &work;
     std::thread::scope(|scope| {
-        let started: Vec<_> = all.iter().map(|item| scope.spawn(|| one(item))).collect();
+        let start = |item| {
+            let turn = qemu::turn();
+            scope.spawn(move || {
+                let _turn = turn;
+                work(item)
+            })
+        };
+        let started: Vec<_> = all.iter().map(start).collect();
         started.into_iter().map(joined).collect()
     })
 }

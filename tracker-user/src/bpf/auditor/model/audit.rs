@@ -123,7 +123,9 @@ impl Machine {
 
     /// Puts right whose a table is. Returns whose.
     fn on_behalf_of(&mut self, files: u64, task: u64, outdated: Outdated) -> By {
-        let now = self.user(files, task).map(|task| (task.tgid, task.cgroup));
+        let user = self.user(files, task);
+        let now = user.map(|task| (task.tgid, task.cgroup));
+        let user = user.and(task.checked_sub(1)).map(|task| task as usize);
         let (mut tgid, mut cgroup) = now.unwrap_or_default();
         if let Some(table) = self.tables.get_mut(&files) {
             if table.cgroup_id == outdated.cgroup_id {
@@ -134,7 +136,7 @@ impl Machine {
             }
             (tgid, cgroup) = (table.tgid, table.cgroup_id);
         }
-        By { tgid, cgroup, audit: true }
+        By { tgid, cgroup, task: user, audit: true }
     }
 
     fn adopt_counts(&mut self) -> u64 {

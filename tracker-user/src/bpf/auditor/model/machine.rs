@@ -2,7 +2,7 @@
 //!
 //! A system call is a change at once, and steps that its task does later: changes and runs of probes, in the kernel's order.
 //! Between any two of them other tasks, and audits, have their turn. The programs are those of `tracker-ebpf`, without their locks:
-//! here a run of a program can't be interrupted.
+//! here a run of a program can't be interrupted, but by somebody who moves its task while it makes an entry.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -43,7 +43,9 @@ pub(super) struct Task {
 #[derive(Clone, Copy)]
 pub(super) struct By {
     pub(super) tgid: u32,
+    /// Where the task was when the program asked.
     pub(super) cgroup: u64,
+    pub(super) task: Option<usize>,
     /// An audit: it isn't the task itself, and looks after far fds by other means.
     pub(super) audit: bool,
 }
@@ -118,6 +120,11 @@ impl Machine {
         (0..self.tasks.len()).for_each(|task| self.run(task, usize::MAX));
     }
 
+    /// The tasks that run.
+    fn awake(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.tasks.len()).filter(|task| !self.tasks[*task].asleep)
+    }
+
     /// Does some of the steps that a task has still to do.
     fn run(&mut self, task: usize, steps: usize) {
         for _ in 0..steps {
@@ -127,7 +134,7 @@ impl Machine {
     }
 
     pub(super) fn apply(&mut self, event: &Event) {
-        let runs: Vec<usize> = (0..self.tasks.len()).filter(|t| !self.tasks[*t].asleep).collect();
+        let runs: Vec<usize> = self.awake().collect();
         let task = runs[event.task % runs.len()];
         if let Op::Step = event.op {
             return self.run(event.task % self.tasks.len(), 1);
@@ -172,7 +179,7 @@ impl Machine {
             }
             Op::Move { cgroup } => {
                 let tgid = self.tasks[task].tgid;
-                self.tasks.iter_mut().filter(|t| t.tgid == tgid).for_each(|task| task.cgroup = cgroup);
+                self.move_to(tgid, cgroup);
                 self.probe(task, sees(0), move |m| m.attach_task(tgid));
             }
         }
@@ -353,19 +360,47 @@ impl Machine {
 
     fn by(&self, task: usize) -> By {
         let Task { tgid, cgroup, .. } = self.tasks[task];
-        By { tgid, cgroup, audit: false }
+        By { tgid, cgroup, task: Some(task), audit: false }
     }
 
     // The programs.
 
     pub(super) fn entry(&mut self, files: u64, by: By) -> &mut Table {
         self.now += Duration::from_nanos(1);
-        self.tables.entry(files).or_insert(Table {
-            generation: self.now.as_nanos() as u64,
-            cgroup_id: by.cgroup,
-            tgid: by.tgid,
-            ..Table::EMPTY
-        })
+        if !self.tables.contains_key(&files) {
+            let (generation, cgroup_id) = (self.now.as_nanos() as u64, by.cgroup);
+            self.somebody_moves();
+            self.tables.insert(files, Table { generation, cgroup_id, tgid: by.tgid, ..Table::EMPTY });
+            self.somebody_moves();
+            self.follow_move(files, by);
+        }
+        self.tables.get_mut(&files).unwrap()
+    }
+
+    fn follow_move(&mut self, files: u64, by: By) {
+        let now = by.task.map_or(by.cgroup, |task| self.tasks[task].cgroup);
+        if now != by.cgroup
+            && let Some(table) = self.tables.get_mut(&files)
+        {
+            table.cgroup_id = now;
+        }
+    }
+
+    /// In the middle of a program's run, if that is what happens next.
+    fn somebody_moves(&mut self) {
+        let next = self.events.front().cloned();
+        let Some(Event { task, op: Op::Move { cgroup }, lost, wait: ..3, .. }) = next else { return };
+        self.events.pop_front();
+        let runs: Vec<usize> = self.awake().collect();
+        let tgid = self.tasks[runs[task % runs.len()]].tgid;
+        self.move_to(tgid, cgroup);
+        if self.attached && lost & 1 == 0 {
+            self.attach_task(tgid);
+        }
+    }
+
+    fn move_to(&mut self, tgid: u32, cgroup: u64) {
+        self.tasks.iter_mut().filter(|task| task.tgid == tgid).for_each(|task| task.cgroup = cgroup);
     }
 
     /// What is recorded of a table's slots.
