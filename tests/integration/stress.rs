@@ -12,7 +12,7 @@ use std::{
 };
 
 use fdtracker_tests::{
-    Agent, Cgroup, Metrics, Rival, Zoo, counts_of, eventually, fdstress, random_id, truth,
+    Agent, Cgroup, Metrics, Rival, Zoo, counts_of, fdstress, random_id, truth, try_eventually,
 };
 use libtest_mimic::Trial;
 use tracker_ebpf::Kind;
@@ -225,15 +225,15 @@ impl Stress {
     fn agrees_with(&mut self, agent: &Agent) {
         let truth = self.truth();
         let start = Instant::now();
-        eventually(&format!("seed {}: the agent agrees with /proc", self.seed), || {
+        let agreed = try_eventually(&format!("seed {}: the agent agrees with /proc", self.seed), || {
             let differences = self.differences(agent, &truth);
-            if differences.is_empty() {
-                return Ok(());
-            }
             let lines = differences.iter().map(|(name, state, what)| format!("\n  {name} ({state}): {what}"));
-            let quiet = if self.truth() == truth { "" } else { "\n  the fixture isn't quiet" };
-            Err(lines.collect::<String>() + quiet + &health(agent) + &self.processes(agent))
+            if differences.is_empty() { Ok(()) } else { Err(lines.collect::<String>()) }
         });
+        if let Err(error) = agreed {
+            let quiet = if self.truth() == truth { "" } else { "\n  the fixture isn't quiet" };
+            panic!("{error}{quiet}{}{}", health(agent), self.processes(agent));
+        }
         self.slowest = self.slowest.max(start.elapsed());
         assert_eq!(self.truth(), truth, "seed {}: the fixture isn't quiet", self.seed);
     }

@@ -50,8 +50,11 @@ pub fn eventually<T, E: Display>(what: &str, f: impl FnMut() -> Result<T, E>) ->
     try_eventually(what, f).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// As [`eventually`], for what may not panic, such as a drop.
-fn try_eventually<T, E: Display>(what: &str, mut f: impl FnMut() -> Result<T, E>) -> Result<T, String> {
+/// As [`eventually`], for who has more to say, or may not panic, such as a drop.
+///
+/// # Errors
+/// `what`, and what `f` said last.
+pub fn try_eventually<T, E: Display>(what: &str, mut f: impl FnMut() -> Result<T, E>) -> Result<T, String> {
     let start = Instant::now();
     loop {
         match f() {
@@ -59,7 +62,8 @@ fn try_eventually<T, E: Display>(what: &str, mut f: impl FnMut() -> Result<T, E>
             Err(last) if start.elapsed() > deadline() => {
                 return Err(format!("{what}: not within {:?}: {last}", deadline()));
             }
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            // Who asks all the time keeps a slow machine from answering.
+            Err(_) => std::thread::sleep(Duration::from_millis(5) * patience()),
         }
     }
 }
