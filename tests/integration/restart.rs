@@ -156,10 +156,11 @@ fn an_audit_finds_nothing_to_heal() {
     let metrics = agent.metrics();
     let audits = metrics.get("fdtracker_audits_total", &[("result", "ok")]);
     assert!(audits > 1.0, "only {audits} audits");
-    assert_eq!(metrics.get("fdtracker_audit_corrections_total", &[]), 0.0);
-    let labels = [("container", cgroup.name()), ("kind", "pidfd")];
-    // An open and a close that are both missed leave nothing for an audit to find. Linux 7 skips programs at tracepoints on a busy CPU.
+    // Linux 7 skips programs at tracepoints on a busy CPU. What was missed is there to heal, unless an open and its close both were.
     let misses = metrics.sum("fdtracker_probe_misses_total");
+    let corrections = metrics.get("fdtracker_audit_corrections_total", &[]);
+    assert!(corrections == 0.0 || misses > 0.0, "{corrections} corrections, though nothing was missed");
+    let labels = [("container", cgroup.name()), ("kind", "pidfd")];
     for metric in ["fdtracker_fds_opened_total", "fdtracker_fds_closed_total"] {
         let found = metrics.get(metric, &labels);
         let opened = f64::from(turns * each);
