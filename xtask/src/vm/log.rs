@@ -81,9 +81,9 @@ impl Log {
         failed.map(|(name, _)| name.as_str()).collect()
     }
 
-    /// Whether the kernel gave up before any test began.
-    pub(super) fn ended_before_tests(&self) -> bool {
-        matches!(self.end, End::Panicked(_)) && self.tests.is_empty() && self.unfinished.is_none()
+    /// Whether the kernel gave up.
+    pub(super) fn panicked(&self) -> bool {
+        matches!(self.end, End::Panicked(_))
     }
 
     /// Whether all is well: tests that didn't run prove nothing.
