@@ -10,7 +10,7 @@ use std::{
 
 use fdtracker_tests::{
     Cgroup, Metrics, Zoo, deadline, eventually, fdtracker, feeder_arguments, listening_address_in, request,
-    same,
+    same, sys::wait_within,
 };
 use libtest_mimic::Trial;
 use tempfile::TempDir;
@@ -254,12 +254,8 @@ impl Service {
     /// Asks it to end, and waits. Returns its exit code; `None` if it had to be killed.
     fn end(&mut self) -> Option<i32> {
         self.signal(libc::SIGINT);
-        let start = Instant::now();
-        while start.elapsed() < deadline() * 2 {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                return status.code();
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        if let Ok(Some(status)) = wait_within(&mut self.child, deadline() * 2) {
+            return status.code();
         }
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -5,10 +5,9 @@ use std::{
     os::unix::net::UnixStream,
     path::Path,
     process::{Child, Command, Stdio},
-    time::Instant,
 };
 
-use crate::{deadline, try_eventually};
+use crate::{deadline, sys::wait_within, try_eventually};
 
 /// A running server.
 pub(super) struct Daemon {
@@ -47,12 +46,8 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         // SAFETY: the child hasn't been waited for, so the pid is its own.
         unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
-        let start = Instant::now();
-        while start.elapsed() < deadline() {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
+        if !matches!(wait_within(&mut self.child, deadline()), Ok(None)) {
+            return;
         }
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -18,7 +18,7 @@ use super::{
         gone, note,
         slots::{self, Doubt},
     },
-    machine::{By, FDS, Machine, Task},
+    machine::{By, FDS, Machine},
 };
 
 /// How often an audit looks again.
@@ -115,17 +115,17 @@ impl Machine {
         refuses
     }
 
-    /// The task, if it has the table.
-    fn user(&self, files: u64, task: u64) -> Option<&Task> {
-        let task = self.tasks.get(task.checked_sub(1)? as usize)?;
-        (task.files == Some(files) && !task.new && !task.exits).then_some(task)
+    /// The task at an address, if it has the table.
+    fn user(&self, files: u64, address: u64) -> Option<usize> {
+        let at = address.checked_sub(1)? as usize;
+        let task = self.tasks.get(at)?;
+        (task.files == Some(files) && !task.new && !task.exits).then_some(at)
     }
 
     /// Puts right whose a table is. Returns whose.
     fn on_behalf_of(&mut self, files: u64, task: u64, outdated: Outdated) -> By {
-        let user = self.user(files, task);
-        let now = user.map(|task| (task.tgid, task.cgroup));
-        let user = user.and(task.checked_sub(1)).map(|task| task as usize);
+        let task = self.user(files, task);
+        let now = task.map(|task| (self.tasks[task].tgid, self.tasks[task].cgroup));
         let (mut tgid, mut cgroup) = now.unwrap_or_default();
         if let Some(table) = self.tables.get_mut(&files) {
             if table.cgroup_id == outdated.cgroup_id {
@@ -136,7 +136,7 @@ impl Machine {
             }
             (tgid, cgroup) = (table.tgid, table.cgroup_id);
         }
-        By { tgid, cgroup, task: user, audit: true }
+        By { tgid, cgroup, task, audit: true }
     }
 
     fn adopt_counts(&mut self) -> u64 {

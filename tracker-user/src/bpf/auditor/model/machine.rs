@@ -120,9 +120,10 @@ impl Machine {
         (0..self.tasks.len()).for_each(|task| self.run(task, usize::MAX));
     }
 
-    /// The tasks that run.
-    fn awake(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.tasks.len()).filter(|task| !self.tasks[*task].asleep)
+    /// The task that an event names: of those that run.
+    fn named(&self, task: usize) -> usize {
+        let runs: Vec<usize> = (0..self.tasks.len()).filter(|t| !self.tasks[*t].asleep).collect();
+        runs[task % runs.len()]
     }
 
     /// Does some of the steps that a task has still to do.
@@ -134,8 +135,7 @@ impl Machine {
     }
 
     pub(super) fn apply(&mut self, event: &Event) {
-        let runs: Vec<usize> = self.awake().collect();
-        let task = runs[event.task % runs.len()];
+        let task = self.named(event.task);
         if let Op::Step = event.op {
             return self.run(event.task % self.tasks.len(), 1);
         }
@@ -391,8 +391,7 @@ impl Machine {
         let next = self.events.front().cloned();
         let Some(Event { task, op: Op::Move { cgroup }, lost, wait: ..3, .. }) = next else { return };
         self.events.pop_front();
-        let runs: Vec<usize> = self.awake().collect();
-        let tgid = self.tasks[runs[task % runs.len()]].tgid;
+        let tgid = self.tasks[self.named(task)].tgid;
         self.move_to(tgid, cgroup);
         if self.attached && lost & 1 == 0 {
             self.attach_task(tgid);
