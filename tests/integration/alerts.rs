@@ -28,11 +28,13 @@ fn a_scrape_is_clean() {
     let pidfd = container.zoo.must("open pidfd");
     let name = name(&agent, &container);
     let open = format!(r#"fdtracker_open_fds{{container="{name}",kind="pidfd",verdict="blocked"}}"#);
-    eventually("Prometheus has the pidfd", || same(values(&prometheus.query(&open)?), vec![1.0]));
+    let samples = eventually("Prometheus has the pidfd", || {
+        let samples = prometheus.query(&open)?;
+        same(values(&samples), vec![1.0])?;
+        Ok::<_, String>(samples)
+    });
     // The container isn't taken for one of the agent's own pod, though it has none.
-    let samples = prometheus.query(&open).expect("the pidfd");
-    let pods: Vec<_> = samples.iter().map(|sample| sample.labels.get("pod")).collect();
-    assert_eq!(pods, [None]);
+    assert_eq!(samples[0].labels.get("pod"), None);
     container.zoo.must(&format!("close {pidfd}"));
     eventually("the series goes", || same(values(&prometheus.query(&open)?), vec![]));
     let closed = format!(r#"fdtracker_fds_closed_total{{container="{name}",kind="pidfd"}}"#);
@@ -41,8 +43,10 @@ fn a_scrape_is_clean() {
     let any = format!(r#"{{container="{name}"}}"#);
     eventually("nothing is left of the container", || same(prometheus.query(&any)?, vec![]));
 
-    let target = prometheus.target().expect("a target");
-    assert_eq!((&target["health"], &target["lastError"]), (&"up".into(), &"".into()), "{target}");
+    eventually("its last scrape went well", || {
+        let target = prometheus.target()?;
+        same((&target["health"], &target["lastError"]), (&"up".into(), &"".into()))
+    });
     for rejected in ["duplicate_timestamp", "out_of_order", "out_of_bounds"] {
         let metric = format!("prometheus_target_scrapes_sample_{rejected}_total");
         assert_eq!(prometheus.own(&metric), Ok(0.0), "{metric}");

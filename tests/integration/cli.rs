@@ -135,12 +135,14 @@ fn ls_prints_a_table() {
     let (agent, cgroup) = (agent(), Cgroup::docker());
     let mut zoo = Zoo::in_cgroup(&cgroup);
     zoo.must("open pidfd");
-    eventually("the pidfd is counted", || same(agent.counts(&cgroup.id)?.get("pidfd"), Some(&1)));
-    let output = agent.command(&["ls", "--processes"]).output().expect("run ls");
-    let table = String::from_utf8_lossy(&output.stdout).into_owned();
-    let row = table.lines().find(|line| line.starts_with(cgroup.name())).expect("the container's row");
-    let words: Vec<&str> = row.split_whitespace().collect();
-    assert_eq!(words, [cgroup.name(), "docker", "blocked", "1", "pidfd", "(blocked)"], "{table}");
+    let table = eventually("the pidfd is counted", || {
+        let output = agent.command(&["ls", "--processes"]).output().expect("run ls");
+        let table = String::from_utf8_lossy(&output.stdout).into_owned();
+        let row = table.lines().find(|line| line.starts_with(cgroup.name())).ok_or("no such row")?;
+        let words: Vec<&str> = row.split_whitespace().collect();
+        same(words, vec![cgroup.name(), "docker", "blocked", "1", "pidfd", "(blocked)"])?;
+        Ok::<_, String>(table)
+    });
     assert!(table.contains(&format!("{}", zoo.pid())), "{table}");
 }
 

@@ -73,7 +73,9 @@ fn the_line_of_tail() {
     let mut zoo = Zoo::in_cgroup(&cgroup);
     eventually("the container is there", || agent.container(&cgroup.id));
     let mut tail = crate::containers::Tail::start(&agent, &["--container", &cgroup.id]);
-    let real = tail.first_line(&mut zoo);
+    tail.first_line(&mut zoo);
+    let fd = zoo.must("open pidfd");
+    let real = tail.until_text("opened", fd);
     assert_eq!(keys(shown), keys(real.trim()), "{real}");
 }
 

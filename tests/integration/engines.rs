@@ -188,8 +188,9 @@ fn names_of(engine: &Engine, runtime: &str) {
     let id = engine.id("web");
     is_named(&agent, &id, None, None, "web");
     counts(&agent, "", "", "web", Some(2.0));
-    let found = shown(&agent, &id, &["runtime", "image", "state"]);
-    assert_eq!(found, Ok(json!([runtime, IMAGE, "blocked"])));
+    eventually("all of it is shown", || {
+        same(shown(&agent, &id, &["runtime", "image", "state"])?, json!([runtime, IMAGE, "blocked"]))
+    });
 
     engine.rename("web", "shop");
     is_named(&agent, &id, None, None, "shop");

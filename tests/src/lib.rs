@@ -152,11 +152,28 @@ impl Agent {
         let log = BufReader::new(child.stderr.take().expect("its standard error"));
         let address = listening_address(log);
         let agent = Self { child, address, socket, _dir: dir };
-        eventually("the agent is ready", || match agent.ask("/readyz") {
-            (200, _) => Ok(()),
-            (status, body) => Err(format!("{status} {body}")),
-        });
+        agent.wait_until_ready();
         agent
+    }
+
+    fn wait_until_ready(&self) {
+        eventually("the agent is ready", || {
+            UnixStream::connect(&self.socket).map_err(|error| error.to_string())?;
+            same(self.ask("/readyz").0, 200)
+        });
+    }
+
+    /// Starts another where one was killed, with the same socket and port, and waits until it is ready.
+    pub fn start_again(&mut self) {
+        let mut command = Command::new(fdtracker());
+        command.args(["agent", "--web.listen-address", &self.address.to_string(), "--socket"]);
+        self.child = command
+            .arg(&self.socket)
+            .args(feeder_arguments())
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("start the agent");
+        self.wait_until_ready();
     }
 
     /// Its pid.
@@ -298,6 +315,13 @@ impl Metrics {
             (rest.is_empty() || rest.starts_with('{')).then(|| value.parse::<f64>().expect("a number"))
         });
         values.sum()
+    }
+
+    /// How many corrections audits have made; `None` once the kernel has skipped programs, as Linux 7 does at tracepoints on a busy
+    /// CPU: what those missed, anywhere on the machine, is there to correct, unless an open and its close both were.
+    pub fn corrections(&self) -> Option<f64> {
+        let skipped = self.sum("fdtracker_probe_misses_total") > 0.0;
+        (!skipped).then(|| self.get("fdtracker_audit_corrections_total", &[]))
     }
 
     /// As [`Metrics::get`], if there is one.
