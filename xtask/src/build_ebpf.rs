@@ -18,7 +18,7 @@ use object::{
 };
 
 use crate::{
-    command::{cargo, must, output, tools, workspace},
+    command::{cargo, fetch, must, output, tools, workspace},
     machine::{Package, find, install, is_installed},
 };
 
@@ -128,7 +128,7 @@ fn linker(no_install: bool) -> anyhow::Result<PathBuf> {
     let _ = fs::remove_file(&link);
     std::os::unix::fs::symlink(&llvm, &link).with_context(|| format!("link {}", link.display()))?;
     let feature = format!("llvm-{llvm_version}");
-    must(
+    fetch(
         cargo()?
             .args(["install", "bpf-linker", "--version", version, "--locked", "--no-default-features"])
             .args(["--features", &feature, "--root"])

@@ -45,6 +45,18 @@ pub(crate) fn must(command: &mut Command) -> anyhow::Result<()> {
     if status.success() { Ok(()) } else { bail!("{shown}: {status}") }
 }
 
+/// As [`must`], of what gets something from elsewhere: who is asked may be away for a moment.
+pub(crate) fn fetch(command: &mut Command) -> anyhow::Result<()> {
+    for pause in [10, 30] {
+        match must(command) {
+            Ok(()) => return Ok(()),
+            Err(error) => eprintln!("{error:#}; trying again in {pause} s"),
+        }
+        std::thread::sleep(Duration::from_secs(pause));
+    }
+    must(command)
+}
+
 /// The standard output of a command that must work.
 pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     let shown = show(command);

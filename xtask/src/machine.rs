@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::command::{must, output, tools};
+use crate::command::{fetch, must, output, tools};
 
 /// Whether this is root.
 pub(crate) fn is_root() -> bool {
@@ -85,11 +85,11 @@ pub(crate) fn install(packages: &[Package], may: bool) -> anyhow::Result<()> {
         );
     }
     eprintln!("installing by apt-get: {}", names.join(" "));
-    must(as_root("apt-get").args(["update", "-q"]))?;
+    fetch(as_root("apt-get").args(["update", "-q"]))?;
     let installed: Vec<&str> =
         packages.iter().filter(|p| matches!(p, Package::Install(_))).map(|p| p.name()).collect();
     if !installed.is_empty() {
-        must(
+        fetch(
             as_root("env")
                 .args([
                     "DEBIAN_FRONTEND=noninteractive",
@@ -127,7 +127,7 @@ fn extract(package: &str, programs: &[&str]) -> anyhow::Result<()> {
 pub(crate) fn unpack(mut apt_get: Command, package: &str, dir: &Path) -> anyhow::Result<()> {
     let _ = fs::remove_dir_all(dir);
     fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-    must(apt_get.args(["download", "-q", package]).current_dir(dir))?;
+    fetch(apt_get.args(["download", "-q", package]).current_dir(dir))?;
     let files = fs::read_dir(dir)?.flatten().map(|entry| entry.path());
     let deb = files.into_iter().find(|file| file.extension().is_some_and(|ext| ext == "deb"));
     let deb = deb.with_context(|| format!("apt-get download left no package in {}", dir.display()))?;

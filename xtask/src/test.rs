@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use crate::{
     build_ebpf,
-    command::{cargo, must, output, tools},
+    command::{cargo, fetch, must, output, tools},
     machine::{Package, find, install, is_root, mount_tracefs},
     vm,
 };
@@ -118,7 +118,7 @@ fn install_python_packages(only_say: bool) -> anyhow::Result<()> {
     let _ = fs::remove_dir_all(&modules);
     let mut pip = Command::new("pip3");
     pip.args(["install", "--quiet", "--root-user-action=ignore", "--target"]).arg(&modules);
-    must(pip.args(PYTHON_PACKAGES))?;
+    fetch(pip.args(PYTHON_PACKAGES))?;
     fs::write(&installed, wanted).with_context(|| format!("write {}", installed.display()))
 }
 

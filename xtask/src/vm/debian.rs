@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use crate::{
-    command::{must, output},
+    command::{fetch, output},
     machine::unpack,
 };
 
@@ -47,7 +47,8 @@ impl Archive {
     fn update(&self, suites: &[&str]) -> anyhow::Result<()> {
         self.configure(suites)?;
         eprintln!("asking Debian's archive for packages in {}", suites.join(", "));
-        must(self.apt("apt-get").args(["update", "-qq"]))?;
+        // By itself it only warns of lists that it couldn't get.
+        fetch(self.apt("apt-get").args(["update", "-qq", "--error-on=any"]))?;
         write(&self.updated(), "")
     }
 
@@ -61,11 +62,13 @@ impl Archive {
         let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
         let sources = suites.iter().map(|suite| format!("deb [signed-by={keys}] {site} {suite} main\n"));
         write(&self.dir.join("sources.list"), &sources.collect::<String>())?;
+        // What the system has installed isn't looked at: it may be newer than what the suites have.
+        write(&self.dir.join("status"), "")?;
         let dir = self.dir.display();
         // As root, apt would download as a user who may not be allowed into this directory.
         let config = format!(
             "Dir::Etc::sourcelist \"{dir}/sources.list\";\nDir::Etc::sourceparts \"/dev/null\";\n\
-             Dir::State::lists \"{dir}/lists\";\nDir::Cache \"{dir}/cache\";\n\
+             Dir::State::lists \"{dir}/lists\";\nDir::State::status \"{dir}/status\";\nDir::Cache \"{dir}/cache\";\n\
              APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n"
         );
         write(&self.config(), &config)
