@@ -199,21 +199,21 @@ fn run_all(
             })
         })
         .collect();
-    in_parallel(&guests, run_twice)
+    in_parallel(&guests, run_until_good)
 }
 
-/// Runs a guest, and once more if it fails.
-fn run_twice(guest: &Guest<'_>) -> anyhow::Result<Run> {
+/// Runs a guest, and once more if it fails, or twice if its kernel panics.
+fn run_until_good(guest: &Guest<'_>) -> anyhow::Result<Run> {
     eprintln!("booting {} with the {} feeder", guest.kernel.row.name, guest.feeder);
     let (mut panics, mut failures) = (0, 0);
     loop {
         let run = guest.run()?;
         eprintln!("{}", report::verdict(&run));
         // An emulated kernel now and then panics at a place where it patches its own code; and it has no CPU for seconds when this machine
-        // is busy, for which no deadline is long enough. What happens twice is a failure.
-        let tries = if run.log.panicked() { &mut panics } else { &mut failures };
+        // is busy, for which no deadline is long enough. What happens again is a failure.
+        let (tries, most) = if run.log.panicked() { (&mut panics, 3) } else { (&mut failures, 2) };
         *tries += 1;
-        if run.log.is_good() || *tries > 1 {
+        if run.log.is_good() || *tries >= most {
             return Ok(run);
         }
         eprint!("{}", report::tails(&run)?);

@@ -170,6 +170,11 @@ impl Trial {
         let initramfs = file("initramfs");
         write(&initramfs, criu, modules, !args.no_check, &args.fixtures)?;
         let mut results = boot(name, criu, kernel, &initramfs, &file)?;
+        if results.ended_badly() {
+            eprint!("{}", results.summary());
+            eprintln!("booting again");
+            results = boot(name, criu, kernel, &initramfs, &file)?;
+        }
         // What moves between a check and a dump may come out otherwise once. What disagrees twice disagrees.
         let again = results.to_repeat();
         if !again.is_empty() {

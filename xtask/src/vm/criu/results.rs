@@ -57,6 +57,11 @@ impl Results {
             && self.disagreements().all(|dump| explanation(dump).is_some())
     }
 
+    /// Whether the guest failed, though there is no fixture that should be repeated: its kernel panicked before the first or after the last.
+    pub(super) fn ended_badly(&self) -> bool {
+        !self.is_good() && self.to_repeat().is_empty()
+    }
+
     /// Dumps of which `fdtracker check` said something else.
     pub(super) fn disagreements(&self) -> impl Iterator<Item = &Value> {
         let disagree = |dump: &&Value| dump.get("agrees") == Some(&Value::Bool(false));
@@ -92,9 +97,10 @@ impl Results {
             .collect()
     }
 
-    /// Fixtures of which something is missing, or disagreed.
+    /// Fixtures of which something is missing, hung, or disagreed.
     pub(super) fn to_repeat(&self) -> Vec<String> {
         let odd = self.disagreements().filter(|dump| explanation(dump).is_none());
+        let odd = odd.chain(self.with_verdict("hung"));
         let names: BTreeSet<String> =
             odd.map(|dump| text(dump, "fixture").to_owned()).chain(self.missing()).collect();
         names.into_iter().collect()
@@ -258,7 +264,21 @@ mod tests {
 
     #[test]
     fn a_dump_that_hung_is_not_well() {
-        assert!(!results("{\"fixture\": \"pipe.pair\", \"verdict\": \"hung\"}\n@@ end 0\n").is_good());
+        let first = results("{\"fixture\": \"pipe.pair\", \"verdict\": \"hung\"}\n@@ end 0\n");
+        assert!(!first.is_good());
+        assert_eq!(first.to_repeat(), ["pipe.pair"]);
+    }
+
+    #[test]
+    fn a_guest_that_ends_before_or_after_its_dumps_is_repeated() {
+        let read = |output: &str, console: &str| {
+            Results::read("3.17.1", "3.17.1-2", output, console, None, Duration::from_secs(1))
+        };
+        assert!(read("", "Kernel panic - not syncing").ended_badly());
+        let last = "{\"fixture\": \"pipe.pair\", \"options\": [], \"verdict\": \"dumped\"}\n@@ end 0\n";
+        assert!(read(&format!("{OUTPUT}{last}"), "Kernel panic - not syncing").ended_badly());
+        assert!(!read(&format!("{OUTPUT}{last}"), "").ended_badly());
+        assert!(!results("").ended_badly(), "what is missing has a name");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::{
     guest::{self, Guest, Run},
     initramfs,
     kernels::Kernel,
-    qemu, report, run_twice,
+    qemu, report, run_until_good,
 };
 use crate::{
     command::{must, workspace},
@@ -122,7 +122,7 @@ impl Prepared {
     /// Runs it, when its turn has come. It must pass.
     pub(super) fn run(&self) -> anyhow::Result<Run> {
         let _turn = qemu::turn();
-        let run = run_twice(&Guest {
+        let run = run_until_good(&Guest {
             kernel: &self.kernel,
             feeder: "kprobe",
             initramfs: &self.initramfs,
@@ -131,8 +131,8 @@ impl Prepared {
             processors: 1,
             memory: MEMORY,
             disk: Some(&self.disk),
-            // A session of some twenty programs takes minutes to start.
-            patience: 2 * guest::PATIENCE,
+            // A session of some twenty programs takes minutes to start, beside another guest even more.
+            patience: 4 * guest::PATIENCE,
             dir: &self.dir,
         })?;
         if !run.log.is_good() {
