@@ -59,7 +59,7 @@ pub struct ContainerRow {
     pub image: Option<String>,
     /// Path from the cgroup hierarchy's root.
     pub cgroup: String,
-    /// The worst verdict of what is counted, or `stale` while a count is being repaired.
+    /// What CRIU would make of it, or `stale` while a count is being repaired.
     pub state: String,
     /// Open fds per kind; kinds without any are left out.
     pub counts: Vec<Count>,
