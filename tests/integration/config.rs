@@ -253,7 +253,7 @@ impl Service {
 
     /// Asks it to end, and waits. Returns its exit code; `None` if it had to be killed.
     fn end(&mut self) -> Option<i32> {
-        self.signal(libc::SIGINT);
+        self.signal(libc::SIGTERM);
         if let Ok(Some(status)) = wait_within(&mut self.child, deadline() * 2) {
             return status.code();
         }
