@@ -83,9 +83,10 @@ impl Guest<'_> {
 
     /// What the kernel is told.
     fn parameters(&self) -> String {
-        // An oops is a failure, whatever it was that oopsed.
+        // An oops is a failure, whatever it was that oopsed. A processor may also hang where its code is patched, and would for as long as
+        // the guest may take, as the kernel tells of it all the time.
         format!(
-            "oops=panic panic_on_warn=1 {} FDTRACKER_FEEDER={} FDTRACKER_TEST_PATIENCE={} \
+            "oops=panic panic_on_warn=1 softlockup_panic=1 watchdog_thresh=30 {} FDTRACKER_FEEDER={} FDTRACKER_TEST_PATIENCE={} \
              FDTRACKER_STRESS_OPS={STRESS_OPERATIONS} LEFT_OUT={}",
             self.kernel.row.parameters,
             self.feeder,
