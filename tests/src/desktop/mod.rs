@@ -25,7 +25,7 @@ pub use self::rfb::{Screen, handshake};
 use crate::{
     container::remove_cgroup,
     criu::{Criu, FewerFiles, Log},
-    deadline, eventually, hierarchy, pids_in, random_id,
+    deadline, eventually, hierarchy, patience, pids_in, random_id,
     sys::{own_session, wait_within},
     target_dir,
 };
@@ -169,7 +169,8 @@ impl Desktop {
     /// Waits until no process comes or goes or opens anything for some time.
     #[track_caller]
     fn rest(&self) {
-        const QUIET: Duration = Duration::from_secs(5);
+        // Where every instruction is emulated, a start pauses for longer.
+        let quiet = Duration::from_secs(5) * patience().min(4);
         // The job opens and closes its file all the time.
         let open = || -> BTreeSet<Open> {
             self.open().into_iter().filter(|open| open.process.comm != JOB).collect()
@@ -181,7 +182,7 @@ impl Desktop {
             if now != last {
                 (since, last) = (Instant::now(), now);
             }
-            if since.elapsed() > QUIET { Ok(()) } else { Err("something changes") }
+            if since.elapsed() > quiet { Ok(()) } else { Err("something changes") }
         });
     }
 
