@@ -211,12 +211,11 @@ fn foretell(desktop: &mut Desktop, criu: &Criu, told: &[&str]) -> Foretold {
     let session = desktop.session.name();
     eprintln!("desktop, {session}, CRIU {}: check says: {ours}", criu.version);
     eprintln!("desktop, {session}, CRIU {}: CRIU says:  {its}", criu.version);
-    let verdict = if dump.done { "dumped" } else { "refused" };
     let is_told = |line: &&str| ["Error (", "Warn  (", " hint"].iter().any(|word| line.contains(word));
     let mut lines: Vec<&str> = dump.log.lines().filter(is_told).collect();
     lines.extend(dump.log.lines().rev().take(10).collect::<Vec<_>>().iter().rev());
     let tail = lines.get(lines.len().saturating_sub(30)..).unwrap_or_default().join("\n");
-    assert!(is_foretold(&check, &dump), "{text}\n{verdict}: {cause:?}\n{first}\n{tail}");
+    assert!(is_foretold(&check, &dump), "{text}\ndumped: {}, {cause:?}\n{first}\n{tail}", dump.done);
     let job = desktop.counted();
     let restored = dump.done && !by_hand;
     if restored {

@@ -111,6 +111,8 @@ fn runs_of_programs() {
             found => Err(format!("{found:?}")),
         }
     });
+    // No other test has this agent, so that it has lost none to a storm.
+    assert_eq!(agent.metrics().get("fdtracker_events_lost_total", &[("stage", "ring")]), 0.0);
 }
 
 fn how_full_everything_is() {

@@ -159,7 +159,10 @@ impl Agent {
     fn wait_until_ready(&self) {
         eventually("the agent is ready", || {
             UnixStream::connect(&self.socket).map_err(|error| error.to_string())?;
-            same(self.ask("/readyz").0, 200)
+            match self.ask("/readyz") {
+                (200, _) => Ok(()),
+                (status, body) => Err(format!("{status} {body}")),
+            }
         });
     }
 
