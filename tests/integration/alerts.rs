@@ -7,12 +7,11 @@ use fdtracker_tests::{
     monitoring::{ALERTMANAGER, Alertmanager, PROMETHEUS, Prometheus, Sample, Webhook},
     same,
 };
-use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::{Needs::Programs, agent, test};
+use crate::{Needs::Programs, Test, agent, test};
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     let all = Programs(&[PROMETHEUS, ALERTMANAGER, "runc"]);
     vec![
         test("alerts::a_scrape_is_clean", Programs(&[PROMETHEUS, "runc"]), a_scrape_is_clean),

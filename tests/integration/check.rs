@@ -10,15 +10,14 @@ use std::{
 };
 
 use fdtracker_tests::{Cgroup, Container, Zoo, eventually, fdtracker, fdzoo, hierarchy};
-use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::{
     Needs::{self, Nobody, Root},
-    test, test_or_skip,
+    Test, test, test_or_skip,
 };
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test("check::every_blocker_at_once", Root, every_blocker_at_once),
         test("check::a_pidfd_is_judged_by_its_target", Root, a_pidfd_is_judged_by_its_target),

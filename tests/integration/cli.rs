@@ -7,14 +7,13 @@ use std::{
 };
 
 use fdtracker_tests::{Cgroup, Zoo, eventually, fdtracker, same};
-use libtest_mimic::Trial;
 
 use crate::{
     Needs::{Nobody, Root},
-    agent, test,
+    Test, agent, test,
 };
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test("cli::help_and_version", Nobody, help_and_version),
         test("cli::wrong_arguments", Nobody, wrong_arguments),

@@ -12,15 +12,14 @@ use fdtracker_tests::{
     Cgroup, Metrics, Zoo, deadline, eventually, fdtracker, feeder_arguments, listening_address_in, request,
     same, sys::wait_within,
 };
-use libtest_mimic::Trial;
 use tempfile::TempDir;
 
 use crate::{
     Needs::{Nobody, Root},
-    test,
+    Test, test,
 };
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test("config::check_prints_what_it_comes_to", Nobody, check_prints_what_it_comes_to),
         test("config::check_finds_what_is_wrong", Nobody, check_finds_what_is_wrong),

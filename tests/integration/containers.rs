@@ -12,13 +12,12 @@ use std::{
 };
 
 use fdtracker_tests::{Agent, Cgroup, Container, Zoo, deadline, eventually, patience, same, truth};
-use libtest_mimic::Trial;
 
-use crate::{Needs, agent, test};
+use crate::{Needs, Test, agent, test};
 
 const RUNC: Needs = Needs::Programs(&["runc"]);
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test("containers::runc", RUNC, runc),
         test("containers::a_cgroup_of_any_name", RUNC, a_cgroup_of_any_name),

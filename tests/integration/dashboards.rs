@@ -7,12 +7,11 @@ use fdtracker_tests::{
     monitoring::{PROMETHEUS, Prometheus},
     same,
 };
-use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::{Needs::Programs, agent, alerts::name, test};
+use crate::{Needs::Programs, Test, agent, alerts::name, test};
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![test("dashboards::every_panel_has_data", Programs(&[PROMETHEUS, "runc"]), every_panel_has_data)]
 }
 

@@ -5,14 +5,13 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 use clap::Parser as _;
 use fdtracker::cli::Cli;
 use fdtracker_tests::{Cgroup, Container, Zoo, eventually, fdtracker, same};
-use libtest_mimic::Trial;
 
 use crate::{
     Needs::{Nobody, Programs, Root},
-    agent, test,
+    Test, agent, test,
 };
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test("documents::commands_are_understood", Nobody, commands_are_understood),
         test("documents::links_lead_somewhere", Nobody, links_lead_somewhere),

@@ -6,14 +6,13 @@ use std::{
 };
 
 use fdtracker_tests::{Agent, Cgroup, Zoo, eventually, feeder, same};
-use libtest_mimic::Trial;
 
 use crate::{
     Needs::{Programs, Root},
-    agent, test,
+    Test, agent, test,
 };
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test("exporter::promtool_finds_nothing_wrong", Programs(&["promtool"]), promtool_finds_nothing_wrong),
         test("exporter::counters_are_exact", Root, counters_are_exact),

@@ -3,11 +3,10 @@
 use std::{collections::BTreeMap, process::Command};
 
 use fdtracker_tests::{Agent, Cgroup, Zoo, counts_of, eventually, fdtracker, same};
-use libtest_mimic::Trial;
 
-use crate::{Needs::Root, agent, test, test_or_skip};
+use crate::{Needs::Root, Test, agent, test, test_or_skip};
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test_or_skip("hidden::mapped_io_uring", Root, || mapped("io_uring", "io_uring_mapped")),
         test_or_skip("hidden::mapped_perf_event", Root, || mapped("perf_event", "perf_event_mapped")),

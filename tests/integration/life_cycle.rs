@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use fdtracker_tests::{Agent, Cgroup, Zoo, eventually, same};
-use libtest_mimic::Trial;
 use tracker_ebpf::Kind;
 
-use crate::{Needs::Root, agent, test, test_or_skip};
+use crate::{Needs::Root, Test, agent, test, test_or_skip};
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test("life_cycle::every_kind", Root, every_kind),
         test_or_skip(

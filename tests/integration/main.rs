@@ -1,6 +1,6 @@
 //! Integration tests: real kernel events, real containers. They need root; `cargo xtask test` installs what else they need.
 //!
-//! One agent serves most tests: the kernel takes seconds to detach one.
+//! One agent serves most tests of a worker: the kernel takes seconds to detach one.
 
 mod alerts;
 mod check;
@@ -13,6 +13,7 @@ mod desktop;
 mod documents;
 mod engines;
 mod exporter;
+mod harness;
 mod hidden;
 mod inspect;
 mod life_cycle;
@@ -23,85 +24,51 @@ mod stress;
 mod web;
 
 use std::{
-    process::{Command, ExitCode, Stdio},
+    process::ExitCode,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use fdtracker_tests::Agent;
-use libtest_mimic::{Arguments, Completion, Trial};
+
+use self::harness::{Needs, Test, Tests, test, test_or_skip};
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    // Tests watch one agent and one host.
-    arguments.test_threads = Some(1);
-    let trials = [
-        check::trials(),
-        cli::trials(),
-        config::trials(),
-        life_cycle::trials(),
-        hidden::trials(),
-        inspect::trials(),
-        containers::trials(),
-        names::trials(),
-        engines::trials(),
-        exporter::trials(),
-        web::trials(),
-        alerts::trials(),
-        dashboards::trials(),
-        restart::trials(),
-        privileges::trials(),
-        deploy::trials(),
-        desktop::trials(),
-        stress::trials(),
-        documents::trials(),
-    ];
-    let conclusion = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());
+    let tests = Tests {
+        alone: [
+            stress::tests(),
+            restart::tests(),
+            life_cycle::tests(),
+            hidden::tests(),
+            exporter::tests(),
+            check::tests(),
+            cli::tests(),
+            inspect::tests(),
+            containers::tests(),
+            documents::tests(),
+            desktop::tests(),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
+        beside: [
+            alerts::tests(),
+            dashboards::tests(),
+            deploy::tests(),
+            web::tests(),
+            config::tests(),
+            names::tests(),
+            privileges::tests(),
+            harness::tests(),
+            harness::probes(),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
+        last: engines::tests(),
+    };
     // Statics aren't dropped.
-    drop(AGENT.lock().unwrap_or_else(PoisonError::into_inner).take());
-    conclusion.exit_code()
-}
-
-/// What a test needs besides the fixture.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Needs {
-    /// Nothing.
-    Nobody,
-    /// Root, to load BPF programs and make cgroups.
-    Root,
-    /// Root, and these programs.
-    Programs(&'static [&'static str]),
-}
-
-/// A test that is skipped, with the reason, where it can't run.
-fn test(name: &'static str, needs: Needs, run: fn()) -> Trial {
-    test_or_skip(name, needs, move || {
-        run();
-        Ok(())
-    })
-}
-
-/// A test that finds out only on the way that it can't run here, and why.
-fn test_or_skip(
-    name: &'static str,
-    needs: Needs,
-    run: impl FnOnce() -> Result<(), String> + Send + 'static,
-) -> Trial {
-    Trial::ignorable_test(name, move || {
-        let ran = missing(needs).map_or_else(run, Err);
-        Ok(ran.map_or_else(Completion::ignored_with, |()| Completion::Completed))
-    })
-}
-
-fn missing(needs: Needs) -> Option<String> {
-    // SAFETY: the call has no precondition.
-    if needs != Needs::Nobody && unsafe { libc::geteuid() } != 0 {
-        return Some("not root".into());
-    }
-    let Needs::Programs(programs) = needs else { return None };
-    let absent = programs.iter().find(|program| {
-        Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
-    });
-    absent.map(|program| format!("{program} is not installed (cargo xtask test installs it)"))
+    let end_agent = || drop(AGENT.lock().unwrap_or_else(PoisonError::into_inner).take());
+    harness::main(tests, end_agent)
 }
 
 static AGENT: Mutex<Option<Agent>> = Mutex::new(None);

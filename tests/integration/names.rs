@@ -20,15 +20,14 @@ use std::{
 use fdtracker_tests::{
     Agent, Cgroup, Container, Zoo, eventually, fdtracker, hierarchy, random_id, same, sys,
 };
-use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{Needs, agent, containers::Tail, test, test_or_skip};
+use crate::{Needs, Test, agent, containers::Tail, test, test_or_skip};
 
 const RUNC: Needs = Needs::Programs(&["runc"]);
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test("names::annotations_name_a_container", RUNC, annotations_name_a_container),
         test("names::an_id_reused_has_the_new_name", RUNC, an_id_reused_has_the_new_name),

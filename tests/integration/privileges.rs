@@ -10,14 +10,13 @@ use std::{
 
 use fdtracker::privileges::USES;
 use fdtracker_tests::{Agent, Container, eventually, fdtracker, same, sys::check, truth};
-use libtest_mimic::Trial;
 use tempfile::TempDir;
 
-use crate::{Needs, test};
+use crate::{Needs, Test, test};
 
 const RUNC: Needs = Needs::Programs(&["runc"]);
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test("privileges::counts_and_judges", RUNC, counts_and_judges),
         test("privileges::counts_without_looks", RUNC, counts_without_looks),

@@ -4,12 +4,11 @@ use std::process::Command;
 
 use aya::maps::{HashMap, Map, MapData, loaded_maps};
 use fdtracker_tests::{Agent, Cgroup, Zoo, eventually, fdtracker, patience, same};
-use libtest_mimic::Trial;
 use tracker_ebpf::{Kind, Table};
 
-use crate::{Needs::Root, test, test_or_skip};
+use crate::{Needs::Root, Test, test, test_or_skip};
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test("restart::adopts_what_was_open_before", Root, adopts_what_was_open_before),
         test_or_skip("restart::an_audit_heals_what_probes_missed", Root, an_audit_heals_what_probes_missed),

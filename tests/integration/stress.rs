@@ -14,20 +14,21 @@ use std::{
 use fdtracker_tests::{
     Agent, Cgroup, Metrics, Rival, Zoo, counts_of, fdstress, random_id, truth, try_eventually,
 };
-use libtest_mimic::Trial;
 use tracker_ebpf::Kind;
 
-use crate::{Needs::Root, agent, test};
+use crate::{Needs::Root, Test, agent, test};
 
-pub fn trials() -> Vec<Trial> {
-    vec![
+pub fn tests() -> Vec<Test> {
+    let tests = vec![
         test("stress::counts_are_exact", Root, counts_are_exact),
         test("stress::events_are_lost_counts_are_not", Root, events_are_lost_counts_are_not),
         test("stress::too_many_tables_are_not_called_clean", Root, too_many_tables_are_not_called_clean),
         test("stress::an_agent_that_is_killed", Root, an_agent_that_is_killed),
         test("stress::two_agents", Root, two_agents),
         test("stress::beside_another_tracer", Root, beside_another_tracer),
-    ]
+    ];
+    // As many operations as somebody wants may take long.
+    tests.into_iter().map(|test| test.within(Duration::from_secs(300))).collect()
 }
 
 type Counts = BTreeMap<String, i64>;

@@ -14,18 +14,17 @@ use std::{
 };
 
 use fdtracker_tests::{Agent, Cgroup, Container, Zoo, deadline, eventually, fdtracker, same};
-use libtest_mimic::Trial;
 use tempfile::TempDir;
 
 use crate::{
     Needs::{Programs, Root},
-    agent, test,
+    Test, agent, test,
 };
 
 const CURL: crate::Needs = Programs(&["curl"]);
 const TLS: crate::Needs = Programs(&["curl", "openssl"]);
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test("web::one_container", Programs(&["runc", "curl"]), one_container),
         test("web::no_such_container", Root, no_such_container),

@@ -13,6 +13,7 @@ use std::{
     os::unix::{fs::MetadataExt as _, net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -22,6 +23,7 @@ use tracker_ebpf::{ANON_INODES, Kind};
 
 pub mod container;
 pub mod criu;
+pub mod descendants;
 pub mod desktop;
 pub mod engines;
 pub mod kinds;
@@ -60,12 +62,20 @@ pub fn try_eventually<T, E: Display>(what: &str, mut f: impl FnMut() -> Result<T
         match f() {
             Ok(value) => return Ok(value),
             Err(last) if start.elapsed() > deadline() => {
+                WAITS_IN_VAIN.fetch_add(1, Relaxed);
                 return Err(format!("{what}: not within {:?}: {last}", deadline()));
             }
             // Who asks all the time keeps a slow machine from answering.
             Err(_) => std::thread::sleep(Duration::from_millis(5) * patience()),
         }
     }
+}
+
+static WAITS_IN_VAIN: AtomicU32 = AtomicU32::new(0);
+
+/// How many times something was waited for until [`deadline`] that didn't come.
+pub fn waits_in_vain() -> u32 {
+    WAITS_IN_VAIN.load(Relaxed)
 }
 
 /// `Ok` if both are equal.

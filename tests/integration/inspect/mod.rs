@@ -20,14 +20,13 @@ use fdtracker::{
     },
 };
 use fdtracker_tests::{Zoo, fdzoo};
-use libtest_mimic::Trial;
 
 use crate::{
     Needs::{Nobody, Root},
-    test, test_or_skip,
+    Test, test, test_or_skip,
 };
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test("inspect::kinds", Root, kinds),
         test("inspect::regular_files", Root, files::regular_files),

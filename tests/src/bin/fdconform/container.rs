@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use fdtracker_tests::container::spec;
+use fdtracker_tests::{container::spec, descendants::end_all};
 
 use crate::fixture;
 
@@ -118,7 +118,7 @@ impl Contained {
 impl Drop for Contained {
     fn drop(&mut self) {
         // A CRIU that hangs keeps its prey alive.
-        fixture::end_all();
+        end_all(fixture::PATIENCE);
         let _ = self.runc.wait();
         let _ = Command::new("runc").args(["delete", "--force", &self.id]).stderr(Stdio::null()).status();
         let _ = fs::remove_dir_all(&self.bundle);

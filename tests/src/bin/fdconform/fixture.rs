@@ -1,16 +1,19 @@
 //! Starting fixtures, and ending them with all that they started.
 
 use std::{
-    fs,
     io::{self, BufRead as _, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
+use fdtracker_tests::descendants::end_all;
 use serde_json::Value;
 
 use crate::container::{self, Contained};
+
+/// How long a fixture's end may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A state that `fdfixture` can make.
 pub(crate) struct Fixture {
@@ -115,55 +118,7 @@ pub(crate) struct Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        end_all();
+        end_all(PATIENCE);
         let _ = self.child.wait();
     }
-}
-
-/// Kills whatever descends from this program.
-pub(crate) fn end_all() {
-    // Who is killed may have been about to start another.
-    while let Some(pids) = Some(descendants()).filter(|pids| !pids.is_empty()) {
-        for pid in &pids {
-            // SAFETY: the process descends from this one, which reaps only processes that it has killed or that have ended.
-            unsafe { libc::kill(*pid, libc::SIGKILL) };
-        }
-        // Not each in turn: nobody hears of the end of a process that is traced, while its tracer lives.
-        for pid in pids {
-            // SAFETY: the status isn't asked for. Those that others must reap come here when these are gone.
-            unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL | libc::WNOHANG) };
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// From now on whoever loses its parent among this program's descendants becomes its child.
-pub(crate) fn adopt_orphans() -> io::Result<()> {
-    // SAFETY: the call takes integers.
-    let done = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
-    fdtracker_tests::sys::check(done.into()).map(drop)
-}
-
-/// All processes that this one has started, by way of others too.
-fn descendants() -> Vec<i32> {
-    let processes: Vec<(i32, i32)> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(|pid| Some((pid, parent(pid)?)))
-        .collect();
-    let mut found = vec![std::process::id() as i32];
-    let mut at = 0;
-    while let Some(above) = found.get(at).copied() {
-        found.extend(processes.iter().filter(|(_, parent)| *parent == above).map(|(pid, _)| *pid));
-        at += 1;
-    }
-    found.into_iter().skip(1).collect()
-}
-
-fn parent(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // PID (NAME) STATE PARENT …, and the name may have anything in it.
-    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }

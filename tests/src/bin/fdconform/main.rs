@@ -22,6 +22,7 @@ use std::{
 use clap::Parser;
 use fdtracker_tests::{
     criu::{Line, Log, agrees},
+    descendants::adopt_orphans,
     sys::wait_within,
 };
 use serde_json::{Value, json};
@@ -47,6 +48,10 @@ struct Args {
     #[arg(long, default_value_t = 60)]
     timeout: u64,
 
+    /// Not this fixture; may be repeated
+    #[arg(long)]
+    skip: Vec<String>,
+
     /// Only these fixtures, or those whose name starts with this and a dot
     fixtures: Vec<String>,
 }
@@ -70,11 +75,11 @@ fn main() -> ExitCode {
 
 /// Whether all checks agreed with CRIU.
 fn run(args: &Args) -> io::Result<bool> {
-    fixture::adopt_orphans()?;
+    adopt_orphans()?;
     let mut results = File::options().append(true).open(&args.results)?;
     let all = fixture::list()?;
-    let chosen: Vec<&Fixture> =
-        all.iter().filter(|fixture| is_chosen(&fixture.name, &args.fixtures)).collect();
+    let is_wanted = |name: &String| is_chosen(name, &args.fixtures) && !args.skip.contains(name);
+    let chosen: Vec<&Fixture> = all.iter().filter(|fixture| is_wanted(&fixture.name)).collect();
     // So that whoever reads this knows what is missing, if the machine doesn't get to the end.
     let runs: BTreeMap<&str, usize> =
         chosen.iter().map(|fixture| (fixture.name.as_str(), fixture.runs().count())).collect();

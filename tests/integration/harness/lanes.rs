@@ -1,0 +1,140 @@
+//! Which worker runs which test, and when.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::File,
+    io::Write as _,
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use fdtracker_tests::patience;
+use libtest_mimic::{Completion, Failed, Trial};
+use serde_json::{Value, json};
+
+use super::{Outcome, Tests, load::Load, supervisor::Supervisor};
+
+/// The variable that says where a line of JSON goes for each test: how long it took, and what came of each try.
+const REPORT: &str = "FDTRACKER_TEST_REPORT";
+
+/// A test, and the time that it has.
+type Job = (&'static str, Duration);
+
+/// One or two lines of tests, one behind the other.
+pub(super) struct Lanes {
+    /// What waits for each lane.
+    own: Vec<VecDeque<Job>>,
+    /// What any of them does when it has done its own.
+    shared: VecDeque<Job>,
+    outcomes: BTreeMap<&'static str, Sender<Outcome>>,
+    waiting: Mutex<BTreeMap<&'static str, Receiver<Outcome>>>,
+    running: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Lanes {
+    pub(super) fn new(tests: &Tests) -> Self {
+        let jobs = |tests: &[super::Test]| -> VecDeque<Job> {
+            tests.iter().map(|test| (test.name, test.limit * patience())).collect()
+        };
+        let (mut own, mut shared) = (vec![jobs(&tests.alone), jobs(&tests.beside)], jobs(&tests.last));
+        if patience() > 1 {
+            // An emulated machine has enough to do with one.
+            let mut all: VecDeque<Job> = own.into_iter().flatten().collect();
+            all.append(&mut shared);
+            own = vec![all];
+        }
+        let channels = tests.all().map(|test| (test.name, channel()));
+        let (outcomes, waiting) = channels.map(|(name, (to, from))| ((name, to), (name, from))).unzip();
+        Self { own, shared, outcomes, waiting: Mutex::new(waiting), running: Mutex::new(Vec::new()) }
+    }
+
+    /// Whether one test is run after the other.
+    pub(super) fn is_one(&self) -> bool {
+        self.own.len() == 1
+    }
+
+    /// A test, as Rust's harness has it: waits until a lane has run it.
+    pub(super) fn trial(&self, name: &'static str) -> Trial {
+        let outcome = lock(&self.waiting).remove(name).expect("each name is of one test");
+        Trial::ignorable_test(name, move || match outcome.recv() {
+            Ok(Outcome::Passed) => Ok(Completion::Completed),
+            Ok(Outcome::Skipped(why)) => Ok(Completion::ignored_with(why)),
+            Ok(Outcome::Failed { why, .. }) => Err(Failed::from(why)),
+            Err(_) => Err(Failed::from("no lane has run it")),
+        })
+    }
+
+    /// Begins with those that are wanted.
+    pub(super) fn start(&self, is_wanted: impl Fn(&str) -> bool) {
+        let wanted = |jobs: &VecDeque<Job>| -> VecDeque<Job> {
+            jobs.iter().filter(|(name, _)| is_wanted(name)).copied().collect()
+        };
+        let report = std::env::var_os(REPORT).map(|path| {
+            File::options().create(true).append(true).open(&path).expect("open the report of the tests")
+        });
+        let (report, shared) = (Arc::new(Mutex::new(report)), Arc::new(Mutex::new(wanted(&self.shared))));
+        for own in &self.own {
+            let lane = Lane {
+                own: wanted(own),
+                shared: Arc::clone(&shared),
+                outcomes: self.outcomes.clone(),
+                report: Arc::clone(&report),
+            };
+            lock(&self.running).push(thread::spawn(|| lane.run()));
+        }
+    }
+
+    /// Waits for the end of the workers.
+    pub(super) fn end(&self) {
+        for lane in std::mem::take(&mut *lock(&self.running)) {
+            lane.join().expect("a lane ends");
+        }
+    }
+}
+
+struct Lane {
+    own: VecDeque<Job>,
+    shared: Arc<Mutex<VecDeque<Job>>>,
+    outcomes: BTreeMap<&'static str, Sender<Outcome>>,
+    report: Arc<Mutex<Option<File>>>,
+}
+
+impl Lane {
+    fn run(mut self) {
+        let mut supervisor = Supervisor::default();
+        while let Some((name, limit)) = self.own.pop_front().or_else(|| lock(&self.shared).pop_front()) {
+            let start = Instant::now();
+            let (tries, outcome) = run(&mut supervisor, name, limit);
+            if let Some(report) = &mut *lock(&self.report) {
+                let line = json!({"test": name, "seconds": start.elapsed().as_secs_f64(), "tries": tries});
+                writeln!(report, "{line}").expect("write the report of the tests");
+            }
+            let _ = self.outcomes[name].send(outcome);
+        }
+        supervisor.end();
+    }
+}
+
+/// Runs a test; once more, if it waited in vain while the machine was busy. Any other failure is a fault, however a second try ends.
+fn run(supervisor: &mut Supervisor, name: &str, limit: Duration) -> (Vec<Value>, Outcome) {
+    let load = Load::start();
+    let first = supervisor.run(name, limit);
+    let mut tries = vec![first.to_json()];
+    let busy = load.since();
+    if let (Outcome::Failed { why, waited: true }, Some(busy)) = (&first, busy) {
+        eprintln!("{name}: {why}\nIt may have had too little time: {busy}. It runs once more.");
+        tries[0]["busy"] = json!(busy);
+        let second = supervisor.run(name, limit);
+        tries.push(second.to_json());
+        return (tries, second);
+    }
+    (tries, first)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,60 @@
+//! Tests of the harness: it runs tests that don't behave, in a process of its own.
+
+use std::{
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use super::{Needs::Nobody, Test, test};
+
+/// The variable that asks for them.
+const WANTED: &str = "FDTRACKER_TEST_PROBES";
+
+/// What a process is called that must not be left.
+const LEFT: &str = "86399";
+
+pub fn tests() -> Vec<Test> {
+    vec![test("harness::ends_what_hangs_and_goes_on", Nobody, ends_what_hangs_and_goes_on)]
+}
+
+/// Tests that don't behave, if they are asked for.
+pub fn probes() -> Vec<Test> {
+    if std::env::var_os(WANTED).is_none() {
+        return Vec::new();
+    }
+    vec![
+        test("probe::hangs", Nobody, hangs).within(Duration::from_secs(1)),
+        test("probe::dies", Nobody, || std::process::abort()),
+        test("probe::fails", Nobody, || panic!("as it should")),
+        test("probe::passes", Nobody, || ()),
+    ]
+}
+
+fn hangs() {
+    // In a session of its own, as containers' processes are, and without a parent that waits for it.
+    let mut orphan = Command::new("setsid");
+    orphan.args(["sh", "-c", &format!("sleep {LEFT} & exec sleep 0")]).stdout(Stdio::null());
+    orphan.status().expect("start a process that stays");
+    loop {
+        std::thread::park();
+    }
+}
+
+fn ends_what_hangs_and_goes_on() {
+    let me = std::env::current_exe().expect("this test's own path");
+    let mut probes = Command::new(me);
+    probes.env(WANTED, "1").env_remove(super::worker::SOCKET).env_remove("FDTRACKER_TEST_REPORT");
+    let output = probes.args(["--color", "never", "probe::"]).output().expect("run the probes");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(101), "{text}");
+    for line in [
+        "not done within 1 s",
+        "the process that ran it ended: signal: 6 (SIGABRT)",
+        "as it should",
+        "test result: FAILED. 1 passed; 3 failed; 0 ignored",
+    ] {
+        assert!(text.contains(line), "no {line:?} in\n{text}");
+    }
+    let left = Command::new("pgrep").args(["-f", LEFT]).output().expect("run pgrep");
+    assert!(left.stdout.is_empty(), "left: {}", String::from_utf8_lossy(&left.stdout));
+}
