@@ -18,12 +18,11 @@ use fdtracker_tests::{
     monitoring::{ALERTMANAGER, Alertmanager, PROMETHEUS, Prometheus, Webhook},
     same, truth,
 };
-use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::{Needs, alerts, containers::Tail, test_or_skip};
+use crate::{Needs, Test, alerts, containers::Tail, test_or_skip};
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     let runc = Needs::Programs(&["runc"]);
     let all = Needs::Programs(&["runc", PROMETHEUS, ALERTMANAGER]);
     let test = |name, needs, run: fn()| {

@@ -18,8 +18,10 @@ use object::{
 };
 
 use crate::{
-    command::{cargo, fetch, must, output, tools, workspace},
+    cache,
+    command::{cargo, fetch, must, output},
     machine::{Package, find, install, is_installed},
+    paths::{target, workspace},
 };
 
 #[derive(clap::Args)]
@@ -49,7 +51,7 @@ struct Toolchain {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    install(&missing_packages(), !args.no_install)?;
+    install(&missing_packages()?, !args.no_install)?;
     let Some(toolchain) = toolchain() else {
         bail!(
             "no rustc with the sources of core: `rustup toolchain install nightly --component rust-src`, or on Debian \
@@ -68,15 +70,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// What must be installed before the object can be built.
-pub(crate) fn missing_packages() -> Vec<Package> {
+pub(crate) fn missing_packages() -> anyhow::Result<Vec<Package>> {
     let mut packages = Vec::new();
     if toolchain().is_none() {
         packages.extend(["rustc-web", "cargo-web", "rust-web-src"].map(Package::Install));
     }
-    if find("bpf-linker").is_none() && llvm().is_none() && !is_installed("libllvm22") {
+    if found_linker()?.is_none() && llvm().is_none() && !is_installed("libllvm22") {
         packages.push(Package::Install("libllvm22"));
     }
-    packages
+    Ok(packages)
 }
 
 /// The first compiler that has the sources: one that is named, rustup's nightly, rustup's default, the distribution's.
@@ -110,38 +112,54 @@ fn llvm() -> Option<PathBuf> {
     libraries.iter().map(|dir| Path::new(dir).join(&name)).find(|file| file.exists())
 }
 
+/// The bpf-linker in `PATH`, or the one in the cache.
+fn found_linker() -> anyhow::Result<Option<PathBuf>> {
+    match find("bpf-linker") {
+        Some(linker) => Ok(Some(linker)),
+        None => Ok(cache::get(TOOLS, &linker_name())?.map(|dir| dir.join("bin/bpf-linker"))),
+    }
+}
+
+/// The kind of thing that a tool is, in the cache.
+const TOOLS: &str = "tools";
+
+/// By version, and by the LLVM that it has: `0.13.0` with another is another program.
+fn linker_name() -> String {
+    let (version, llvm) = LINKER;
+    format!("bpf-linker-{version}-llvm-{llvm}")
+}
+
 /// bpf-linker: the one that is there, or one built against the distribution's LLVM.
 fn linker(no_install: bool) -> anyhow::Result<PathBuf> {
-    if let Some(linker) = find("bpf-linker") {
+    if let Some(linker) = found_linker()? {
         return Ok(linker);
     }
     let (version, llvm_version) = LINKER;
     if no_install {
-        bail!("bpf-linker {version} is needed (without --no-install cargo installs it into target/tools)");
+        bail!("bpf-linker {version} is needed (without --no-install cargo installs it into the cache)");
     }
     let llvm =
         llvm().with_context(|| format!("libLLVM.so.{llvm_version}.1 isn't here: bpf-linker needs it"))?;
-    // Its build script wants PREFIX/lib/libLLVM.so, and nothing else of LLVM's development files.
-    let prefix = tools()?.join("llvm");
-    fs::create_dir_all(prefix.join("lib"))?;
-    let link = prefix.join("lib/libLLVM.so");
-    let _ = fs::remove_file(&link);
-    std::os::unix::fs::symlink(&llvm, &link).with_context(|| format!("link {}", link.display()))?;
     let feature = format!("llvm-{llvm_version}");
-    fetch(
-        cargo()?
-            .args(["install", "bpf-linker", "--version", version, "--locked", "--no-default-features"])
-            .args(["--features", &feature, "--root"])
-            .arg(tools()?)
-            .env("LLVM_PREFIX", &prefix),
-    )?;
-    find("bpf-linker").context("cargo install left no bpf-linker in target/tools")
+    let dir = cache::get_or_make(TOOLS, &linker_name(), |dir| {
+        // Its build script wants PREFIX/lib/libLLVM.so, and nothing else of LLVM's development files.
+        let prefix = dir.join("llvm");
+        let link = prefix.join("lib/libLLVM.so");
+        fs::create_dir_all(prefix.join("lib")).with_context(|| format!("make {}", prefix.display()))?;
+        std::os::unix::fs::symlink(&llvm, &link).with_context(|| format!("link {}", link.display()))?;
+        let mut install = cargo()?;
+        install.args(["install", "bpf-linker", "--version", version, "--locked", "--no-default-features"]);
+        install.args(["--features", &feature, "--root"]).arg(dir).env("LLVM_PREFIX", &prefix);
+        // Built where nobody has set a target directory: cargo would build it in there, and for good.
+        fetch(install.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS"))
+    })?;
+    Ok(dir.join("bin/bpf-linker"))
 }
 
 /// Builds the object, and returns its path.
 fn build(toolchain: &Toolchain, linker: &Path) -> anyhow::Result<PathBuf> {
     let workspace = workspace()?;
-    let target_dir = workspace.join("target/bpf");
+    let target_dir = target()?.join("bpf");
     let mut path = vec![linker.parent().unwrap_or(Path::new("/")).to_owned()];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     let mut cargo = Command::new(&toolchain.cargo);

@@ -1,23 +1,21 @@
-//! Running other programs.
+//! Running other programs, so that who waits sees that they go on.
 
 use std::{
-    path::{Path, PathBuf},
-    process::Command,
+    ffi::OsStr,
+    io::{IsTerminal as _, Read, Write},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
 
-/// The workspace.
-pub(crate) fn workspace() -> anyhow::Result<PathBuf> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().map(Path::to_owned).context("xtask is in the workspace")
-}
+use crate::paths::workspace;
 
-/// Where tools are kept that the project installs for itself.
-pub(crate) fn tools() -> anyhow::Result<PathBuf> {
-    Ok(workspace()?.join("target/tools"))
-}
+/// How long it may be silent here.
+const SILENCE: Duration = Duration::from_secs(4);
 
 /// `cargo` as it runs this program, in the workspace.
 pub(crate) fn cargo() -> anyhow::Result<Command> {
@@ -33,16 +31,33 @@ pub(crate) fn cargo() -> anyhow::Result<Command> {
     Ok(cargo)
 }
 
-/// Runs a command that must work, and tells what takes long.
+/// Runs a command that must work, and shows what it says. If it says nothing, it is told now and then that it goes on.
 pub(crate) fn must(command: &mut Command) -> anyhow::Result<()> {
-    const LONG: Duration = Duration::from_secs(10);
-    let (shown, start) = (show(command), Instant::now());
+    let shown = show(command);
     eprintln!("+ {shown}");
-    let status = command.status().with_context(|| format!("start {shown}"))?;
-    if start.elapsed() > LONG {
-        eprintln!("took {} s: {shown}", start.elapsed().as_secs());
+    // On a terminal, cargo draws how far it is.
+    if std::io::stderr().is_terminal() && is_cargo(command) {
+        let status = command.status().with_context(|| format!("start {shown}"))?;
+        return if status.success() { Ok(()) } else { bail!("{shown}: {status}") };
     }
-    if status.success() { Ok(()) } else { bail!("{shown}: {status}") }
+    watch(command.stdout(Stdio::piped()), &shown, std::io::stdout()).map(drop)
+}
+
+/// The standard output of a command that must work and takes long; its standard error is shown, as by [`must`].
+pub(crate) fn must_output(command: &mut Command) -> anyhow::Result<String> {
+    let shown = show(command);
+    eprintln!("+ {shown}");
+    let output = Arc::new(Mutex::new(Vec::new()));
+    if std::io::stderr().is_terminal() && is_cargo(command) {
+        let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("start {shown}"))?;
+        if !output.status.success() {
+            bail!("{shown}: {}", output.status);
+        }
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    watch(command.stdout(Stdio::piped()), &shown, Shared(Arc::clone(&output)))?;
+    let output = output.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(String::from_utf8_lossy(&output).into_owned())
 }
 
 /// As [`must`], of what gets something from elsewhere: who is asked may be away for a moment.
@@ -52,12 +67,12 @@ pub(crate) fn fetch(command: &mut Command) -> anyhow::Result<()> {
             Ok(()) => return Ok(()),
             Err(error) => eprintln!("{error:#}; trying again in {pause} s"),
         }
-        std::thread::sleep(Duration::from_secs(pause));
+        thread::sleep(Duration::from_secs(pause));
     }
     must(command)
 }
 
-/// The standard output of a command that must work.
+/// The standard output of a command that must work, and takes a moment.
 pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     let shown = show(command);
     let output = command.output().with_context(|| format!("start {shown}"))?;
@@ -67,7 +82,85 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// Waits for a command, passes on what it says, and tells when it is silent for long.
+fn watch(command: &mut Command, shown: &str, output: impl Write + Send + 'static) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let last = Arc::new(Mutex::new(start));
+    let mut child = command.stderr(Stdio::piped()).spawn().with_context(|| format!("start {shown}"))?;
+    let readers = pass_on_all(&mut child, output, &last);
+    let status = loop {
+        if let Some(status) = child.try_wait().with_context(|| format!("wait for {shown}"))? {
+            break status;
+        }
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.elapsed() > SILENCE {
+            eprintln!("… {} s: {}", start.elapsed().as_secs(), short(shown));
+            *last = Instant::now();
+        }
+        drop(last);
+        thread::sleep(Duration::from_millis(20));
+    };
+    // What it has left running may keep its output open.
+    let deadline = Instant::now() + SILENCE;
+    while readers.iter().any(|reader| !reader.is_finished()) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
+    }
+    if status.success() { Ok(()) } else { bail!("{shown}: {status}") }
+}
+
+fn pass_on_all(
+    child: &mut Child,
+    output: impl Write + Send + 'static,
+    last: &Arc<Mutex<Instant>>,
+) -> Vec<thread::JoinHandle<()>> {
+    let mut readers = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        let last = Arc::clone(last);
+        readers.push(thread::spawn(move || pass_on(stdout, output, &last)));
+    }
+    if let Some(stderr) = child.stderr.take() {
+        let last = Arc::clone(last);
+        readers.push(thread::spawn(move || pass_on(stderr, std::io::stderr(), &last)));
+    }
+    readers
+}
+
+/// Passes on what comes, as soon as it comes.
+fn pass_on(mut from: impl Read, mut to: impl Write, last: &Mutex<Instant>) {
+    let mut buffer = [0; 8192];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        *last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        if to.write_all(buffer.get(..count).unwrap_or_default()).and_then(|()| to.flush()).is_err() {
+            return;
+        }
+    }
+}
+
+/// A buffer that its maker reads.
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn is_cargo(command: &Command) -> bool {
+    Path::new(command.get_program()).file_stem() == Some(OsStr::new("cargo"))
+}
+
 fn show(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// Its beginning.
+fn short(shown: &str) -> String {
+    const MOST: usize = 60;
+    let cut: String = shown.chars().take(MOST).collect();
+    if cut.len() < shown.len() { format!("{cut}…") } else { cut }
 }

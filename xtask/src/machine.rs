@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::command::{fetch, must, output, tools};
+use crate::{
+    cache,
+    command::{fetch, must, output},
+};
 
 /// Whether this is root.
 pub(crate) fn is_root() -> bool {
@@ -36,14 +39,10 @@ pub(crate) fn mount_tracefs() -> anyhow::Result<()> {
     if mounted { Ok(()) } else { must(as_root("mount").args(["-t", "tracefs", "tracefs", TRACEFS])) }
 }
 
-/// Whether a program is in `PATH`, or among the project's tools.
+/// Whether a program is in `PATH`.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let own = tools().ok().map(|dir| dir.join("bin"));
-    own.into_iter()
-        .chain(std::env::split_paths(&path))
-        .map(|dir| dir.join(program))
-        .find(|file| file.is_file())
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
 /// A package of the system's package manager that isn't there yet.
@@ -51,14 +50,17 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 pub(crate) enum Package {
     /// Installed as usual.
     Install(&'static str),
-    /// Only these programs are taken out of it, into the project's tools: installed, it would start a server.
-    Extract { package: &'static str, programs: &'static [&'static str] },
+    /// Only unpacked into the cache: installed, it would start a server, or be in the way of what is.
+    Extract(&'static str),
 }
+
+/// The kind of thing that an unpacked package is, in the cache.
+const PACKAGES: &str = "packages";
 
 impl Package {
     fn name(self) -> &'static str {
         match self {
-            Self::Install(name) | Self::Extract { package: name, .. } => name,
+            Self::Install(name) | Self::Extract(name) => name,
         }
     }
 }
@@ -89,38 +91,42 @@ pub(crate) fn install(packages: &[Package], may: bool) -> anyhow::Result<()> {
     let installed: Vec<&str> =
         packages.iter().filter(|p| matches!(p, Package::Install(_))).map(|p| p.name()).collect();
     if !installed.is_empty() {
-        fetch(
-            as_root("env")
-                .args([
-                    "DEBIAN_FRONTEND=noninteractive",
-                    "apt-get",
-                    "install",
-                    "-y",
-                    "-q",
-                    "--no-install-recommends",
-                ])
-                .args(installed),
-        )?;
+        let mut apt = as_root("env");
+        apt.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-q"]);
+        fetch(apt.arg("--no-install-recommends").args(installed))?;
     }
     for package in packages {
-        if let Package::Extract { package, programs } = package {
-            extract(package, programs)?;
+        if let Package::Extract(package) = package {
+            extract(package)?;
         }
     }
     Ok(())
 }
 
-fn extract(package: &str, programs: &[&str]) -> anyhow::Result<()> {
-    let dir = tools()?.join("packages").join(package);
-    unpack(Command::new("apt-get"), package, &dir)?;
-    let bin = tools()?.join("bin");
-    fs::create_dir_all(&bin)?;
-    for program in programs {
-        let places = ["usr/bin", "usr/sbin", "bin"].map(|place| dir.join(place).join(program));
-        let file = places.iter().find(|file| file.exists());
-        copy(file.with_context(|| format!("{package} has no {program}"))?, &bin.join(program))?;
-    }
-    Ok(())
+/// The directory of an unpacked package, if it is there: the version that came last.
+pub(crate) fn unpacked(package: &str) -> anyhow::Result<Option<PathBuf>> {
+    cache::newest(PACKAGES, &format!("{package}_"))
+}
+
+/// A program of an unpacked package.
+pub(crate) fn find_in(package: &str, program: &str) -> anyhow::Result<Option<PathBuf>> {
+    let Some(dir) = unpacked(package)? else { return Ok(None) };
+    let places = PROGRAM_DIRS.map(|place| dir.join(place).join(program));
+    Ok(places.into_iter().find(|file| file.exists()))
+}
+
+/// Where packages have programs.
+pub(crate) const PROGRAM_DIRS: [&str; 4] = ["usr/bin", "usr/sbin", "bin", "sbin"];
+
+/// Downloads a package of the system's suites, and unpacks it into the cache.
+fn extract(package: &str) -> anyhow::Result<()> {
+    let uris = output(Command::new("apt-get").args(["download", "--print-uris", "-qq", package]))?;
+    let file =
+        uris.split_whitespace().nth(1).with_context(|| format!("apt-get tells no file of {package}"))?;
+    cache::get_or_make(PACKAGES, file.trim_end_matches(".deb"), |dir| {
+        unpack(Command::new("apt-get"), package, dir)
+    })
+    .map(drop)
 }
 
 /// Downloads a package by an `apt-get`, and unpacks it into a directory, of which nothing else is left.
@@ -133,10 +139,4 @@ pub(crate) fn unpack(mut apt_get: Command, package: &str, dir: &Path) -> anyhow:
     let deb = deb.with_context(|| format!("apt-get download left no package in {}", dir.display()))?;
     must(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir).stdin(Stdio::null()))?;
     fs::remove_file(&deb).with_context(|| format!("remove {}", deb.display()))
-}
-
-/// Copies a file.
-pub(crate) fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    fs::copy(from, to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
-    Ok(())
 }

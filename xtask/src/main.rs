@@ -3,13 +3,18 @@
 //! Every command that changes the machine is printed before it is run.
 
 mod bench;
+mod build;
 mod build_ebpf;
+mod cache;
 mod command;
 mod generate;
 mod machine;
+mod paths;
 mod run;
 mod test;
+mod touched;
 mod vm;
+mod whole;
 
 use std::process::ExitCode;
 
@@ -27,8 +32,10 @@ struct Cli {
 enum Task {
     /// Build and run the agent in the foreground with its live view (asks for root by sudo)
     Run(run::Args),
-    /// Install what the tests need, rebuild the BPF object and compare it, and run every test
+    /// Install what the tests need, rebuild the BPF object and compare it, and run the tests of this machine
     Test(test::Args),
+    /// Run those tests on emulated machines that changes can have touched since all of them passed
+    Touched(touched::Args),
     /// Run the integration tests on other kernels, in emulated machines
     Vm(vm::Args),
     /// Have CRIU itself say what it makes of every fixture, in emulated machines
@@ -48,6 +55,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Run(args) => run::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Touched(args) => touched::run(&args),
         Task::Vm(args) => vm::run(&args),
         Task::Criu(args) => vm::criu::run(&args),
         Task::Desktop(args) => vm::desktop::run(&args),

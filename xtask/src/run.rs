@@ -5,7 +5,8 @@ use std::os::unix::process::CommandExt as _;
 use anyhow::Context as _;
 
 use crate::{
-    command::{cargo, must, workspace},
+    build::executables,
+    command::cargo,
     machine::{as_root, mount_tracefs},
 };
 
@@ -17,10 +18,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    must(cargo()?.args(["build", "--release", "--locked", "--package", "tracker-user"]))?;
+    eprintln!("building the agent (some two minutes the first time), then running it until Ctrl-C");
+    let mut build = cargo()?;
+    build.args(["build", "--release", "--locked", "--package", "tracker-user", "--bin", "fdtracker"]);
+    let built = executables(&mut build)?;
+    let binary = &built.first().context("cargo has built no fdtracker")?.path;
     mount_tracefs()?;
-    let binary = workspace()?.join("target/release/fdtracker");
-    let mut agent = as_root(&binary);
+    let mut agent = as_root(binary);
     agent.args(["agent", "--live"]).args(&args.agent);
     // In place of this program, so that signals reach the agent itself.
     Err(agent.exec()).with_context(|| format!("start {}", binary.display()))

@@ -8,15 +8,14 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use fdtracker_tests::{Container, Metrics, container::spec, eventually, random_id};
-use libtest_mimic::Trial;
+use fdtracker_tests::{Container, Metrics, container::spec, eventually, fdtracker, random_id};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{kubernetes, must, path, run};
-use crate::{Needs, test_or_skip};
+use crate::{Needs, Test, test_or_skip};
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test_or_skip("deploy::the_image_is_built", Needs::Programs(&["buildah"]), the_image_is_built),
         test_or_skip(
@@ -27,14 +26,15 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// The agent without libraries, as it is in the image.
+/// The agent without libraries, as it is in the image: the one that all tests run, where there is a C library to link into it.
 fn static_binary() -> Result<PathBuf, String> {
-    let binary = path("target/static/x86_64-unknown-linux-gnu/debug/fdtracker");
-    if binary.exists() {
-        Ok(binary)
-    } else {
-        Err(format!("no {} (cargo xtask test makes it)", binary.display()))
+    let binary = fdtracker();
+    // It lists the libraries, each with the file that it was found in.
+    let listed = Command::new("ldd").arg(&binary).output().expect("run ldd");
+    if String::from_utf8_lossy(&listed.stdout).contains("=>") {
+        return Err(format!("{} needs libraries (there is no libc.a to link into it)", binary.display()));
     }
+    Ok(binary)
 }
 
 fn the_image_is_built() -> Result<(), String> {

@@ -5,13 +5,12 @@ use std::{
     process::{Command, Stdio},
 };
 
-use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use super::{must, path, understood};
-use crate::{Needs, test_or_skip};
+use crate::{Needs, Test, test_or_skip};
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test_or_skip("deploy::manifests_are_valid", KUSTOMIZE, manifests_are_valid),
         test_or_skip(
@@ -53,10 +52,10 @@ impl Found {
 
 /// Runs `manifests.py`, or says what it lacks.
 fn script(arguments: &[&str], input: &str) -> Result<Found, String> {
-    let modules = path("target/tools/python");
-    if !modules.is_dir() {
-        return Err(format!("no {} (cargo xtask test makes it)", modules.display()));
-    }
+    const MODULES: &str = "FDTRACKER_TEST_PYTHON";
+    let Some(modules) = std::env::var_os(MODULES) else {
+        return Err(format!("{MODULES} isn't set (cargo xtask test sets it)"));
+    };
     let mut child = Command::new("python3")
         .arg(path("tests/integration/deploy/manifests.py"))
         .args(arguments)

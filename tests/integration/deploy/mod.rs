@@ -13,27 +13,25 @@ use std::{
 
 use clap::Parser as _;
 use fdtracker::cli::Cli;
-use libtest_mimic::Trial;
 use serde_json::Value;
 
 use self::kubernetes::{MANIFESTS, read_yaml};
 use crate::{
     Needs::{Nobody, Programs},
-    test, test_or_skip,
+    Test, test, test_or_skip,
 };
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     let mut trials = vec![
         test("deploy::rules_fire_when_they_should", Programs(&["promtool"]), rules_fire_when_they_should),
         test_or_skip("deploy::rules_say_what_to_do", MANIFESTS, rules_say_what_to_do),
         test("deploy::runbooks_have_all_sections", Nobody, runbooks_have_all_sections),
-        test("deploy::generated_files_are_current", Nobody, generated_files_are_current),
         test("deploy::queries_ask_for_what_there_is", Nobody, queries_ask_for_what_there_is),
         test("deploy::dashboards_are_whole", Nobody, dashboards_are_whole),
     ];
-    trials.extend(systemd::trials());
-    trials.extend(kubernetes::trials());
-    trials.extend(image::trials());
+    trials.extend(systemd::tests());
+    trials.extend(kubernetes::tests());
+    trials.extend(image::tests());
     trials
 }
 
@@ -146,11 +144,6 @@ fn runbooks_have_all_sections() {
             assert!(sections.get(title).is_some_and(|lines| *lines > 0), "{page} has nothing under {title}");
         }
     }
-}
-
-fn generated_files_are_current() {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    must(Command::new(cargo).args(["xtask", "gen", "--check"]).current_dir(root()));
 }
 
 /// Names of metrics in the first column of the tables of `docs/metrics.md`.

@@ -2,15 +2,13 @@
 
 use std::{fs, process::Command};
 
-use libtest_mimic::Trial;
-
 use super::{must, path, read, understood};
 use crate::{
     Needs::{Nobody, Programs},
-    test,
+    Test, test,
 };
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
         test("deploy::systemd_units_are_right", Programs(&["systemd-analyze"]), systemd_units_are_right),
         test(

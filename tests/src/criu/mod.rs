@@ -11,9 +11,8 @@ pub use self::{
     check::agrees,
     log::{Line, Log},
 };
-use crate::target_dir;
 
-/// A CRIU that `cargo xtask desktop` put beside the tests.
+/// A CRIU that `cargo xtask desktop` brought.
 #[derive(Clone, Debug)]
 pub struct Criu {
     /// Its version.
@@ -25,7 +24,8 @@ pub struct Criu {
 impl Criu {
     /// All of them, the oldest first.
     pub fn all() -> Vec<Self> {
-        let entries = fs::read_dir(target_dir().join("../desktop/criu")).into_iter().flatten().flatten();
+        let dir = std::env::var_os("FDTRACKER_CRIUS").unwrap_or_default();
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         let found = entries.filter_map(|entry| {
             let version = entry.file_name().to_str()?.to_owned();
             // A path of this machine's is one in a container, too: so without `..`.

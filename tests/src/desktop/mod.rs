@@ -27,7 +27,6 @@ use crate::{
     criu::{Criu, FewerFiles, Log},
     deadline, eventually, hierarchy, patience, pids_in, random_id,
     sys::{own_session, wait_within},
-    target_dir,
 };
 
 /// What runs on the VNC server.
@@ -108,15 +107,20 @@ pub struct Process {
     pub comm: String,
 }
 
+/// Where the root of the container is told.
+const ROOT: &str = "FDTRACKER_DESKTOP_ROOT";
+
 /// Why there can be no desktop here, if there can't.
 pub fn missing() -> Option<String> {
-    let root = root();
-    (!root.join("usr/bin/xfce4-session").exists())
-        .then(|| format!("{} isn't there (cargo xtask desktop makes it)", root.display()))
+    let Some(root) = std::env::var_os(ROOT) else {
+        return Some(format!("{ROOT} isn't set (cargo xtask desktop makes one, and sets it)"));
+    };
+    let session = Path::new(&root).join("usr/bin/xfce4-session");
+    (!session.exists()).then(|| format!("{} isn't there (cargo xtask desktop makes it)", session.display()))
 }
 
 fn root() -> PathBuf {
-    target_dir().join("../desktop/root")
+    std::env::var_os(ROOT).expect("it isn't missing").into()
 }
 
 impl Desktop {

@@ -1,6 +1,11 @@
 //! An Alertmanager that tells a webhook everything at once.
 
-use std::{env, net::SocketAddr, path::PathBuf, process::Command};
+use std::{
+    env,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::json;
 
@@ -53,6 +58,6 @@ fn program() -> Command {
 fn extracted_share() -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     let bin = env::split_paths(&path).find(|dir| dir.join(ALERTMANAGER).is_file())?;
-    let share = bin.parent()?.join("packages").join(ALERTMANAGER).join("usr/share");
-    share.is_dir().then_some(share)
+    let share = bin.parent()?.join("share");
+    (share != Path::new("/usr/share") && share.is_dir()).then_some(share)
 }

@@ -12,12 +12,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 
-use crate::{
-    command::{cargo, must, workspace},
-    machine::is_root,
-};
+use crate::{build::executables, command::cargo, machine::is_root};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -36,15 +33,16 @@ enum What {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     ensure!(is_root(), "only root can look at all processes: sudo -E env PATH=\"$PATH\" cargo xtask bench …");
     let build = ["build", "--release", "--locked", "--bins", "--package"];
-    must(cargo()?.args(build).args(["tracker-user", "--package", "fdtracker-tests"]))?;
-    let binaries = workspace()?.join("target/release");
+    let built = executables(cargo()?.args(build).args(["tracker-user", "--package", "fdtracker-tests"]))?;
+    let binaries =
+        built.first().and_then(|program| program.path.parent()).context("cargo has built nothing")?;
 
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let cpus = std::thread::available_parallelism()?;
     println!("Linux {}, {cpus} CPUs, load {}", kernel.trim(), load()?);
     match &args.what {
-        What::Audit(args) => audit::run(args, &binaries)?,
-        What::Check(args) => check::run(args, &binaries)?,
+        What::Audit(args) => audit::run(args, binaries)?,
+        What::Check(args) => check::run(args, binaries)?,
     }
     println!("\nload {} at the end", load()?);
     Ok(())

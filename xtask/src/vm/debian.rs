@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use crate::{
+    cache,
     command::{fetch, output},
     machine::unpack,
 };
@@ -24,16 +25,26 @@ pub(super) struct Archive {
 const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Archive {
-    /// Opens these suites, with all that apt keeps in a directory.
-    pub(super) fn open(dir: &Path, suites: &[&str], may_download: bool) -> anyhow::Result<Self> {
-        let archive = Self { dir: dir.to_owned(), may_download };
+    /// Opens these suites; what apt keeps of them is in the cache under this name.
+    pub(super) fn open(name: &str, suites: &[&str], may_download: bool) -> anyhow::Result<Self> {
+        let dir = cache::get_or_make("apt", name, |dir| {
+            fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))
+        })?;
+        let archive = Self { dir, may_download };
+        // Each time, because the system may get its packages from elsewhere now.
+        archive.configure(suites)?;
         match archive.age() {
-            // The directory may have been moved since.
-            Some(age) if age < FRESH || !may_download => archive.configure(suites)?,
+            Some(age) if age < FRESH || !may_download => {}
             None if !may_download => {
                 bail!("Debian's lists of packages are needed (without --no-install they are downloaded)")
             }
-            Some(_) | None => archive.update(suites)?,
+            // What was there the last time is mostly there still.
+            Some(age) => {
+                if let Err(error) = archive.update(suites) {
+                    eprintln!("going on with lists that are {} hours old: {error:#}", age.as_secs() / 3600);
+                }
+            }
+            None => archive.update(suites)?,
         }
         Ok(archive)
     }
@@ -45,7 +56,6 @@ impl Archive {
     }
 
     fn update(&self, suites: &[&str]) -> anyhow::Result<()> {
-        self.configure(suites)?;
         eprintln!("asking Debian's archive for packages in {}", suites.join(", "));
         // By itself it only warns of lists that it couldn't get.
         fetch(self.apt("apt-get").args(["update", "-qq", "--error-on=any"]))?;
@@ -103,18 +113,11 @@ impl Archive {
         Ok(needed.map(|(_, name)| name.trim().to_owned()).filter(|name| !name.starts_with('<')).collect())
     }
 
-    /// As [`Self::unpack`], each into a directory that is named after its file, unless that is there. Returns these.
-    pub(super) fn unpacked(&self, packages: &[String], dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    /// As [`Self::unpack`], each into the cache, by the name of its file, unless it is there. Returns where they are.
+    pub(super) fn unpacked(&self, packages: &[String], kind: &str) -> anyhow::Result<Vec<PathBuf>> {
         let files = self.file_names(packages)?;
         let unpacked = packages.iter().zip(files).map(|(package, file)| {
-            let unpacked = dir.join(file.trim_end_matches(".deb"));
-            if !unpacked.exists() {
-                let unfinished = dir.join(format!("{package}.unfinished"));
-                self.unpack(package, &unfinished)?;
-                fs::rename(&unfinished, &unpacked)
-                    .with_context(|| format!("move {} to {}", unfinished.display(), unpacked.display()))?;
-            }
-            Ok(unpacked)
+            cache::get_or_make(kind, file.trim_end_matches(".deb"), |dir| self.unpack(package, dir))
         });
         unpacked.collect()
     }

@@ -6,27 +6,36 @@ use std::{
 };
 
 use super::{guest::Run, report};
+use crate::whole;
 
 /// Who a guest was: the name of its kernel's row, and its feeder.
 type Who = (&'static str, &'static str);
 
 /// The document.
-pub(super) fn document(runs: &[Run], qemu: &str, left_out: &[&str], shown_by_another: &[&str]) -> String {
-    let mut text = String::from(
+pub(super) fn document(
+    runs: &[Run],
+    commit: &str,
+    qemu: &str,
+    left_out: &[&str],
+    shown_by_another: &[&str],
+) -> String {
+    let mut text = format!(
         "# Compatibility\n\n\
          `cargo xtask vm --write-docs` made this page: the integration tests, on Debian's kernels for virtual machines, once with each\n\
-         feeder (`--feeder`, the probes by which the agent hears of changes).\n\n\
-         | kernel | Linux | Debian's package | preemption | feeder | passed | skipped | failed |\n\
-         |---|---|---|---|---|---|---|---|\n",
+         feeder (`--feeder`, the probes by which the agent hears of changes). {}\n\n\
+         | kernel | Linux | Debian's package | preemption | processors | feeder | passed | skipped | failed |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
+        whole::sentence(commit)
     );
     for run in runs {
         let (log, name) = (&run.log, run.row.name);
         let _ = writeln!(
             text,
-            "| {name} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {name} | {} | {} | {} | {} | {} | {} | {} | {} |",
             log.release,
             log.package,
             log.preemption,
+            run.row.processors,
             run.feeder,
             log.passed(),
             log.skipped().count(),
@@ -37,7 +46,7 @@ pub(super) fn document(runs: &[Run], qemu: &str, left_out: &[&str], shown_by_ano
         |parts: &[&str]| parts.iter().map(|part| format!("`{part}…`")).collect::<Vec<_>>().join(", ");
     let _ = write!(
         text,
-        "\n{qemu} emulated the machines: two processors, cgroup v2, nothing but busybox and the tests. Left out were {}:\n\
+        "\n{qemu} emulated the machines: cgroup v2, nothing but busybox and the tests. Left out were {}:\n\
          what they show doesn't depend on the kernel. With the tracepoint feeder, and where only the preemption differs, so were {}:\n\
          there the kernel's first row shows them. Kernels before 6.12 don't tell how they preempt if nobody may choose.\n",
         listed(left_out),
@@ -120,10 +129,10 @@ mod tests {
             run(1, "kprobe", "test a ... ignored (no a)\ntest b ... ok\n@@ end 0\n"),
             run(1, "tracepoint", "test a ... ok\ntest b ... ignored (no b here)\n@@ end 0\n"),
         ];
-        let page = document(&runs, "QEMU 7.2", &["documents::"], &["cli::"]);
+        let page = document(&runs, "abc", "QEMU 7.2", &["documents::"], &["cli::"]);
         for line in [
-            "| 7 | 6.1.0-50-cloud-amd64 | 6.1.176-1 | voluntary | kprobe | 1 | 1 | 0 |",
-            "| 7 | 6.1.0-50-cloud-amd64 | 6.1.176-1 | voluntary | tracepoint | 0 | 1 | 1 |",
+            "| 7 | 6.1.0-50-cloud-amd64 | 6.1.176-1 | voluntary | 2 | kprobe | 1 | 1 | 0 |",
+            "| 7 | 6.1.0-50-cloud-amd64 | 6.1.176-1 | voluntary | 2 | tracepoint | 0 | 1 | 1 |",
             "- 7 with tracepoint: a",
             "| `a` | 7+preempt=full with kprobe | no a |",
             "| `b` | 7, 7+preempt=full with tracepoint | no b here |",
@@ -141,7 +150,7 @@ mod tests {
 
     #[test]
     fn where_nothing_fails_nothing_is_said_of_it() {
-        let page = document(&[run(0, "kprobe", "test a ... ok\n@@ end 0\n")], "QEMU", &[], &[]);
+        let page = document(&[run(0, "kprobe", "test a ... ok\n@@ end 0\n")], "abc", "QEMU", &[], &[]);
         assert!(!page.contains("## Failed") && !page.contains("## Skipped"), "{page}");
     }
 }

@@ -24,6 +24,6 @@ for name in $(echo "$LEFT_OUT" | tr , ' '); do set -- "$@" --skip "$name"; done
 echo "@@ kernel $(uname -r)" >/dev/ttyS1
 echo "@@ version $(uname -v)" >/dev/ttyS1
 echo "@@ preemption $(cat /sys/kernel/debug/sched/preempt)" >/dev/ttyS1
-/target/debug/deps/integration --color never "$@" >/dev/ttyS1
+/build/deps/integration --color never "$@" >/dev/ttyS1
 echo "@@ end $?" >/dev/ttyS1
 poweroff -f

@@ -4,27 +4,31 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use anyhow::{Context as _, bail};
-use serde_json::Value;
 
-use super::cpio::Archive;
-use crate::command::{cargo, output, tools};
+use super::{BUSYBOX, cpio::Archive};
+use crate::{
+    build::{self, Executable},
+    command::output,
+    machine::find_in,
+};
 
 /// Where a guest tells what its programs say.
 pub(super) const OUTPUT: &str = "/dev/ttyS1";
 
-/// Where the guest has the build's directory: tests find the programs beside themselves.
-const BUILD: &str = "/target/debug";
+/// Where the guest has what was built: tests find the programs beside themselves.
+const BUILD: &str = "/build";
 
 const INIT: &str = include_str!("init.sh");
 
 /// Builds the tests, and writes an initramfs whose first process runs them with these arguments.
 pub(super) fn write(file: &Path, arguments: &[String]) -> anyhow::Result<()> {
     let mut archive = start(INIT, arguments)?;
-    let binaries: Vec<_> = programs()?.into_iter().chain(tests()?).collect();
+    let mut binaries = programs()?;
+    binaries.push(tests()?);
     add(&mut archive, &binaries, &file.with_extension("stripped"))?;
     finish(archive, file)
 }
@@ -36,7 +40,8 @@ pub(super) fn start(init: &str, arguments: &[String]) -> anyhow::Result<Archive>
         archive.directory(dir)?;
     }
     archive.char_device("/dev/console", 5, 1)?;
-    archive.file("/bin/busybox", read(&tools()?.join("bin/busybox"))?)?;
+    let busybox = find_in(BUSYBOX.0, BUSYBOX.1)?.context("busybox isn't in the cache")?;
+    archive.file("/bin/busybox", read(&busybox)?)?;
     archive.file("/init", init.into())?;
     archive.file("/arguments", lines(arguments)?.into())?;
     Ok(archive)
@@ -75,41 +80,19 @@ fn lines(arguments: &[String]) -> anyhow::Result<String> {
 
 /// Builds all programs, and tells where they are and where they belong.
 pub(super) fn programs() -> anyhow::Result<Vec<(PathBuf, String)>> {
-    const PACKAGES: [&str; 4] = ["--package", "tracker-user", "--package", "fdtracker-tests"];
-    let programs = executables(cargo()?.args(["build", "--locked", "--bins"]).args(PACKAGES))?;
-    Ok(programs.into_iter().map(|(name, path)| (path, format!("{BUILD}/{name}"))).collect())
+    let placed = |Executable { name, path, .. }| (path, format!("{BUILD}/{name}"));
+    Ok(build::programs()?.into_iter().map(placed).collect())
 }
 
-/// Builds the tests, likewise.
-pub(super) fn tests() -> anyhow::Result<Vec<(PathBuf, String)>> {
-    let tests = executables(cargo()?.args([
-        "test",
-        "--locked",
-        "--no-run",
-        "--package",
-        "fdtracker-tests",
-        "--test",
-        "integration",
-    ]))?;
-    let tests = tests.into_iter().filter(|(name, _)| name == "integration");
-    Ok(tests.map(|(name, path)| (path, format!("{BUILD}/deps/{name}"))).collect())
-}
-
-/// Name and path of every program that a command of cargo's makes.
-fn executables(cargo: &mut Command) -> anyhow::Result<Vec<(String, PathBuf)>> {
-    // cargo shows its progress on standard error.
-    let messages = output(cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit()))?;
-    let message = |line: &str| -> Option<(String, PathBuf)> {
-        let message: Value = serde_json::from_str(line).ok()?;
-        let name = message.get("target")?.get("name")?.as_str()?;
-        Some((name.to_owned(), message.get("executable")?.as_str()?.into()))
-    };
-    Ok(messages.lines().filter_map(message).collect())
+/// The tests, likewise.
+pub(super) fn tests() -> anyhow::Result<(PathBuf, String)> {
+    Ok((build::integration()?.path, format!("{BUILD}/deps/integration")))
 }
 
 /// The shared libraries that a program needs, by their paths.
 fn libraries_of(program: &Path) -> anyhow::Result<Vec<String>> {
-    let listed = output(Command::new("ldd").arg(program))?;
+    // It fails of a program without libraries.
+    let listed = output(Command::new("ldd").arg(program)).unwrap_or_default();
     Ok(listed.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect())
 }
 

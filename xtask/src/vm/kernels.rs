@@ -8,6 +8,7 @@ use std::{
 use anyhow::Context as _;
 
 use super::debian::Archive;
+use crate::cache;
 
 /// A row of the matrix.
 #[derive(Clone, Copy)]
@@ -18,21 +19,23 @@ pub(super) struct Row {
     series: &'static str,
     /// What the kernel is told besides.
     pub(super) parameters: &'static str,
+    /// Where several show what one can't: races, in the newest and the oldest.
+    pub(super) processors: u32,
 }
 
 pub(super) const fn plain(series: &'static str) -> Row {
-    Row { name: series, series, parameters: "" }
+    Row { name: series, series, parameters: "", processors: 1 }
 }
 
 /// Newest, long-term and old stable; and one that preempts its own code wherever it may, as desktops do. The newest take longest: they
 /// come first.
 pub(super) const MATRIX: [Row; 6] = [
-    plain("7"),
-    Row { name: "7+preempt=full", series: "7", parameters: "preempt=full" },
+    Row { processors: 2, ..plain("7") },
+    Row { name: "7+preempt=full", parameters: "preempt=full", processors: 2, ..plain("7") },
     plain("6.18"),
     plain("6.12"),
     plain("6.1"),
-    plain("5.10"),
+    Row { processors: 2, ..plain("5.10") },
 ];
 
 /// Where these are.
@@ -44,25 +47,25 @@ pub(super) struct Kernel {
     pub(super) vmlinuz: PathBuf,
 }
 
-/// The newest kernel of each row, downloaded into a directory unless it is there.
-pub(super) fn get(rows: &[Row], dir: &Path, may_download: bool) -> anyhow::Result<Vec<Kernel>> {
-    let archive = Archive::open(&dir.join("apt"), SUITES, may_download)?;
+/// The newest kernel of each row, downloaded unless it is in the cache.
+pub(super) fn get(rows: &[Row], may_download: bool) -> anyhow::Result<Vec<Kernel>> {
+    let archive = Archive::open("kernels", SUITES, may_download)?;
     let names = names(&archive)?;
     let get = |row: &Row| {
-        let vmlinuz = download(&archive, &package(&names, row)?, &dir.join("kernels"))?;
+        let vmlinuz = download(&archive, &package(&names, row)?)?;
         Ok(Kernel { row: *row, vmlinuz })
     };
     rows.iter().map(get).collect()
 }
 
 /// The newest kernel of a row, and the directory that has its modules.
-pub(super) fn with_modules(row: &Row, dir: &Path, may_download: bool) -> anyhow::Result<(Kernel, PathBuf)> {
-    let archive = Archive::open(&dir.join("apt"), SUITES, may_download)?;
+pub(super) fn with_modules(row: &Row, may_download: bool) -> anyhow::Result<(Kernel, PathBuf)> {
+    let archive = Archive::open("kernels", SUITES, may_download)?;
     let package = package(&names(&archive)?, row)?;
-    let vmlinuz = download(&archive, &package, &dir.join("kernels"))?;
+    let vmlinuz = download(&archive, &package)?;
     // Where the kernel is in a package `linux-binary`, its modules are in another.
     let package = package.replace("linux-binary-", "linux-modules-");
-    let unpacked = archive.unpacked(&[package], &dir.join("modules"))?;
+    let unpacked = archive.unpacked(&[package], "modules")?;
     let modules = unpacked.into_iter().next().context("the modules' package has no file")?;
     Ok((Kernel { row: *row, vmlinuz }, modules))
 }
@@ -75,19 +78,17 @@ fn package(names: &[String], row: &Row) -> anyhow::Result<String> {
     newest(names, row.series).with_context(|| format!("no kernel {} in {}", row.series, SUITES.join(", ")))
 }
 
-fn download(archive: &Archive, package: &str, dir: &Path) -> anyhow::Result<PathBuf> {
+fn download(archive: &Archive, package: &str) -> anyhow::Result<PathBuf> {
     let file = archive.file_name(package)?;
-    let vmlinuz = dir.join(file.trim_end_matches(".deb"));
-    eprintln!("kernel: {file}{}", if vmlinuz.exists() { ", which is here already" } else { "" });
-    if !vmlinuz.exists() {
-        let unpacked = dir.join("unpacked");
+    eprintln!("kernel: {file}");
+    cache::get_or_make("vmlinuz", file.trim_end_matches(".deb"), |vmlinuz| {
+        let unpacked = vmlinuz.with_extension("unpacked");
         archive.unpack(package, &unpacked)?;
         let image = find_image(&unpacked).with_context(|| format!("no vmlinuz in {file}"))?;
-        fs::rename(&image, &vmlinuz)
+        fs::rename(&image, vmlinuz)
             .with_context(|| format!("move {} to {}", image.display(), vmlinuz.display()))?;
-        fs::remove_dir_all(&unpacked).with_context(|| format!("remove {}", unpacked.display()))?;
-    }
-    Ok(vmlinuz)
+        fs::remove_dir_all(&unpacked).with_context(|| format!("remove {}", unpacked.display()))
+    })
 }
 
 /// The kernel in an unpacked package: in `/boot`, or among its modules.

@@ -26,8 +26,11 @@ use self::{
     qemu::QEMU,
 };
 use crate::{
-    command::{output, tools, workspace},
-    machine::{Package, find, install},
+    command::output,
+    machine::{Package, find, find_in, install},
+    paths::{self, workspace},
+    test::tries,
+    whole,
 };
 
 #[derive(clap::Args)]
@@ -52,22 +55,54 @@ pub(crate) struct Args {
     #[arg(last = true)]
     tests: Vec<String>,
 
-    /// Without guests that are between others: see [`is_between`].
+    /// Which guests there are.
     #[arg(skip)]
-    few: bool,
+    guests: Guests,
+
+    /// The commit that is tested, if the document is to name it.
+    #[arg(skip)]
+    commit: Option<String>,
+}
+
+/// Which kernels and feeders have guests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Guests {
+    /// Every kernel with each feeder.
+    #[default]
+    All,
+    /// Every kernel with kprobes, and the newest and the oldest with tracepoints.
+    Few,
+    /// The newest and the oldest with each feeder.
+    Ends,
+}
+
+impl Guests {
+    fn has(self, row: &Row, feeder: &str) -> bool {
+        let is_end = [MATRIX.first(), MATRIX.last()].into_iter().flatten().any(|end| end.name == row.name);
+        match self {
+            Self::All => true,
+            Self::Few => is_end || feeder == "kprobe",
+            Self::Ends => is_end,
+        }
+    }
 }
 
 impl Args {
-    /// All tests that are chosen for guests, on as many kernels as show the most.
-    fn few(no_install: bool) -> Self {
-        Self {
-            kernels: Vec::new(),
-            feeder: None,
-            no_install,
-            write_docs: false,
-            tests: Vec::new(),
-            few: true,
-        }
+    /// All guests; with the commit, if the document is to be written.
+    pub(crate) fn everything(commit: Option<String>, no_install: bool) -> Self {
+        let write_docs = commit.is_some();
+        let (kernels, feeder, tests, guests) = (Vec::new(), None, Vec::new(), Guests::All);
+        Self { kernels, feeder, no_install, write_docs, tests, guests, commit }
+    }
+
+    /// As many kernels as show most of what a change of the BPF programs does.
+    pub(crate) fn few(no_install: bool) -> Self {
+        Self { guests: Guests::Few, ..Self::everything(None, no_install) }
+    }
+
+    /// As many as show most of what a change of the programs' loader does.
+    pub(crate) fn ends(no_install: bool) -> Self {
+        Self { guests: Guests::Ends, ..Self::everything(None, no_install) }
     }
 }
 
@@ -105,28 +140,36 @@ const SHOWN_BY_ANOTHER: &[&str] = &[
     "stress::two_agents",
 ];
 
-/// Compares with CRIU, the desktop in a guest too; then runs the tests on all kernels.
-pub(crate) fn everything(no_install: bool) -> anyhow::Result<()> {
+/// The document.
+pub(crate) const DOCUMENT: &str = "docs/compatibility.md";
+
+/// Compares with CRIU, the desktop in a guest too. With a commit and what was recorded of the desktop here, documents are written.
+pub(crate) fn compare(written: Option<(&str, &Path)>, no_install: bool) -> anyhow::Result<()> {
+    let commit = written.map(|(commit, _)| commit.to_owned());
     // apt's lists are for one at a time.
     let desktop = desktop::prepare_guest(no_install)?;
-    std::thread::scope(|scope| {
+    let guest = std::thread::scope(|scope| {
         let desktop = scope.spawn(|| desktop.run());
-        let criu = criu::run(&criu::Args::everything(no_install));
+        let criu = criu::run(&criu::Args::everything(commit, no_install));
         match (joined(desktop), criu) {
             (Err(desktop), Err(criu)) => bail!("{desktop:#}\n{criu:#}"),
-            (desktop, criu) => desktop.and(criu),
+            (desktop, criu) => criu.and(desktop),
         }
     })?;
-    run(&Args::few(no_install))
+    written.map_or(Ok(()), |(_, record)| desktop::write_document(record, &guest))
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
+    let commit = match &args.commit {
+        None if args.write_docs => Some(whole::commit()?),
+        commit => commit.clone(),
+    };
     install(&missing_packages()?, !args.no_install)?;
-    let dir = workspace()?.join("target/vm");
+    let dir = paths::vm()?;
     let logs = dir.join("logs");
     fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;
-    let kernels = kernels::get(&rows(&args.kernels), &dir, !args.no_install)?;
+    let kernels = kernels::get(&rows(&args.kernels), !args.no_install)?;
     let initramfs = dir.join("initramfs");
     initramfs::write(&initramfs, &args.tests)?;
 
@@ -134,11 +177,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     feeders.retain(|feeder| args.feeder.as_ref().is_none_or(|wanted| wanted == feeder));
     let mut pairs: Vec<(&Kernel, &'static str)> =
         kernels.iter().flat_map(|kernel| feeders.iter().map(move |feeder| (kernel, *feeder))).collect();
-    pairs.retain(|(kernel, feeder)| !(args.few && is_between(&kernel.row, feeder)));
+    pairs.retain(|(kernel, feeder)| args.guests.has(&kernel.row, feeder));
     let runs = run_all(&pairs, &initramfs, &logs, &args.tests)?;
-    if args.write_docs {
-        write_document(&runs)?;
-    }
     let bad: Vec<&Run> = runs.iter().filter(|run| !run.log.is_good()).collect();
     for run in &bad {
         eprint!("{}", report::tails(run)?);
@@ -149,19 +189,24 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !bad.is_empty() {
         bail!("{} of {} guests failed; their logs are in {}", bad.len(), runs.len(), logs.display());
     }
+    if let Some(commit) = commit {
+        write_document(&runs, &commit)?;
+    }
     eprintln!("all {} guests passed in {} s", runs.len(), start.elapsed().as_secs());
     Ok(())
 }
 
-fn write_document(runs: &[Run]) -> anyhow::Result<()> {
-    const FILE: &str = "docs/compatibility.md";
+fn write_document(runs: &[Run], commit: &str) -> anyhow::Result<()> {
     let version = output(Command::new(QEMU).arg("--version"))?;
     let qemu = version.lines().next().unwrap_or_default().replace("emulator version ", "");
-    fs::write(workspace()?.join(FILE), document::document(runs, &qemu, LEFT_OUT, SHOWN_BY_ANOTHER))
-        .with_context(|| format!("write {FILE}"))?;
-    eprintln!("wrote {FILE}");
+    let text = document::document(runs, commit, &qemu, LEFT_OUT, SHOWN_BY_ANOTHER);
+    fs::write(workspace()?.join(DOCUMENT), text).with_context(|| format!("write {DOCUMENT}"))?;
+    eprintln!("wrote {DOCUMENT}");
     Ok(())
 }
+
+/// What guests' shells and tools are: a package, and the program in it.
+const BUSYBOX: (&str, &str) = ("busybox-static", "busybox");
 
 /// What must be installed before guests can run.
 pub(crate) fn missing_packages() -> anyhow::Result<Vec<Package>> {
@@ -170,8 +215,8 @@ pub(crate) fn missing_packages() -> anyhow::Result<Vec<Package>> {
         packages.push(Package::Install("qemu-system-x86"));
     }
     // A busybox in PATH may need libraries.
-    if !tools()?.join("bin/busybox").exists() {
-        packages.push(Package::Extract { package: "busybox-static", programs: &["busybox"] });
+    if find_in(BUSYBOX.0, BUSYBOX.1)?.is_none() {
+        packages.push(Package::Extract(BUSYBOX.0));
     }
     Ok(packages)
 }
@@ -189,13 +234,6 @@ fn left_out(row: &Row, feeder: &str, chosen: &[String]) -> Vec<&'static str> {
     LEFT_OUT.iter().chain(SHOWN_BY_ANOTHER.iter().filter(|_| is_second)).copied().collect()
 }
 
-/// Whether the newest and the oldest kernel, each with both feeders, and this one with kprobes have shown most of it: `cargo xtask test`
-/// leaves it to `cargo xtask vm`.
-fn is_between(row: &Row, feeder: &str) -> bool {
-    let ends = [MATRIX.first(), MATRIX.last()];
-    feeder == "tracepoint" && !ends.into_iter().flatten().any(|end| end.name == row.name)
-}
-
 /// Runs a guest for each kernel and feeder, and shows how each went as soon as it is known.
 fn run_all(
     pairs: &[(&Kernel, &'static str)],
@@ -210,7 +248,7 @@ fn run_all(
             feeder,
             initramfs,
             left_out: left_out(&kernel.row, feeder, chosen),
-            processors: 2,
+            processors: kernel.row.processors,
             memory: qemu::MEMORY,
             disk: None,
             patience: guest::PATIENCE,
@@ -235,7 +273,9 @@ fn run_until_good(guest: &Guest<'_>) -> anyhow::Result<Run> {
             return Ok(run);
         }
         eprint!("{}", report::tails(&run)?);
-        eprintln!("booting {} with the {} feeder again", guest.kernel.row.name, guest.feeder);
+        let name = format!("{} with the {} feeder", guest.kernel.row.name, guest.feeder);
+        eprintln!("booting {name} again");
+        tries::note(&name, &report::why(&run.log));
     }
 }
 

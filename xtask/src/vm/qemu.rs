@@ -19,7 +19,7 @@ pub(super) const QEMU: &str = "qemu-system-x86_64";
 pub(super) const MEMORY: u32 = 1024;
 
 /// How often it is shown that a machine goes on.
-const PROGRESS: Duration = Duration::from_secs(30);
+const PROGRESS: Duration = Duration::from_secs(5);
 
 /// How many machines run at a time.
 const AT_A_TIME: usize = 2;
@@ -106,7 +106,9 @@ impl Machine<'_> {
         // program was started before: most starts take less than half as long.
         let parameters =
             format!("console=ttyS0 quiet panic=-1 mitigations=off norandmaps {}", self.parameters);
-        let mut qemu = Command::new(QEMU);
+        // It ends with this program, however that ends.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", QEMU]);
         // Without cmpxchg16b, because QEMU before 8.0 corrupts flags when it emulates that: Linux 6.12 then panics.
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "Nehalem,-cx16"])
             .args(["-m", &self.memory.to_string()])

@@ -14,27 +14,59 @@ use super::{
     explained::explanation,
     results::{Results, is_compared, options, text},
 };
-use crate::command::{cargo, output, workspace};
+use crate::{
+    command::{cargo, output},
+    paths::workspace,
+    whole,
+};
 
-const FILE: &str = "docs/criu-support.md";
+/// The document.
+pub(crate) const FILE: &str = "docs/criu-support.md";
 
 /// Writes the document.
-pub(super) fn write(all: &[Results]) -> anyhow::Result<()> {
+pub(super) fn write(all: &[Results], commit: &str) -> anyhow::Result<()> {
     let mut rules: Command = cargo()?;
     rules.args(["run", "--quiet", "--locked", "--package", "tracker-user", "--", "rules", "-o", "markdown"]);
     let rules = output(&mut rules)?;
-    fs::write(workspace()?.join(FILE), document(all, &rules)).with_context(|| format!("write {FILE}"))?;
+    fs::write(workspace()?.join(FILE), document(all, &rules, commit))
+        .with_context(|| format!("write {FILE}"))?;
     eprintln!("wrote {FILE}");
     Ok(())
 }
 
-fn document(all: &[Results], rules: &str) -> String {
-    let mut out = String::from(
+/// Fixtures of which the document says the same of each version, whatever the options.
+pub(super) fn agreed() -> anyhow::Result<Vec<String>> {
+    let text = fs::read_to_string(workspace()?.join(FILE)).with_context(|| format!("read {FILE}"))?;
+    Ok(agreed_in(&text))
+}
+
+fn agreed_in(document: &str) -> Vec<String> {
+    let mut fixtures: BTreeMap<&str, bool> = BTreeMap::new();
+    let (_, rows) = document.split_once(BY_FIXTURE).unwrap_or_default();
+    for row in rows.lines().skip_while(|line| line.is_empty()).take_while(|line| line.starts_with('|')) {
+        // Name and options, what it holds, and a cell for each version, which is empty if nothing was said.
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [name, _, versions @ ..] = cells.as_slice() else { continue };
+        let name = name.trim_matches('`').split(' ').next().unwrap_or_default();
+        let first = versions.first().copied().unwrap_or_default();
+        let agreed = !first.is_empty() && versions.iter().all(|version| *version == first);
+        *fixtures.entry(name).or_insert(true) &= agreed;
+    }
+    let agreed = fixtures.into_iter().filter(|(name, agreed)| *agreed && name.contains('.'));
+    agreed.map(|(name, _)| name.to_owned()).collect()
+}
+
+/// The heading of what is said of each fixture.
+const BY_FIXTURE: &str = "\n## By fixture\n";
+
+fn document(all: &[Results], rules: &str, commit: &str) -> String {
+    let mut out = format!(
         "# What CRIU dumps, and what `fdtracker check` says of it\n\n\
-         `cargo xtask criu --write-docs` made this page.\n\n\
+         `cargo xtask criu --write-docs` made this page. {}\n\n\
          ## By kind\n\n\
          What follows from a file's kind alone. What `depends` on more is decided by what the file is like, whom it has to do with, and the \
          options of the dump: `fdtracker explain KIND` tells each reason, `fdtracker check` looks.\n\n",
+        whole::sentence(commit)
     );
     out.push_str(rules);
     out.push_str(
@@ -94,7 +126,7 @@ fn fixtures(all: &[Results], out: &mut String) {
             row.1.insert(results.name(), cell(dump));
         }
     }
-    out.push_str("\n## By fixture\n\n| fixture | what it holds |");
+    let _ = write!(out, "{BY_FIXTURE}\n| fixture | what it holds |");
     for results in all {
         let _ = write!(out, " {} |", results.name());
     }
@@ -136,5 +168,19 @@ fn not_made(all: &[Results], out: &mut String) {
         let why: Vec<&str> = why.into_iter().collect();
         let versions: Vec<&str> = versions.into_keys().collect();
         let _ = writeln!(out, "| {name} | {} | {} |", versions.join(", "), why.join("; "));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fixtures_are_told_about_which_all_versions_agree() {
+        let page = "## By fixture\n\n| fixture | what it holds | 3 | 4 |\n|---|---|---|---|\n\
+                    | `a.same` | x | dumped | dumped |\n| `a.same --file-locks` | x | `r` | `r` |\n\
+                    | `b.options` | x | dumped | dumped |\n| `b.options --ext-unix-sk` | x | dumped | `r` |\n\
+                    | `c.differs` | x | `r` | dumped |\n| `d.missing` | x |  | dumped |\n\n## Next\n";
+        assert_eq!(agreed_in(&format!("# Page\n\n{page}")), ["a.same"]);
     }
 }

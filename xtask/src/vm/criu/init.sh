@@ -2,7 +2,7 @@
 # The first process of a guest in which CRIU works, as the command in /arguments has it. What comes of that is told on the second
 # serial port.
 /bin/busybox --install -s /bin
-export PATH=/bin:/criu:/target/debug HOME=/ NO_COLOR=1
+export PATH=/bin:/criu:/build HOME=/ NO_COLOR=1
 
 # CRIU finds no mount for what is on the first root (CRIU: mount.c): everything moves to a tmpfs.
 if [ ! -e /moved ]; then
@@ -37,8 +37,8 @@ for module in /modules/*; do
 done
 
 if [ -b /dev/vda ]; then
-    mkdir -p /target/desktop/root
-    mount -t ext4 -o ro /dev/vda /target/desktop/root
+    mkdir -p /desktop
+    mount -t ext4 -o ro /dev/vda /desktop
 fi
 
 set --

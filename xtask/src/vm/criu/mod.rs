@@ -18,6 +18,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::builder::PossibleValuesParser;
 
+pub(crate) use self::document::FILE as DOCUMENT;
 pub(super) use self::packages::Criu;
 use self::results::Results;
 use super::{
@@ -29,8 +30,11 @@ use super::{
     qemu::{self, Machine},
 };
 use crate::{
-    command::{output, workspace},
+    command::output,
     machine::{Package, find, install},
+    paths,
+    test::tries,
+    whole,
 };
 
 #[derive(clap::Args)]
@@ -58,13 +62,27 @@ pub(crate) struct Args {
     /// Refuse to install or download anything; say what is needed instead
     #[arg(long)]
     no_install: bool,
+
+    /// Fixtures about which all versions agree, of which each is left to one version.
+    #[arg(skip)]
+    shared: Vec<String>,
+
+    /// The commit that is tested, if the document is to name it.
+    #[arg(skip)]
+    commit: Option<String>,
 }
 
 impl Args {
-    /// Every fixture with every version, and compared.
-    pub(crate) fn everything(no_install: bool) -> Self {
-        let (versions, fixtures) = (Vec::new(), Vec::new());
-        Self { versions, kernel: None, fixtures, no_check: false, write_docs: false, no_install }
+    /// Every fixture with every version, and compared; with the commit, if the document is to be written.
+    pub(crate) fn everything(commit: Option<String>, no_install: bool) -> Self {
+        let (versions, fixtures, shared) = (Vec::new(), Vec::new(), Vec::new());
+        let write_docs = commit.is_some();
+        Self { versions, kernel: None, fixtures, no_check: false, write_docs, no_install, shared, commit }
+    }
+
+    /// The same, but fixtures of which each version said the same the last time are tried with one of them.
+    pub(crate) fn each_where_they_differ(no_install: bool) -> anyhow::Result<Self> {
+        Ok(Self { shared: document::agreed()?, ..Self::everything(None, no_install) })
     }
 }
 
@@ -102,30 +120,47 @@ const TOTAL: Duration = Duration::from_secs(60 * 60);
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
+    let commit = match &args.commit {
+        None if args.write_docs => Some(whole::commit()?),
+        commit => commit.clone(),
+    };
     install(&needed_packages()?, !args.no_install)?;
-    let dir = workspace()?.join("target/vm");
-    let results = dir.join("criu");
+    let results = paths::vm()?.join("criu");
     fs::create_dir_all(&results).with_context(|| format!("make {}", results.display()))?;
     let is_wanted =
         |row: &&Row| args.versions.is_empty() || args.versions.iter().any(|name| name == row.name);
     let rows: Vec<&Row> = MATRIX.iter().filter(is_wanted).collect();
     // apt's lists are for one at a time; of guests, each has one processor.
-    let trials =
-        rows.into_iter().map(|row| Trial::prepare(row, args, &dir)).collect::<anyhow::Result<Vec<_>>>()?;
-    let all = in_parallel(&trials, |trial| trial.run(args, &dir))?;
+    let trials = rows
+        .into_iter()
+        .enumerate()
+        .map(|(number, row)| Trial::prepare(number, row, args))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let all = in_parallel(&trials, |trial| trial.run(args, &results))?;
     for results in &all {
         eprint!("{}", results.summary());
     }
-    if args.write_docs {
-        document::write(&all)?;
+    let mut bad = Vec::new();
+    for (trial, results) in trials.iter().zip(&all).filter(|(_, results)| !results.is_good()) {
+        if trial.criu.is_wanted {
+            bad.push(results.name());
+        } else {
+            // A suite that went on ends nobody's run: that the rules don't know this release yet is news, no fault of a change.
+            tries::note(
+                &format!("criu {}", results.name()),
+                "nobody asked for this release: its disagreements count for nothing",
+            );
+        }
     }
-    let bad: Vec<&str> = all.iter().filter(|results| !results.is_good()).map(Results::name).collect();
     if !bad.is_empty() {
         bail!(
             "not all went well with CRIU {}; logs and results are in {}",
             bad.join(", "),
             results.display()
         );
+    }
+    if let Some(commit) = commit {
+        document::write(&all, &commit)?;
     }
     eprintln!("fdtracker check says what CRIU says: {} s", start.elapsed().as_secs());
     Ok(())
@@ -152,35 +187,49 @@ struct Trial {
     criu: Criu,
     kernel: Kernel,
     modules: PathBuf,
+    /// Fixtures that others try.
+    left_out: Vec<String>,
 }
 
 impl Trial {
     /// Downloads what it needs.
-    fn prepare(row: &Row, args: &Args, dir: &Path) -> anyhow::Result<Self> {
-        let criu = packages::get(row, &dir.join("criu"), !args.no_install)?;
-        let (name, on) = chosen(row, args.kernel.as_deref());
-        let (kernel, modules) = kernels::with_modules(&on, dir, !args.no_install)?;
-        Ok(Self { name, criu, kernel, modules })
+    fn prepare(number: usize, row: &Row, args: &Args) -> anyhow::Result<Self> {
+        let criu = packages::get(row, !args.no_install)?;
+        let (name, on) = chosen(criu.release(), row, args.kernel.as_deref());
+        let (kernel, modules) = kernels::with_modules(&on, !args.no_install)?;
+        let is_left_out = |place: &usize| place % MATRIX.len() != number;
+        let shared = args.shared.iter().enumerate().filter(|(place, _)| is_left_out(place));
+        let left_out = shared.map(|(_, fixture)| fixture.clone()).collect();
+        Ok(Self { name, criu, kernel, modules, left_out })
     }
 
     /// Boots a guest, and writes what came of it.
     fn run(&self, args: &Args, dir: &Path) -> anyhow::Result<Results> {
-        let Self { name, criu, kernel, modules } = self;
-        let file = |what: &str| dir.join("criu").join(format!("{name}.{what}"));
+        let Self { name, criu, kernel, modules, left_out } = self;
+        let file = |what: &str| dir.join(format!("{name}.{what}"));
         let initramfs = file("initramfs");
-        write(&initramfs, criu, modules, !args.no_check, &args.fixtures)?;
+        let write = |fixtures: &[String]| {
+            let skipped = left_out.iter().flat_map(|name| ["--skip".to_owned(), name.clone()]);
+            let check = (!args.no_check).then(|| "--check".to_owned());
+            let arguments = check.into_iter().chain(skipped).chain(fixtures.iter().cloned());
+            write(&initramfs, criu, modules, arguments.collect())
+        };
+        write(&args.fixtures)?;
         let mut results = boot(name, criu, kernel, &initramfs, &file)?;
         if results.ended_badly() {
             eprint!("{}", results.summary());
-            eprintln!("booting again");
+            tries::note(&format!("criu {name}"), "its guest ended badly");
             results = boot(name, criu, kernel, &initramfs, &file)?;
         }
         // What moves between a check and a dump may come out otherwise once. What disagrees twice disagrees.
         let again = results.to_repeat();
         if !again.is_empty() {
             eprint!("{}", results.summary());
-            eprintln!("booting again for {}", again.join(", "));
-            write(&initramfs, criu, modules, !args.no_check, &again)?;
+            tries::note(
+                &format!("criu {name}: {}", again.join(", ")),
+                "missing, or not as foretold, the first time",
+            );
+            write(&again)?;
             let again = boot(name, criu, kernel, &initramfs, &|what| file(&format!("again.{what}")))?;
             results = results.and(again);
         }
@@ -192,10 +241,10 @@ impl Trial {
 }
 
 /// What results are called, and which kernel they are of.
-fn chosen(row: &Row, kernel: Option<&str>) -> (String, kernels::Row) {
+fn chosen(release: &str, row: &Row, kernel: Option<&str>) -> (String, kernels::Row) {
     match kernels::MATRIX.into_iter().find(|other| Some(other.name) == kernel) {
-        Some(other) => (format!("{}-on-{}", row.name, other.name), other),
-        None => (row.name.to_owned(), plain(row.kernel)),
+        Some(other) => (format!("{release}-on-{}", other.name), other),
+        None => (release.to_owned(), plain(row.kernel)),
     }
 }
 
@@ -231,10 +280,9 @@ fn boot(
 }
 
 /// Writes the guest's root.
-fn write(file: &Path, criu: &Criu, modules: &Path, check: bool, fixtures: &[String]) -> anyhow::Result<()> {
-    let check = check.then(|| "--check".to_owned());
+fn write(file: &Path, criu: &Criu, modules: &Path, arguments: Vec<String>) -> anyhow::Result<()> {
     let program = ["fdconform", "--results", initramfs::OUTPUT].map(str::to_owned);
-    let command: Vec<String> = program.into_iter().chain(check).chain(fixtures.iter().cloned()).collect();
+    let command: Vec<String> = program.into_iter().chain(arguments).collect();
     let mut archive = start(&command, modules)?;
     criu.add(&mut archive, PLACE)?;
     archive.file("/disk.img", disk(&file.with_extension("disk"))?)?;
@@ -266,13 +314,13 @@ pub(super) fn add(
 }
 
 /// A version of CRIU.
-pub(super) fn get(version: &str, dir: &Path, may_download: bool) -> anyhow::Result<Criu> {
-    packages::get(row(version)?, &dir.join("criu"), may_download)
+pub(super) fn get(version: &str, may_download: bool) -> anyhow::Result<Criu> {
+    packages::get(row(version)?, may_download)
 }
 
 /// The kernel of its time, and the directory of its modules.
-pub(super) fn kernel_of(version: &str, dir: &Path, may_download: bool) -> anyhow::Result<(Kernel, PathBuf)> {
-    kernels::with_modules(&plain(row(version)?.kernel), dir, may_download)
+pub(super) fn kernel_of(version: &str, may_download: bool) -> anyhow::Result<(Kernel, PathBuf)> {
+    kernels::with_modules(&plain(row(version)?.kernel), may_download)
 }
 
 fn row(version: &str) -> anyhow::Result<&'static Row> {

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use object::{
     Endianness,
     elf::{DT_NEEDED, FileHeader64},
@@ -15,43 +15,73 @@ use object::{
 };
 
 use super::Row;
-use crate::vm::{cpio::Archive as Cpio, debian::Archive, initramfs::read};
+use crate::{
+    cache,
+    vm::{cpio::Archive as Cpio, debian::Archive, initramfs::read},
+};
 
 /// What loads libraries.
 const LOADER: &str = "ld-linux-x86-64.so.2";
 
-/// A CRIU that was unpacked.
+/// A CRIU with all that it needs.
 pub(in crate::vm) struct Criu {
     /// The version of its package.
     pub(in crate::vm) version: String,
-    program: PathBuf,
-    /// The libraries that it needs, by the names by which it asks for them.
-    libraries: BTreeMap<String, PathBuf>,
+    /// Whether it is of the series that was wanted: one that the rules know.
+    pub(in crate::vm) is_wanted: bool,
+    /// Where it is, with its libraries by the names by which it asks for them.
+    dir: PathBuf,
 }
 
-/// The newest CRIU of a suite, which must be of the row's series.
-pub(super) fn get(row: &Row, dir: &Path, may_download: bool) -> anyhow::Result<Criu> {
-    let archive = Archive::open(&dir.join(format!("apt-{}", row.suite)), &[row.suite], may_download)?;
+/// The kind of thing that it is, in the cache.
+const KIND: &str = "criu";
+
+/// The program, beside its libraries.
+const PROGRAM: &str = "criu.bin";
+
+/// The CRIU of a suite. If that has gone on to another series than the row's, the last one that came from it; else the one that it has.
+pub(super) fn get(row: &Row, may_download: bool) -> anyhow::Result<Criu> {
+    let archive = Archive::open(&format!("criu-{}", row.suite), &[row.suite], may_download)?;
     let file = archive.file_name("criu")?;
     let version = file.split('_').nth(1).unwrap_or_default().to_owned();
-    eprintln!("criu {}: {file} of {}", row.name, row.suite);
-    if !version.starts_with(row.series) {
-        bail!("{} has criu {version} now, not {}", row.suite, row.series);
+    if version.starts_with(row.series) {
+        eprintln!("criu {}: {version} of {}", row.name, row.suite);
+    } else if let Some(dir) = cache::newest(KIND, row.series)? {
+        let kept = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        eprintln!("criu {}: {kept}, which was kept, as {} has {version} now", row.name, row.suite);
+        return Ok(Criu { version: kept, is_wanted: true, dir });
+    } else {
+        eprintln!("criu {}: {} has {version} now, which is taken in its place", row.name, row.suite);
     }
-    let unpacked = archive.unpacked(&packages(&archive)?, &dir.join("packages"))?;
-    let program = unpacked.iter().find_map(|root| {
-        ["usr/sbin/criu", "usr/bin/criu", "sbin/criu"]
-            .map(|at| root.join(at))
-            .into_iter()
-            .find(|at| at.exists())
-    });
-    let program = program.with_context(|| format!("no criu in {file}"))?;
-    let libraries = libraries(&program, &unpacked)?;
-    Ok(Criu { version, program, libraries })
+    let dir = cache::get_or_make(KIND, &version, |dir| gather(&archive, dir))?;
+    Ok(Criu { is_wanted: version.starts_with(row.series), version, dir })
+}
+
+/// Downloads the program and its libraries into a directory.
+fn gather(archive: &Archive, dir: &Path) -> anyhow::Result<()> {
+    let packages = dir.with_extension("packages");
+    let unpacked: Vec<PathBuf> = packages_of_criu(archive)?
+        .iter()
+        .map(|package| {
+            let to = packages.join(package);
+            archive.unpack(package, &to).map(|()| to)
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let places = ["usr/sbin/criu", "usr/bin/criu", "sbin/criu"];
+    let program = unpacked.iter().flat_map(|root| places.map(|at| root.join(at))).find(|at| at.exists());
+    let program = program.context("the package criu has no criu")?;
+    fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    let mut files = libraries(&program, &unpacked)?;
+    files.insert(PROGRAM.into(), program);
+    for (name, file) in files {
+        let to = dir.join(name);
+        fs::copy(&file, &to).with_context(|| format!("copy {} to {}", file.display(), to.display()))?;
+    }
+    fs::remove_dir_all(&packages).with_context(|| format!("remove {}", packages.display()))
 }
 
 /// CRIU's package, and those of libraries that it needs, by way of others too.
-fn packages(archive: &Archive) -> anyhow::Result<Vec<String>> {
+fn packages_of_criu(archive: &Archive) -> anyhow::Result<Vec<String>> {
     let (mut found, mut new) = (BTreeSet::new(), vec!["criu".to_owned()]);
     while !new.is_empty() {
         let needed = archive.needs(&new)?;
@@ -127,13 +157,17 @@ impl Criu {
     /// All files that it needs in a directory: the one called `criu` is a script, which starts it with its own libraries.
     fn files(&self, place: &str) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
         let script =
-            format!("#!/bin/sh\nexec {place}/{LOADER} --library-path {place} {place}/criu.bin \"$@\"\n");
-        let mut files =
-            vec![("criu".to_owned(), script.into_bytes()), ("criu.bin".to_owned(), read(&self.program)?)];
-        for (name, file) in &self.libraries {
-            let file = fs::canonicalize(file).with_context(|| format!("find {}", file.display()))?;
-            files.push((name.clone(), read(&file)?));
+            format!("#!/bin/sh\nexec {place}/{LOADER} --library-path {place} {place}/{PROGRAM} \"$@\"\n");
+        let mut files = vec![("criu".to_owned(), script.into_bytes())];
+        for entry in fs::read_dir(&self.dir).with_context(|| format!("read {}", self.dir.display()))? {
+            let entry = entry?;
+            files.push((entry.file_name().to_string_lossy().into_owned(), read(&entry.path())?));
         }
         Ok(files)
+    }
+
+    /// CRIU's own version, without that of the package: `4.2.1` of `4.2.1-1+b1`.
+    pub(in crate::vm) fn release(&self) -> &str {
+        self.version.split('-').next().unwrap_or_default()
     }
 }

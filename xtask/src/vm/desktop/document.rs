@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs};
 use anyhow::Context as _;
 use serde_json::Value;
 
-use crate::command::workspace;
+use crate::paths::workspace;
 
 const FILE: &str = "docs/case-vnc.md";
 

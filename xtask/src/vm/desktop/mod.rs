@@ -1,7 +1,7 @@
 //! `cargo xtask desktop`: the case that started it all, with the real programs: XFCE, TightVNC and IBus in a container.
 //!
 //! Its tests are those called `desktop::`. They run on this machine, with the CRIUs that run on any kernel; and in a guest with the oldest
-//! one, which doesn't. `cargo xtask test` runs both.
+//! one, which doesn't. `cargo xtask test --everything` runs both.
 
 mod document;
 mod root;
@@ -9,6 +9,7 @@ mod root;
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::Instant,
 };
 
@@ -21,11 +22,7 @@ use super::{
     kernels::Kernel,
     qemu, report, run_until_good,
 };
-use crate::{
-    command::{must, workspace},
-    machine::Package,
-    test,
-};
+use crate::{machine::Package, paths::target, test};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -54,25 +51,60 @@ const IN_A_GUEST: &str = "3.17.1";
 /// What tests add what they saw to, a line of JSON each.
 const RECORD: &str = "FDTRACKER_DESKTOP_RECORD";
 
+/// Where tests find the root of the container.
+const ROOT: &str = "FDTRACKER_DESKTOP_ROOT";
+
+/// Where tests find CRIUs, each in a directory that is named after its version.
+const CRIUS: &str = "FDTRACKER_CRIUS";
+
 /// A desktop takes more memory than what most guests run, in MiB.
 const MEMORY: u32 = 2560;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
-    test::install_programs(needed_packages()?, args.no_install)?;
-    prepare(args.no_install)?;
-    let record = dir()?.join("record.jsonl");
-    fs::write(&record, "").with_context(|| format!("write {}", record.display()))?;
-    test::build()?;
+    test::provide(needed_packages()?, args.no_install)?;
+    let record = new_record()?;
     if !args.guest {
-        must(test::integration(&[TESTS.to_owned()])?.env(RECORD, &record))?;
+        prepare(args.no_install)?;
+        let choice = test::Choice { filter: Some(TESTS), desktop: true };
+        test::integration_with(&choice, |command| record_in(command, &record))?;
     }
     let guest = prepare_guest(args.no_install)?.run()?;
     if args.write_docs {
-        document::write(&qemu::read(&record)?, &qemu::read(&guest.tests)?)?;
+        write_document(&record, &guest)?;
     }
     eprintln!("the desktop is as fdtracker says: {} s", start.elapsed().as_secs());
     Ok(())
+}
+
+/// Only the tests on this machine.
+pub(crate) fn run_here(no_install: bool) -> anyhow::Result<()> {
+    test::provide(needed_packages()?, no_install)?;
+    prepare(no_install)?;
+    test::integration(&test::Choice { filter: Some(TESTS), desktop: true }).map(drop)
+}
+
+/// Only the guest.
+pub(crate) fn run_guest(no_install: bool) -> anyhow::Result<()> {
+    test::provide(needed_packages()?, no_install)?;
+    prepare_guest(no_install)?.run().map(drop)
+}
+
+/// The page of the case, with what tests here have recorded, and those in a guest.
+pub(super) fn write_document(record: &Path, guest: &Run) -> anyhow::Result<()> {
+    document::write(&qemu::read(record)?, &qemu::read(&guest.tests)?)
+}
+
+/// An empty file for what tests see.
+pub(crate) fn new_record() -> anyhow::Result<PathBuf> {
+    let record = dir()?.join("record.jsonl");
+    fs::write(&record, "").with_context(|| format!("write {}", record.display()))?;
+    Ok(record)
+}
+
+/// Has tests record what they see.
+pub(crate) fn record_in(command: &mut Command, record: &Path) {
+    command.env(RECORD, record);
 }
 
 /// What must be installed before.
@@ -80,20 +112,33 @@ pub(crate) fn needed_packages() -> anyhow::Result<Vec<Package>> {
     Ok(criu::needed_packages()?.into_iter().chain(root::missing_package()).collect())
 }
 
-/// Where the tests look for all of it.
+/// Where what is made for it is, but for what the cache has.
 fn dir() -> anyhow::Result<PathBuf> {
-    Ok(workspace()?.join("target/desktop"))
+    let dir = target()?.join("desktop");
+    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// Where the CRIUs are that run on this machine.
+fn crius() -> anyhow::Result<PathBuf> {
+    Ok(dir()?.join("criu"))
 }
 
 /// Makes what the tests need on this machine.
 pub(crate) fn prepare(no_install: bool) -> anyhow::Result<()> {
-    let dir = dir()?;
-    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-    root::make(&dir, !no_install)?;
+    root::make(!no_install)?;
+    // Of earlier runs, there may be others.
+    let _ = fs::remove_dir_all(crius()?);
     for version in HERE {
-        let criu = criu::get(version, &workspace()?.join("target/vm"), !no_install)?;
-        criu.install(&dir.join("criu").join(version))?;
+        let criu = criu::get(version, !no_install)?;
+        criu.install(&crius()?.join(criu.release()))?;
     }
+    Ok(())
+}
+
+/// Tells tests where it is.
+pub(crate) fn tell(tests: &mut Command) -> anyhow::Result<()> {
+    tests.env(ROOT, root::make(false)?).env(CRIUS, crius()?);
     Ok(())
 }
 
@@ -107,12 +152,12 @@ pub(super) struct Prepared {
 
 /// Makes what it needs.
 pub(super) fn prepare_guest(no_install: bool) -> anyhow::Result<Prepared> {
-    let (dir, vm) = (dir()?, workspace()?.join("target/vm"));
-    let criu = criu::get(IN_A_GUEST, &vm, !no_install)?;
-    let (mut kernel, modules) = criu::kernel_of(IN_A_GUEST, &vm, !no_install)?;
+    let dir = dir()?;
+    let criu = criu::get(IN_A_GUEST, !no_install)?;
+    let (mut kernel, modules) = criu::kernel_of(IN_A_GUEST, !no_install)?;
     // Other guests of the kernel have other tests.
     kernel.row.name = "desktop";
-    let disk = root::disk(&dir.join("root"), &dir)?;
+    let disk = root::disk(&root::make(!no_install)?)?;
     let initramfs = dir.join("initramfs");
     write(&initramfs, &criu, &modules)?;
     Ok(Prepared { kernel, disk, initramfs, dir })
@@ -145,12 +190,13 @@ impl Prepared {
 /// Writes the guest's root.
 fn write(file: &Path, criu: &criu::Criu, modules: &Path) -> anyhow::Result<()> {
     let tests = initramfs::tests()?;
-    let (_, test) = tests.first().context("there are no tests")?;
-    let command = ["env", &format!("{RECORD}=/record"), test, "--color", "never", TESTS];
-    let mut archive = criu::start(&command.map(str::to_owned), modules)?;
+    let told = [format!("{RECORD}=/record"), format!("{ROOT}=/desktop"), format!("{CRIUS}=/crius")];
+    let run = [tests.1.as_str(), "--color", "never", TESTS].map(str::to_owned);
+    let command: Vec<String> = ["env".to_owned()].into_iter().chain(told).chain(run).collect();
+    let mut archive = criu::start(&command, modules)?;
     criu.add(&mut archive, criu::PLACE)?;
     // Where the tests look for it.
-    criu.add(&mut archive, &format!("/target/desktop/criu/{IN_A_GUEST}"))?;
-    criu::add(&mut archive, initramfs::programs()?.into_iter().chain(tests).collect(), file)?;
+    criu.add(&mut archive, &format!("/crius/{}", criu.release()))?;
+    criu::add(&mut archive, initramfs::programs()?.into_iter().chain([tests]).collect(), file)?;
     initramfs::finish(archive, file)
 }

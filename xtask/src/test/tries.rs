@@ -1,0 +1,40 @@
+//! What had to be tried more than once, by all that a run did: whoever reads only its last line sees it.
+
+use std::sync::{Mutex, PoisonError};
+
+/// Names, and why they were tried again.
+static TRIES: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+/// Notes that something is tried again, and why.
+pub(crate) fn note(name: &str, why: &str) {
+    lock().push((name.to_owned(), why.to_owned()));
+}
+
+/// All of it, in a few words.
+pub(crate) fn summary() -> String {
+    told(&lock())
+}
+
+fn lock() -> std::sync::MutexGuard<'static, Vec<(String, String)>> {
+    TRIES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn told(tries: &[(String, String)]) -> String {
+    if tries.is_empty() {
+        return "nothing was tried twice".into();
+    }
+    let each: Vec<String> = tries.iter().map(|(name, why)| format!("{name} ({why})")).collect();
+    format!("{} tried again: {}", tries.len(), each.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_reasons_and_their_number_are_told() {
+        let tries = [("a::b".into(), "busy".into()), ("7 with kprobe".into(), "its kernel panicked".into())];
+        assert_eq!(told(&tries), "2 tried again: a::b (busy); 7 with kprobe (its kernel panicked)");
+        assert_eq!(told(&[]), "nothing was tried twice");
+    }
+}

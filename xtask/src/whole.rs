@@ -1,0 +1,53 @@
+//! Which commit was tested whole, as documents name it, and what has changed since.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context as _, ensure};
+
+use crate::{command::output, paths::workspace};
+
+/// What a document says before the commit.
+const BEFORE: &str = "All of it passed at commit `";
+
+/// The sentence of a document that names a commit.
+pub(crate) fn sentence(commit: &str) -> String {
+    format!("{BEFORE}{commit}`.")
+}
+
+/// The commit that is here. A document may name it only if nothing is changed.
+pub(crate) fn commit() -> anyhow::Result<String> {
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"])?;
+    ensure!(changed.is_empty(), "commit first: the documents name the commit that was tested\n{changed}");
+    git(&["rev-parse", "HEAD"])
+}
+
+/// The commit that a document names.
+pub(crate) fn named_in(document: &str) -> anyhow::Result<Option<String>> {
+    let text = fs::read_to_string(workspace()?.join(document)).with_context(|| format!("read {document}"))?;
+    Ok(named(&text))
+}
+
+fn named(text: &str) -> Option<String> {
+    Some(text.split_once(BEFORE)?.1.split_once('`')?.0.to_owned())
+}
+
+/// Files that differ from those of a commit. An error, if that isn't in this clone.
+pub(crate) fn changed_since(commit: &str) -> anyhow::Result<Vec<String>> {
+    let changed = git(&["diff", "--name-only", "--no-renames", commit, "--"])?;
+    Ok(changed.lines().map(str::to_owned).collect())
+}
+
+fn git(arguments: &[&str]) -> anyhow::Result<String> {
+    output(Command::new("git").current_dir(workspace()?).args(arguments))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_found() {
+        assert_eq!(named(&format!("# Page\n\nText. {}\n", sentence("abc"))).as_deref(), Some("abc"));
+        assert_eq!(named("# Page\n"), None);
+    }
+}
