@@ -33,38 +33,34 @@ use fdtracker_tests::Agent;
 use self::harness::{Needs, Test, Tests, test, test_or_skip};
 
 fn main() -> ExitCode {
+    let alone = [
+        stress::tests(),
+        restart::tests(),
+        life_cycle::tests(),
+        hidden::tests(),
+        exporter::tests(),
+        check::tests(),
+        cli::tests(),
+        inspect::tests(),
+        containers::tests(),
+        documents::tests(),
+        desktop::tests(),
+    ];
+    let beside = [
+        alerts::tests(),
+        dashboards::tests(),
+        deploy::tests(),
+        web::tests(),
+        config::tests(),
+        names::tests(),
+        privileges::tests(),
+        engines::tests(),
+        harness::tests(),
+        harness::probes(),
+    ];
     let tests = Tests {
-        alone: [
-            stress::tests(),
-            restart::tests(),
-            life_cycle::tests(),
-            hidden::tests(),
-            exporter::tests(),
-            check::tests(),
-            cli::tests(),
-            inspect::tests(),
-            containers::tests(),
-            documents::tests(),
-            desktop::tests(),
-        ]
-        .into_iter()
-        .flatten()
-        .collect(),
-        beside: [
-            alerts::tests(),
-            dashboards::tests(),
-            deploy::tests(),
-            web::tests(),
-            config::tests(),
-            names::tests(),
-            privileges::tests(),
-            harness::tests(),
-            harness::probes(),
-        ]
-        .into_iter()
-        .flatten()
-        .collect(),
-        last: engines::tests(),
+        alone: alone.into_iter().flatten().collect(),
+        beside: beside.into_iter().flatten().collect(),
     };
     // Statics aren't dropped.
     let end_agent = || drop(AGENT.lock().unwrap_or_else(PoisonError::into_inner).take());

@@ -149,7 +149,9 @@ fn linker(no_install: bool) -> anyhow::Result<PathBuf> {
         std::os::unix::fs::symlink(&llvm, &link).with_context(|| format!("link {}", link.display()))?;
         let mut install = cargo()?;
         install.args(["install", "bpf-linker", "--version", version, "--locked", "--no-default-features"]);
-        install.args(["--features", &feature, "--root"]).arg(dir).env("LLVM_PREFIX", &prefix);
+        // What takes time is done by LLVM, however this is compiled.
+        install.args(["--profile", "dev", "--features", &feature, "--root"]).arg(dir);
+        install.env("LLVM_PREFIX", &prefix);
         // Built where nobody has set a target directory: cargo would build it in there, and for good.
         fetch(install.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS"))
     })?;

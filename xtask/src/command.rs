@@ -15,7 +15,7 @@ use anyhow::{Context as _, bail};
 use crate::paths::workspace;
 
 /// How long it may be silent here.
-const SILENCE: Duration = Duration::from_secs(4);
+const SILENCE: Duration = Duration::from_millis(4500);
 
 /// `cargo` as it runs this program, in the workspace.
 pub(crate) fn cargo() -> anyhow::Result<Command> {
@@ -154,7 +154,8 @@ fn is_cargo(command: &Command) -> bool {
 }
 
 fn show(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    let words = std::iter::once(program).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 

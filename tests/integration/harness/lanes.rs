@@ -1,7 +1,7 @@
 //! Which worker runs which test, and when.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     fs::File,
     io::Write as _,
     sync::{
@@ -16,7 +16,7 @@ use fdtracker_tests::patience;
 use libtest_mimic::{Completion, Failed, Trial};
 use serde_json::{Value, json};
 
-use super::{Outcome, Tests, load::Load, supervisor::Supervisor};
+use super::{Outcome, Test, Tests, load::Load, supervisor::Supervisor};
 
 /// The variable that says where a line of JSON goes for each test: how long it took, and what came of each try.
 const REPORT: &str = "FDTRACKER_TEST_REPORT";
@@ -27,9 +27,7 @@ type Job = (&'static str, Duration);
 /// One or two lines of tests, one behind the other.
 pub(super) struct Lanes {
     /// What waits for each lane.
-    own: Vec<VecDeque<Job>>,
-    /// What any of them does when it has done its own.
-    shared: VecDeque<Job>,
+    jobs: Vec<Vec<Job>>,
     outcomes: BTreeMap<&'static str, Sender<Outcome>>,
     waiting: Mutex<BTreeMap<&'static str, Receiver<Outcome>>>,
     running: Mutex<Vec<JoinHandle<()>>>,
@@ -37,24 +35,22 @@ pub(super) struct Lanes {
 
 impl Lanes {
     pub(super) fn new(tests: &Tests) -> Self {
-        let jobs = |tests: &[super::Test]| -> VecDeque<Job> {
+        let of = |tests: &[Test]| -> Vec<Job> {
             tests.iter().map(|test| (test.name, test.limit * patience())).collect()
         };
-        let (mut own, mut shared) = (vec![jobs(&tests.alone), jobs(&tests.beside)], jobs(&tests.last));
+        let mut jobs = vec![of(&tests.alone), of(&tests.beside)];
         if patience() > 1 {
             // An emulated machine has enough to do with one.
-            let mut all: VecDeque<Job> = own.into_iter().flatten().collect();
-            all.append(&mut shared);
-            own = vec![all];
+            jobs = vec![jobs.into_iter().flatten().collect()];
         }
         let channels = tests.all().map(|test| (test.name, channel()));
         let (outcomes, waiting) = channels.map(|(name, (to, from))| ((name, to), (name, from))).unzip();
-        Self { own, shared, outcomes, waiting: Mutex::new(waiting), running: Mutex::new(Vec::new()) }
+        Self { jobs, outcomes, waiting: Mutex::new(waiting), running: Mutex::new(Vec::new()) }
     }
 
     /// Whether one test is run after the other.
     pub(super) fn is_one(&self) -> bool {
-        self.own.len() == 1
+        self.jobs.len() == 1
     }
 
     /// A test, as Rust's harness has it: waits until a lane has run it.
@@ -70,17 +66,13 @@ impl Lanes {
 
     /// Begins with those that are wanted.
     pub(super) fn start(&self, is_wanted: impl Fn(&str) -> bool) {
-        let wanted = |jobs: &VecDeque<Job>| -> VecDeque<Job> {
-            jobs.iter().filter(|(name, _)| is_wanted(name)).copied().collect()
-        };
         let report = std::env::var_os(REPORT).map(|path| {
             File::options().create(true).append(true).open(&path).expect("open the report of the tests")
         });
-        let (report, shared) = (Arc::new(Mutex::new(report)), Arc::new(Mutex::new(wanted(&self.shared))));
-        for own in &self.own {
+        let report = Arc::new(Mutex::new(report));
+        for jobs in &self.jobs {
             let lane = Lane {
-                own: wanted(own),
-                shared: Arc::clone(&shared),
+                jobs: jobs.iter().filter(|(name, _)| is_wanted(name)).copied().collect(),
                 outcomes: self.outcomes.clone(),
                 report: Arc::clone(&report),
             };
@@ -97,16 +89,15 @@ impl Lanes {
 }
 
 struct Lane {
-    own: VecDeque<Job>,
-    shared: Arc<Mutex<VecDeque<Job>>>,
+    jobs: Vec<Job>,
     outcomes: BTreeMap<&'static str, Sender<Outcome>>,
     report: Arc<Mutex<Option<File>>>,
 }
 
 impl Lane {
-    fn run(mut self) {
+    fn run(self) {
         let mut supervisor = Supervisor::default();
-        while let Some((name, limit)) = self.own.pop_front().or_else(|| lock(&self.shared).pop_front()) {
+        for (name, limit) in self.jobs {
             let start = Instant::now();
             let (tries, outcome) = run(&mut supervisor, name, limit);
             if let Some(report) = &mut *lock(&self.report) {

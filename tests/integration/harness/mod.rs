@@ -105,10 +105,8 @@ impl Outcome {
 pub struct Tests {
     /// They count all that the machine does, or keep it busy: one at a time.
     pub alone: Vec<Test>,
-    /// They may run beside any of those, but one at a time, too: each watches an agent that they share.
+    /// They may run beside any of those, but one at a time, too: what they start has the same names.
     pub beside: Vec<Test>,
-    /// The same, of what they start the most: they come after the others.
-    pub last: Vec<Test>,
 }
 
 /// Runs those tests that the command line names; `clean` is called where they ran, in the end.
@@ -135,7 +133,7 @@ pub fn main(tests: Tests, clean: fn()) -> ExitCode {
 
 impl Tests {
     fn all(&self) -> impl Iterator<Item = &Test> {
-        self.alone.iter().chain(&self.beside).chain(&self.last)
+        self.alone.iter().chain(&self.beside)
     }
 }
 

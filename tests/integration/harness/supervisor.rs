@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use super::{Outcome, worker::SOCKET};
 
 /// How often it is shown that a test goes on.
-const TICK: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_secs(4);
 
 /// How often the time is looked at.
 const LOOK: Duration = Duration::from_millis(500);
