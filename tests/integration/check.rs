@@ -2,6 +2,7 @@
 //! goes through.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::{fd::AsRawFd as _, unix::process::CommandExt as _},
     process::{Command, Output, Stdio},
@@ -9,12 +10,12 @@ use std::{
     time::Duration,
 };
 
-use fdtracker_tests::{Cgroup, Container, Zoo, eventually, fdtracker, fdzoo, hierarchy};
+use fdtracker_tests::{Cgroup, Container, Zoo, eventually, fdtracker, fdzoo, hierarchy, same};
 use serde_json::Value;
 
 use crate::{
     Needs::{self, Nobody, Root},
-    Test, test, test_or_skip,
+    Test, agent, test, test_or_skip,
 };
 
 pub fn tests() -> Vec<Test> {
@@ -25,6 +26,11 @@ pub fn tests() -> Vec<Test> {
         test("check::waits_until_it_can_be_dumped", Root, waits_until_it_can_be_dumped),
         test("check::a_container_by_its_id", Needs::Programs(&["runc"]), a_container_by_its_id),
         test("check::a_containers_configuration", Needs::Programs(&["runc"]), a_containers_configuration),
+        test(
+            "check::a_device_is_counted_as_it_is_judged",
+            Needs::Programs(&["runc"]),
+            a_device_is_counted_as_it_is_judged,
+        ),
         test("check::targets_that_are_none", Root, targets_that_are_none),
         test_or_skip("check::frozen_and_thawed", Root, frozen_and_thawed),
         test_or_skip("check::thawed_when_killed", Root, thawed_when_killed),
@@ -97,6 +103,78 @@ fn every_blocker_at_once() {
     // A newer CRIU takes the pidfd; the rest must go.
     assert_eq!(json["plan"][0]["action"], "criu");
     assert_eq!(json["plan"][0]["what"], "4.1");
+}
+
+/// Device numbers on both sides of each boundary that CRIU draws (`files.c:dump_chrdev`, `tty.c:get_tty_driver`), and the kind of those
+/// that it has no way to dump; terminals, memory and autofs it has.
+const DEVICES: &[((u32, u32), Option<&str>)] = &[
+    ((1, 3), None),
+    ((1, 200), None),
+    ((2, 0), Some("char_device")),
+    ((4, 0), Some("char_device")),
+    ((4, 1), None),
+    ((4, 63), None),
+    ((4, 64), Some("char_device")),
+    ((5, 0), None),
+    ((5, 1), None),
+    ((5, 2), None),
+    ((5, 3), Some("char_device")),
+    ((5, 64), Some("char_device")),
+    ((10, 199), Some("char_device")),
+    ((10, 229), Some("char_device")),
+    ((10, 235), None),
+    ((127, 0), Some("char_device")),
+    ((128, 0), None),
+    ((135, 255), None),
+    ((136, 0), None),
+    ((137, 0), Some("char_device")),
+    ((143, 0), Some("char_device")),
+    ((187, 0), Some("char_device")),
+    ((188, 0), None),
+    ((195, 0), Some("nvidia")),
+    ((204, 64), None),
+    ((205, 0), Some("char_device")),
+    ((226, 128), Some("dri")),
+];
+
+/// What the agent counts is what it finds when it inspects the container, and what `check` finds: of each device number.
+fn a_device_is_counted_as_it_is_judged() {
+    let (agent, mut container) = (agent(), Container::start(None, "/docker"));
+    let root = format!("/proc/{}/root", container.init());
+    let mut expected = Vec::new();
+    for ((major, minor), kind) in DEVICES {
+        let name = format!("/dev/c{major}-{minor}");
+        make_device(&format!("{root}{name}"), *major, *minor);
+        let fd = container.zoo.must(&format!("open_path {name}"));
+        expected.extend(kind.map(|kind| (fd, kind.to_owned())));
+    }
+    let mut sums: BTreeMap<String, i64> = BTreeMap::new();
+    for (_, kind) in &expected {
+        *sums.entry(kind.clone()).or_default() += 1;
+    }
+    eventually("the devices are counted", || same(agent.counts(&container.id)?, sums.clone()));
+    let devices = |json: &Value| -> Vec<(i64, String)> {
+        let found = blockers(json).into_iter().map(|(fd, kind, _)| (fd, kind));
+        found.filter(|(_, kind)| ["char_device", "nvidia", "dri"].contains(&kind.as_str())).collect()
+    };
+    eventually("the inspection agrees with the counts", || {
+        let (_, body) = agent.ask(&format!("/v1/containers/{}", container.id));
+        let json: Value = serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))?;
+        same(json["look"].as_str(), Some("current"))?;
+        same(devices(&json), expected.clone())
+    });
+    for criu in ["3.17.1", "4.0", "4.1.1", "4.2.1"] {
+        let (code, json) = check(&container.id, &["--criu", criu]);
+        assert_eq!((code, devices(&json)), (1, expected.clone()), "CRIU {criu}: {json:#}");
+    }
+}
+
+/// A node for a character device, where no driver need be.
+fn make_device(path: &str, major: u32, minor: u32) {
+    let path = std::ffi::CString::new(path).expect("a path");
+    // SAFETY: the path is NUL-terminated.
+    let made = unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | 0o600, libc::makedev(major, minor)) };
+    assert_eq!(made, 0, "make {path:?}: {}", std::io::Error::last_os_error());
 }
 
 fn a_pidfd_is_judged_by_its_target() {

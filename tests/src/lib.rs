@@ -19,7 +19,7 @@ use std::{
 
 use fdtracker::runtime::Hierarchy;
 use tempfile::TempDir;
-use tracker_ebpf::{ANON_INODES, Kind};
+use tracker_ebpf::{ANON_INODES, Kind, classify};
 
 pub mod container;
 pub mod criu;
@@ -544,24 +544,21 @@ fn kind_of(fd: &Path) -> Option<Kind> {
         return Some(Kind::MemfdSecret);
     }
     let meta = fs::metadata(fd).ok()?;
-    let (major, minor) = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
-    match meta.mode() & libc::S_IFMT {
-        libc::S_IFBLK => Some(Kind::BlockDevice),
-        libc::S_IFCHR => match (major, minor) {
-            (1 | 5 | 128..=143, _) => None,
-            (10, 200) => Some(Kind::Tun),
-            _ => Some(Kind::CharDevice),
-        },
-        libc::S_IFREG if magic(fd) == Some(0x1980_0202) => Some(Kind::Mqueue),
-        _ => None,
+    match classify::file(meta.mode(), || magic(fd).unwrap_or_default()) {
+        classify::File::CharDevice => {
+            classify::char_device(libc::major(meta.rdev()), libc::minor(meta.rdev())).counted()
+        }
+        classify::File::Counted(kind) => Some(kind),
+        // What is anonymous has been told by its link.
+        classify::File::AnonymousInode | classify::File::Socket | classify::File::NotCounted => None,
     }
 }
 
-fn magic(path: &Path) -> Option<i64> {
+fn magic(path: &Path) -> Option<u64> {
     let path = CString::new(path.to_str()?).ok()?;
     // SAFETY: the structure is plain data, which the call fills; the path is NUL-terminated.
     unsafe {
         let mut stat: libc::statfs = std::mem::zeroed();
-        (libc::statfs(path.as_ptr(), &raw mut stat) == 0).then_some(stat.f_type)
+        (libc::statfs(path.as_ptr(), &raw mut stat) == 0).then_some(stat.f_type as u64)
     }
 }

@@ -4,7 +4,7 @@ use aya_ebpf::helpers::bpf_probe_read_kernel;
 use tracker_ebpf::Tag;
 
 use crate::{
-    classify::{NOT_COUNTED, classify},
+    file_kind::{NOT_COUNTED, kind_of},
     kernel::{OFF_FDT_FD, OFF_FDT_MAX_FDS, OFF_FDT_OPEN_FDS, OFF_FILES_FDT, Probe, Read as _},
 };
 
@@ -26,7 +26,7 @@ pub(crate) fn file_at(files: u64, fd: u32) -> u64 {
 #[inline(always)]
 pub(crate) fn tag_of(file: u64) -> Tag {
     // SAFETY: a pointer that is no longer valid reads as anything.
-    match unsafe { classify::<Probe>(file as *const u8) } {
+    match unsafe { kind_of::<Probe>(file as *const u8) } {
         NOT_COUNTED => Tag::EMPTY,
         kind => Tag::new(kind, file),
     }

@@ -7,6 +7,7 @@
 //! events, never counts.
 #![no_std]
 
+pub mod classify;
 mod kind;
 
 pub use kind::{ANON_INODES, Kind};

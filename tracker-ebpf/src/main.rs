@@ -1,7 +1,7 @@
 //! The BPF programs. See the crate's library for the contract, `docs/architecture.md` for the whole picture.
 //!
 //! - `kernel`: where things are in this kernel, and how to read them;
-//! - `classify`: what kind of file is this;
+//! - `file_kind`: what kind of file is this;
 //! - `maps`: all state;
 //! - `fdtable`: reading a table's slots;
 //! - `tables`: the counts, and how a change is written into them;
@@ -14,9 +14,9 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
-mod classify;
 mod edges;
 mod fdtable;
+mod file_kind;
 mod kernel;
 mod maps;
 mod notify;

@@ -9,8 +9,8 @@ use tracker_ebpf::{
 };
 
 use crate::{
-    classify::{NOT_COUNTED, classify},
     edges::{adjust, measure},
+    file_kind::{NOT_COUNTED, kind_of},
     kernel::{
         Direct, OFF_TASK_FILES, OFF_TASK_FLAGS, OFF_TASK_STATE, OFF_TASK_TGID, Probe, Read, cgroup_id, is_own,
     },
@@ -64,7 +64,7 @@ extern "C" fn audit(ctx: *const TaskFile) -> i32 {
             (*table).visited = (*control).pass;
             (*table).met = Met { task: task as u64, file: 0, slots: 0, kinds: 0, users: 0 };
         }
-        let kind = classify::<Direct>(file);
+        let kind = kind_of::<Direct>(file);
         if kind == NOT_COUNTED || !is_alive::<Direct>(task) {
             return 0;
         }

@@ -8,10 +8,14 @@ use aya_ebpf::{
     bindings::seq_file,
     helpers::{bpf_probe_read_kernel, generated::bpf_seq_write},
 };
-use tracker_ebpf::{Kind, Sighting, sighting};
+use tracker_ebpf::{
+    Kind, Sighting,
+    classify::{S_IFMT, S_IFSOCK},
+    sighting,
+};
 
 use crate::{
-    classify::{NOT_COUNTED, S_IFMT, S_IFSOCK, classify, sock},
+    file_kind::{NOT_COUNTED, kind_of, sock},
     kernel::{
         Direct, OFF_CB_FP, OFF_FILE_INODE, OFF_FILE_PRIVATE, OFF_FP_COUNT, OFF_FP_FILES, OFF_INODE_MODE,
         OFF_NODE_FILE, OFF_QUEUE_LEN, OFF_RING_FILES, OFF_RING_FILES_LEN, OFF_SK_FAMILY, OFF_SK_QUEUE,
@@ -60,7 +64,7 @@ extern "C" fn mapped(ctx: *const TaskVma) -> i32 {
         if file.is_null() {
             return 0;
         }
-        let kind = classify::<Direct>(file);
+        let kind = kind_of::<Direct>(file);
         if kind == NOT_COUNTED {
             return 0;
         }
@@ -112,7 +116,7 @@ extern "C" fn held(ctx: *const TaskFile) -> i32 {
         if task.is_null() || file.is_null() {
             return 0;
         }
-        let kind = classify::<Direct>(file);
+        let kind = kind_of::<Direct>(file);
         if kind == NOT_COUNTED {
             return 0;
         }
@@ -137,7 +141,7 @@ extern "C" fn in_flight(ctx: *const TaskFile) -> i32 {
             return 0;
         }
         let inode = Direct::pointer(file, &OFF_FILE_INODE);
-        if inode.is_null() || Direct::read::<u16>(inode, &OFF_INODE_MODE) & S_IFMT != S_IFSOCK {
+        if inode.is_null() || u32::from(Direct::read::<u16>(inode, &OFF_INODE_MODE)) & S_IFMT != S_IFSOCK {
             return 0;
         }
         let Some(place) = Place::of((*ctx).meta, task) else { return 0 };
@@ -290,7 +294,7 @@ extern "C" fn meet(at: u64) -> u32 {
     // SAFETY: a pointer that is no longer valid reads as anything.
     let kind = unsafe {
         let file = bpf_probe_read_kernel(at as *const u64).unwrap_or(0) & !FLAGS;
-        classify::<Probe>(file as *const u8)
+        kind_of::<Probe>(file as *const u8)
     };
     // SAFETY: the pointer comes from the map, and the verifier checks the access.
     if let Some(n) = MET.get_ptr_mut(0).and_then(|met| unsafe { (*met).get_mut(kind as usize) }) {

@@ -1,22 +1,18 @@
 //! What a file is, by what user space sees of it, in CRIU's order (files.c:dump_one_file). Pure.
 
-use tracker_ebpf::{ANON_INODES, Kind};
+use tracker_ebpf::{
+    ANON_INODES, Kind,
+    classify::{self, CharDevice, Socket, magic::MQUEUE},
+};
 
 use super::{parse, sys::Status};
 use crate::verdict::FileKind;
 
-// include/uapi/linux/magic.h; others in ipc/mqueue.c, virt/kvm/guest_memfd.c, drivers/dma-buf/dma-buf.c, mm/secretmem.c.
-pub(super) const ANON_INODE_FS: u64 = 0x0904_1934;
-pub(super) const SOCKFS: u64 = 0x534f_434b;
+// include/uapi/linux/magic.h
 pub(super) const OVERLAY: u64 = 0x794c_7630;
-const PID_FS: u64 = 0x5049_4446;
+pub(super) const HUGETLB_FS: u64 = 0x9584_58f6;
 const PIPE_FS: u64 = 0x5049_5045;
 const NS_FS: u64 = 0x6e73_6673;
-pub(super) const HUGETLB_FS: u64 = 0x9584_58f6;
-const SECRET_MEMORY: u64 = 0x5345_434d;
-const DMA_BUF: u64 = 0x444d_4142;
-const MQUEUE: u64 = 0x1980_0202;
-const GUEST_MEMORY: u64 = 0x474d_454d;
 const PROC: u64 = 0x9fa0;
 const NFS: u64 = 0x6969;
 const DEVPTS: u64 = 0x1cd1;
@@ -34,60 +30,49 @@ pub(super) fn of_file(
     link: &str,
     memory: Option<(u32, u32)>,
 ) -> Option<FileKind> {
-    match status.mode & libc::S_IFMT {
-        // A socket's name, opened with O_PATH.
-        libc::S_IFSOCK => return Some(named("unix")),
-        libc::S_IFCHR => return Some(char_device(status.is_device)),
-        _ => {}
+    // A socket's name, opened with O_PATH.
+    if status.mode & libc::S_IFMT == libc::S_IFSOCK {
+        return Some(named("unix"));
     }
-    match magic {
-        ANON_INODE_FS => return Some(anonymous(link)),
-        PID_FS => return Some(Kind::Pidfd.into()),
-        SECRET_MEMORY => return Some(Kind::MemfdSecret.into()),
-        DMA_BUF => return Some(Kind::DmaBuf.into()),
-        MQUEUE if status.mode & libc::S_IFMT == libc::S_IFREG => return Some(Kind::Mqueue.into()),
-        GUEST_MEMORY => return Some(Kind::Kvm.into()),
-        NS_FS if parse::namespace(link).is_some() => return Some(named("namespace")),
-        PIPE_FS => return Some(named("pipe")),
-        HUGETLB_FS if link.starts_with("/memfd:") => return Some(named("memfd")),
-        _ => {}
+    match classify::file(status.mode, || magic) {
+        classify::File::CharDevice => Some(char_device(status.is_device)),
+        classify::File::AnonymousInode => Some(anonymous(link)),
+        classify::File::Counted(kind) => Some(kind.into()),
+        classify::File::Socket | classify::File::NotCounted => not_counted(status, magic, link, memory),
     }
-    let name = match status.mode & libc::S_IFMT {
-        libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK if memory == Some(status.device) => "memfd",
-        libc::S_IFREG if link.starts_with('/') => "file",
-        libc::S_IFDIR if link.starts_with('/') => "directory",
-        libc::S_IFLNK if link.starts_with('/') => "symlink",
-        libc::S_IFIFO => "fifo",
-        libc::S_IFBLK => return Some(Kind::BlockDevice.into()),
+}
+
+/// What a file is that no probe counts.
+fn not_counted(status: &Status, magic: u64, link: &str, memory: Option<(u32, u32)>) -> Option<FileKind> {
+    let name = match (magic, status.mode & libc::S_IFMT) {
+        (NS_FS, _) if parse::namespace(link).is_some() => "namespace",
+        (PIPE_FS, _) => "pipe",
+        (HUGETLB_FS, _) if link.starts_with("/memfd:") => "memfd",
+        (_, libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK) if memory == Some(status.device) => "memfd",
+        (_, libc::S_IFREG) if link.starts_with('/') => "file",
+        (_, libc::S_IFDIR) if link.starts_with('/') => "directory",
+        (_, libc::S_IFLNK) if link.starts_with('/') => "symlink",
+        (_, libc::S_IFIFO) => "fifo",
         _ => return None,
     };
     Some(named(name))
 }
 
-/// `files.c:dump_chrdev`, `tty.c:get_tty_driver`
-fn char_device(device: (u32, u32)) -> FileKind {
-    match device {
-        (1, _) => named("mem_device"),
-        (10, 200) => Kind::Tun.into(),
-        (10, 235) => named("autofs"),
-        (195, _) => Kind::Nvidia.into(),
-        (226, _) => Kind::Dri.into(),
-        _ if tty_driver(device).is_some() => named("tty"),
-        _ => Kind::CharDevice.into(),
+fn char_device((major, minor): (u32, u32)) -> FileKind {
+    match classify::char_device(major, minor) {
+        CharDevice::Memory => named("mem_device"),
+        CharDevice::Autofs => named("autofs"),
+        CharDevice::Terminal(_) => named("tty"),
+        CharDevice::Counted(kind) => kind.into(),
     }
 }
 
-/// CRIU's name for a terminal's driver (tty.c:get_tty_driver).
-pub(super) const fn tty_driver(device: (u32, u32)) -> Option<&'static str> {
-    Some(match device {
-        (5, 2) | (128..=135, _) => "ptmx",
-        (5, 1) => "console",
-        (5, 0) => "ctty",
-        (4, 1..=63) => "vt",
-        (188 | 204, _) => "serial",
-        (136, _) => "pts",
-        _ => return None,
-    })
+/// CRIU's name for a terminal's driver.
+pub(super) const fn tty_driver((major, minor): (u32, u32)) -> Option<&'static str> {
+    match classify::char_device(major, minor) {
+        CharDevice::Terminal(terminal) => Some(terminal.name()),
+        CharDevice::Memory | CharDevice::Autofs | CharDevice::Counted(_) => None,
+    }
 }
 
 /// By the inode's name, which CRIU compares as a whole (util.c:is_anon_link_type).
@@ -101,24 +86,17 @@ pub(super) fn anonymous(link: &str) -> FileKind {
     }
 }
 
-/// By family, type and protocol (sockets.c:dump_socket, sk-inet.c:can_dump_ipproto).
+/// By family, type and protocol, as `SO_DOMAIN`, `SO_TYPE` and `SO_PROTOCOL` tell them.
 pub(super) fn of_socket(family: i32, kind: i32, protocol: i32) -> FileKind {
-    match (family, kind, protocol) {
-        (libc::AF_UNIX, ..) => named("unix"),
-        (libc::AF_NETLINK, ..) => named("netlink"),
-        (libc::AF_PACKET, ..) => Kind::Packet.into(),
-        (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, _) => named("raw"),
-        (libc::AF_INET | libc::AF_INET6, _, 132) => Kind::Sctp.into(),
-        (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, 262) => Kind::Mptcp.into(),
-        (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, 0 | 6) => named("tcp"),
-        (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, 1 | 58) => Kind::Ping.into(),
-        (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, 0 | 17 | 136) => named("udp"),
-        (libc::AF_CAN, ..) => Kind::Can.into(),
-        (libc::AF_BLUETOOTH, ..) => Kind::Bluetooth.into(),
-        (libc::AF_ALG, ..) => Kind::Alg.into(),
-        (libc::AF_VSOCK, ..) => Kind::Vsock.into(),
-        (libc::AF_XDP, ..) => Kind::Xdp.into(),
-        _ => Kind::SocketOther.into(),
+    // What is too large for the kernel's own fields is no socket of this kernel's.
+    let number = |number: i32| u16::try_from(number).unwrap_or(u16::MAX);
+    match classify::socket(number(family), number(kind), number(protocol)) {
+        Socket::Unix => named("unix"),
+        Socket::Netlink => named("netlink"),
+        Socket::Tcp => named("tcp"),
+        Socket::Udp => named("udp"),
+        Socket::Raw => named("raw"),
+        Socket::Counted(kind) => kind.into(),
     }
 }
 
@@ -150,6 +128,8 @@ pub(super) const fn filesystem(magic: u64) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use tracker_ebpf::classify::magic::{ANON_INODE_FS, DMA_BUF, PID_FS, SECRET_MEMORY};
+
     use super::*;
 
     fn kind(mode: u32, magic: u64, link: &str) -> Option<&'static str> {

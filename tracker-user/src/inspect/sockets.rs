@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use tracker_ebpf::Kind;
+use tracker_ebpf::{Kind, classify::magic::SOCKFS};
 
 use super::{
     files::{Looker, Open, basics, unreadable},
@@ -26,7 +26,7 @@ pub(super) fn look(looker: &mut Looker<'_>, fd: u32, link: &str) -> File {
         Ok(status) if parse::namespace(link) == Some(("socket", status.inode)) => status,
         _ => return unknown("it was replaced while it was looked at"),
     };
-    let open = Open { fd, link: link.to_owned(), status, magic: kinds::SOCKFS };
+    let open = Open { fd, link: link.to_owned(), status, magic: SOCKFS };
     look_at(looker, &open, socket.as_fd())
 }
 

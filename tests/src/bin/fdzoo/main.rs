@@ -7,6 +7,7 @@ mod hidden;
 mod unusual;
 
 use std::{
+    ffi::CString,
     io::{self, BufRead as _, Write as _},
     mem, ptr,
 };
@@ -45,6 +46,7 @@ fn run(words: &[&str]) -> Answer {
         "pid" => Ok(vec![std::process::id().into()]),
         "open" => one(open(words.get(1).copied().unwrap_or_default())),
         "open_many" => none(open_many(words.get(1).copied().unwrap_or_default(), number(2)?)),
+        "open_path" => one(open_path(words.get(1).copied().unwrap_or_default())),
         "close" => none(call(libc::SYS_close, &[number(1)?.into()])),
         "dup" => one(call(libc::SYS_dup, &[number(1)?.into()])),
         "dup2" => one(call(libc::SYS_dup3, &[number(1)?.into(), number(2)?.into(), 0])),
@@ -104,6 +106,15 @@ fn one(result: Result<i64, io::Error>) -> Answer {
 
 fn none(result: Result<i64, io::Error>) -> Answer {
     result.map(|_| vec![])
+}
+
+/// Opens what is at a path, and nothing behind it: no driver of a device is asked.
+fn open_path(path: &str) -> io::Result<i64> {
+    let path = CString::new(path).map_err(io::Error::other)?;
+    call(
+        libc::SYS_openat,
+        &[libc::AT_FDCWD.into(), address(&path.as_bytes_with_nul()[0]), libc::O_PATH.into()],
+    )
 }
 
 /// Opens that many files of a kind, for which it raises its limit as far as it may.

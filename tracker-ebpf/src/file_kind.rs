@@ -1,13 +1,10 @@
-//! What kind of file is this: by the superblock's magic first, then by what that kind of filesystem tells.
-//!
-//! Never by the type bits of `i_mode` alone: the in-kernel inodes of pidfs (and, from 6.16, of anonymous files)
-//! carry `S_IFREG` though `fstat` shows none.
+//! Reads what decides of which kind an open file is, and has the library decide ([`classify`]).
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::bpf_probe_read_kernel_str_bytes;
 use aya_log_ebpf::debug;
-use tracker_ebpf::{Fop, Kind};
+use tracker_ebpf::{Fop, Kind, classify};
 
 use crate::{
     kernel::{
@@ -24,118 +21,72 @@ pub(crate) type KindIndex = u64;
 /// A file of no kind that is counted.
 pub(crate) const NOT_COUNTED: KindIndex = u64::MAX;
 
-// include/uapi/linux/stat.h
-pub(crate) const S_IFMT: u16 = 0o170_000;
-pub(crate) const S_IFSOCK: u16 = 0o140_000;
-const S_IFIFO: u16 = 0o010_000;
-const S_IFCHR: u16 = 0o020_000;
-const S_IFDIR: u16 = 0o040_000;
-const S_IFBLK: u16 = 0o060_000;
-const S_IFLNK: u16 = 0o120_000;
-
-// include/uapi/linux/magic.h; MQUEUE_MAGIC in ipc/mqueue.c; GUEST_MEMFD_MAGIC in virt/kvm/guest_memfd.c.
-const ANON_INODE_FS: u64 = 0x0904_1934;
-const PID_FS: u64 = 0x5049_4446;
-const SOCKFS: u64 = 0x534f_434b;
-const SECRETMEM: u64 = 0x5345_434d;
-const DMA_BUF: u64 = 0x444d_4142;
-const MQUEUE: u64 = 0x1980_0202;
-const GUEST_MEMFD: u64 = 0x474d_454d;
-
 /// Classifies an open file.
 ///
 /// # Safety
 /// `file` is a `struct file *` that `R` can read.
 #[inline(always)]
-pub(crate) unsafe fn classify<R: Read>(file: *const u8) -> KindIndex {
+pub(crate) unsafe fn kind_of<R: Read>(file: *const u8) -> KindIndex {
     // SAFETY: pointers and integers are plain data.
     unsafe {
         let inode = R::pointer(file, &OFF_FILE_INODE);
         if inode.is_null() {
             return NOT_COUNTED;
         }
-        let mode = R::read::<u16>(inode, &OFF_INODE_MODE) & S_IFMT;
-        match mode {
-            S_IFCHR => return char_device(R::read(inode, &OFF_INODE_RDEV)),
-            S_IFBLK => return Kind::BlockDevice.index() as u64,
-            S_IFDIR | S_IFIFO | S_IFLNK => return NOT_COUNTED,
-            _ => {}
-        }
-        match R::read::<u64>(R::pointer(inode, &OFF_INODE_SB), &OFF_SB_MAGIC) {
-            ANON_INODE_FS => anon_inode(file),
-            PID_FS => Kind::Pidfd.index() as u64,
-            SOCKFS => socket(file),
-            SECRETMEM => Kind::MemfdSecret.index() as u64,
-            DMA_BUF => Kind::DmaBuf.index() as u64,
-            MQUEUE => Kind::Mqueue.index() as u64,
-            GUEST_MEMFD => Kind::Kvm.index() as u64,
-            _ => NOT_COUNTED,
+        let mode = R::read::<u16>(inode, &OFF_INODE_MODE);
+        let magic = || R::read::<u64>(R::pointer(inode, &OFF_INODE_SB), &OFF_SB_MAGIC);
+        match classify::file(mode.into(), magic) {
+            classify::File::CharDevice => char_device(R::read(inode, &OFF_INODE_RDEV)),
+            classify::File::AnonymousInode => anon_inode(file),
+            classify::File::Socket => socket(file),
+            classify::File::Counted(kind) => kind.index() as u64,
+            classify::File::NotCounted => NOT_COUNTED,
         }
     }
 }
 
-/// By device number, as CRIU decides (`files.c:dump_chrdev`, `tty.c:get_tty_driver`).
+/// The index of a kind, if there is one.
+#[inline(always)]
+fn index(kind: Option<Kind>) -> KindIndex {
+    match kind {
+        Some(kind) => kind.index() as u64,
+        None => NOT_COUNTED,
+    }
+}
+
+/// By device number.
 #[inline(always)]
 fn char_device(rdev: u32) -> KindIndex {
     // The kernel's own dev_t (include/linux/kdev_t.h), not user space's.
-    let (major, minor) = (rdev >> 20, rdev & 0xf_ffff);
-    let kind = match (major, minor) {
-        // mem; ptys, consoles and serial ports with a driver in CRIU; autofs.
-        (1 | 5 | 128..=143 | 188 | 204, _) | (4, 1..=63) | (10, 235) => return NOT_COUNTED,
-        (10, 200) => Kind::Tun,
-        (195, _) => Kind::Nvidia,
-        (226, _) => Kind::Dri,
-        _ => Kind::CharDevice,
-    };
-    kind.index() as u64
+    index(classify::char_device(rdev >> 20, rdev & 0xf_ffff).counted())
 }
 
-/// By family, type and protocol, as CRIU decides (`sockets.c:dump_socket`, `sk-inet.c:can_dump_ipproto`).
+/// By family, type and protocol.
 ///
 /// # Safety
-/// As [`classify`].
+/// As [`kind_of`].
 #[inline(always)]
 unsafe fn socket(file: *const u8) -> KindIndex {
-    const SOCK_RAW: u16 = 3;
     // SAFETY: pointers and integers are plain data.
     unsafe {
         let (socket, sk) = sock(file);
         if sk.is_null() {
             return NOT_COUNTED;
         }
-        let kind = match Probe::read::<u16>(sk, &OFF_SK_FAMILY) {
-            // unix, netlink
-            1 | 16 => return NOT_COUNTED,
-            // inet, inet6
-            2 | 10 => {
-                if Probe::read::<u16>(socket, &OFF_SOCKET_TYPE) == SOCK_RAW {
-                    return NOT_COUNTED;
-                }
-                match Probe::read::<u16>(sk, &OFF_SK_PROTOCOL) {
-                    // tcp, udp, udplite; 0 while the socket is being made
-                    0 | 6 | 17 | 136 => return NOT_COUNTED,
-                    1 | 58 => Kind::Ping,
-                    132 => Kind::Sctp,
-                    262 => Kind::Mptcp,
-                    _ => Kind::SocketOther,
-                }
-            }
-            17 => Kind::Packet,
-            29 => Kind::Can,
-            31 => Kind::Bluetooth,
-            38 => Kind::Alg,
-            40 => Kind::Vsock,
-            44 => Kind::Xdp,
-            _ => Kind::SocketOther,
+        let family = Probe::read::<u16>(sk, &OFF_SK_FAMILY);
+        let (kind, protocol) = if classify::is_inet(family) {
+            (Probe::read(socket, &OFF_SOCKET_TYPE), Probe::read(sk, &OFF_SK_PROTOCOL))
+        } else {
+            (0, 0)
         };
-        kind.index() as u64
+        index(classify::socket(family, kind, protocol).counted())
     }
 }
 
 /// A socket's `struct socket` and `struct sock`.
 ///
 /// # Safety
-/// As [`classify`], of a socket.
+/// As [`kind_of`], of a socket.
 #[inline(always)]
 pub(crate) unsafe fn sock(file: *const u8) -> (*const u8, *const u8) {
     // `private_data` is a `void *`: nothing that the verifier would let a plain load follow.
@@ -149,7 +100,7 @@ pub(crate) unsafe fn sock(file: *const u8) -> (*const u8, *const u8) {
 /// By the file's operations, which stand for the inode's name once that was read.
 ///
 /// # Safety
-/// As [`classify`].
+/// As [`kind_of`].
 #[inline(always)]
 unsafe fn anon_inode(file: *const u8) -> KindIndex {
     // Probe reads also in iterators: what they give is a number to the verifier, as `learn`'s arguments must be.
