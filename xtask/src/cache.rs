@@ -71,8 +71,10 @@ pub(crate) fn get_or_make(
     let (path, unfinished) = (kind(kind_name)?.join(name), kind(UNFINISHED)?.join(name));
     remove(&unfinished)?;
     make(&unfinished)?;
-    fs::rename(&unfinished, &path)
-        .with_context(|| format!("move {} to {}", unfinished.display(), path.display()))?;
+    if fs::rename(&unfinished, &path).is_err() {
+        // A directory that root owns, nobody else may move.
+        must(as_root("mv").arg("--no-target-directory").arg(&unfinished).arg(&path))?;
+    }
     Ok(path)
 }
 

@@ -34,7 +34,10 @@ pub(crate) fn run_with(choice: &Choice<'_>, change: impl FnOnce(&mut Command)) -
         tries::note(name, why);
     }
     eprintln!("{}", report.slowest());
-    result.map(|()| report.counts())
+    match result {
+        Ok(()) => Ok(report.counts()),
+        Err(error) => Err(error.context(format!("failed: {}", report.failed().join(", ")))),
+    }
 }
 
 fn command(choice: &Choice<'_>, report: &Path) -> anyhow::Result<Command> {
@@ -69,6 +72,11 @@ impl Report {
         });
         let again = again.collect();
         Self { tests, again }
+    }
+
+    fn failed(&self) -> Vec<&str> {
+        let failed = self.tests.iter().filter(|test| last(test) == "failed");
+        failed.map(|test| text_of(test, "/test")).collect()
     }
 
     fn counts(&self) -> String {
@@ -114,6 +122,7 @@ mod tests {
 ";
         let report = Report::read(text);
         assert_eq!(report.counts(), "2 integration tests passed, 1 skipped");
+        assert_eq!(report.failed(), ["a::e"]);
         assert_eq!(report.again, [("a::c".into(), "x: not within 20s; 80 %".into())]);
         assert!(report.slowest().starts_with("32 s in all; the slowest: a::c 30.0 s, a::b 1.5 s"));
     }

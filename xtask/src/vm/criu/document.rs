@@ -14,20 +14,16 @@ use super::{
     explained::explanation,
     results::{Results, is_compared, options, text},
 };
-use crate::{
-    command::{cargo, output},
-    paths::workspace,
-    whole,
-};
+use crate::{build, command::output, paths::workspace, whole};
 
 /// The document.
 pub(crate) const FILE: &str = "docs/criu-support.md";
 
 /// Writes the document.
 pub(super) fn write(all: &[Results], commit: &str) -> anyhow::Result<()> {
-    let mut rules: Command = cargo()?;
-    rules.args(["run", "--quiet", "--locked", "--package", "tracker-user", "--", "rules", "-o", "markdown"]);
-    let rules = output(&mut rules)?;
+    let fdtracker = build::programs()?.into_iter().find(|program| program.name == "fdtracker");
+    let fdtracker = fdtracker.context("cargo has built no fdtracker")?;
+    let rules = output(Command::new(fdtracker.path).args(["rules", "-o", "markdown"]))?;
     fs::write(workspace()?.join(FILE), document(all, &rules, commit))
         .with_context(|| format!("write {FILE}"))?;
     eprintln!("wrote {FILE}");
