@@ -1,5 +1,5 @@
-//! `fdtracker check`, `explain` and `rules`, as users run them: verdicts, exit codes, wrong input, and what a frozen container
-//! goes through.
+//! `fdtracker check`, `explain` and `rules`, as users run them: verdicts, exit codes, wrong input,
+//! and what a frozen container goes through.
 
 use std::{
     collections::BTreeMap,
@@ -105,8 +105,9 @@ fn every_blocker_at_once() {
     assert_eq!(json["plan"][0]["what"], "4.1");
 }
 
-/// Device numbers on both sides of each boundary that CRIU draws (`files.c:dump_chrdev`, `tty.c:get_tty_driver`), and the kind of those
-/// that it has no way to dump; terminals, memory and autofs it has.
+/// Device numbers on both sides of each boundary that CRIU draws (`files.c:dump_chrdev`,
+/// `tty.c:get_tty_driver`), and the kind of those that it has no way to dump; terminals, memory and
+/// autofs it has.
 const DEVICES: &[((u32, u32), Option<&str>)] = &[
     ((1, 3), None),
     ((1, 200), None),
@@ -137,7 +138,8 @@ const DEVICES: &[((u32, u32), Option<&str>)] = &[
     ((226, 128), Some("dri")),
 ];
 
-/// What the agent counts is what it finds when it inspects the container, and what `check` finds: of each device number.
+/// What the agent counts is what it finds when it inspects the container, and what `check` finds:
+/// of each device number.
 fn a_device_is_counted_as_it_is_judged() {
     let (agent, mut container) = (agent(), Container::start(None, "/docker"));
     let root = format!("/proc/{}/root", container.init());
@@ -198,7 +200,8 @@ fn an_option_makes_it_dumpable() {
     let mut command = Command::new("sleep");
     command.arg("1000").stdin(Stdio::null()).stdout(Stdio::null());
     let fd = file.as_raw_fd();
-    // SAFETY: the calls are safe after a fork. The child leads a session, and keeps the file, with its lock.
+    // SAFETY: the calls are safe after a fork. The child leads a session, and keeps the file, with
+    // its lock.
     unsafe {
         command.pre_exec(move || {
             libc::setsid();
@@ -250,7 +253,8 @@ fn a_container_by_its_id() {
     assert_eq!((code, &by_cgroup["tree"]), (1, &json["tree"]));
 }
 
-/// A container may bring its own configuration of CRIU, which the engine then names instead of its own.
+/// A container may bring its own configuration of CRIU, which the engine then names instead of its
+/// own.
 fn a_containers_configuration() {
     let config = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(config.path(), "file-locks\n").expect("write it");

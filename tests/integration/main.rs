@@ -1,4 +1,5 @@
-//! Integration tests: real kernel events, real containers. They need root; `cargo xtask test` installs what else they need.
+//! Integration tests: real kernel events, real containers. They need root; `cargo xtask test`
+//! installs what else they need.
 //!
 //! One agent serves most tests of a worker: the kernel takes seconds to detach one.
 

@@ -15,8 +15,8 @@ pub fn adopt_orphans() -> io::Result<()> {
     crate::sys::check(done.into()).map(drop)
 }
 
-/// Kills whatever descends from this process, and waits for its end, but not for longer than this. Returns what is left: a process
-/// may wait in the kernel for good.
+/// Kills whatever descends from this process, and waits for its end, but not for longer than this.
+/// Returns what is left: a process may wait in the kernel for good.
 pub fn end_all(limit: Duration) -> Vec<i32> {
     let start = Instant::now();
     loop {
@@ -26,10 +26,12 @@ pub fn end_all(limit: Duration) -> Vec<i32> {
             return pids;
         }
         for pid in &pids {
-            // SAFETY: the process descends from this one, which reaps only processes that it has killed or that have ended.
+            // SAFETY: the process descends from this one, which reaps only processes that it has
+            // killed or that have ended.
             unsafe { libc::kill(*pid, libc::SIGKILL) };
         }
-        // Not each in turn: nobody hears of the end of a process that is traced, while its tracer lives.
+        // Not each in turn: nobody hears of the end of a process that is traced, while its tracer
+        // lives.
         for pid in pids {
             reap(pid);
         }
@@ -37,7 +39,8 @@ pub fn end_all(limit: Duration) -> Vec<i32> {
     }
 }
 
-/// Reaps a child, if it has ended, or any child for -1. Returns its pid and how it ended, as `wait` tells it.
+/// Reaps a child, if it has ended, or any child for -1. Returns its pid and how it ended, as `wait`
+/// tells it.
 pub fn reap(pid: i32) -> Option<(i32, i32)> {
     let mut status = 0;
     // SAFETY: the status is one integer of this function's.

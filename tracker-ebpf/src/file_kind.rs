@@ -103,8 +103,8 @@ pub(crate) unsafe fn sock(file: *const u8) -> (*const u8, *const u8) {
 /// As [`kind_of`].
 #[inline(always)]
 unsafe fn anon_inode(file: *const u8) -> KindIndex {
-    // Probe reads also in iterators: what they give is a number to the verifier, as `learn`'s arguments must be.
-    // SAFETY: pointers and integers are plain data.
+    // Probe reads also in iterators: what they give is a number to the verifier, as `learn`'s
+    // arguments must be. SAFETY: pointers and integers are plain data.
     unsafe {
         let f_op: u64 = Probe::read(file, &OFF_FILE_OP);
         // An entry is never changed once it is there.
@@ -116,12 +116,14 @@ unsafe fn anon_inode(file: *const u8) -> KindIndex {
     }
 }
 
-/// Learns what a `file_operations` stands for. `alloc_file_pseudo` names the dentry on every kernel.
+/// Learns what a `file_operations` stands for. `alloc_file_pseudo` names the dentry on every
+/// kernel.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn learn(f_op: u64, name: u64) -> u64 {
     let mut fop = MaybeUninit::<Fop>::uninit();
-    // SAFETY: every word of the value is written. Word by word: a call of `memset` would be one function too deep.
+    // SAFETY: every word of the value is written. Word by word: a call of `memset` would be one
+    // function too deep.
     let fop = unsafe {
         let words = fop.as_mut_ptr().cast::<u64>();
         for word in 0..size_of::<Fop>() / 8 {

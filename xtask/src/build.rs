@@ -1,6 +1,8 @@
-//! What the tests run: one build of everything, with the same features, for whatever part of it is wanted.
+//! What the tests run: one build of everything, with the same features, for whatever part of it is
+//! wanted.
 //!
-//! The programs have their libraries in them, as the agent of the image has: so this one build tests that, too.
+//! The programs have their libraries in them, as the agent of the image has: so this one build
+//! tests that, too.
 
 use std::{
     path::PathBuf,

@@ -1,8 +1,9 @@
 //! `cargo xtask build-ebpf`: the BPF object, from source.
 //!
-//! The object is checked in, so that users need no BPF toolchain. It is reproducible: with the same compiler and linker the
-//! same bytes come out wherever the workspace is, because paths are remapped. With another compiler at least the code must
-//! be the same: it is made by bpf-linker's LLVM.
+//! The object is checked in, so that users need no BPF toolchain. It is reproducible: with the same
+//! compiler and linker the same bytes come out wherever the workspace is, because paths are
+//! remapped. With another compiler at least the code must be the same: it is made by bpf-linker's
+//! LLVM.
 
 use std::{
     collections::BTreeMap,
@@ -35,7 +36,8 @@ pub(crate) struct Args {
     pub(crate) no_install: bool,
 }
 
-/// The linker of BPF objects, and the LLVM that it is built with: at least as new as the compiler's.
+/// The linker of BPF objects, and the LLVM that it is built with: at least as new as the
+/// compiler's.
 const LINKER: (&str, &str) = ("0.13.0", "22");
 
 const OBJECT: &str = "tracker-ebpf/prebuilt/tracker.bpf.o";
@@ -81,7 +83,8 @@ pub(crate) fn missing_packages() -> anyhow::Result<Vec<Package>> {
     Ok(packages)
 }
 
-/// The first compiler that has the sources: one that is named, rustup's nightly, rustup's default, the distribution's.
+/// The first compiler that has the sources: one that is named, rustup's nightly, rustup's default,
+/// the distribution's.
 fn toolchain() -> Option<Toolchain> {
     let named = || Some((std::env::var_os("BPF_RUSTC")?.into(), std::env::var_os("BPF_CARGO")?.into()));
     let rustup = |toolchain: &[&str]| {
@@ -142,7 +145,8 @@ fn linker(no_install: bool) -> anyhow::Result<PathBuf> {
         llvm().with_context(|| format!("libLLVM.so.{llvm_version}.1 isn't here: bpf-linker needs it"))?;
     let feature = format!("llvm-{llvm_version}");
     let dir = cache::get_or_make(TOOLS, &linker_name(), |dir| {
-        // Its build script wants PREFIX/lib/libLLVM.so, and nothing else of LLVM's development files.
+        // Its build script wants PREFIX/lib/libLLVM.so, and nothing else of LLVM's development
+        // files.
         let prefix = dir.join("llvm");
         let link = prefix.join("lib/libLLVM.so");
         fs::create_dir_all(prefix.join("lib")).with_context(|| format!("make {}", prefix.display()))?;
@@ -152,7 +156,8 @@ fn linker(no_install: bool) -> anyhow::Result<PathBuf> {
         // What takes time is done by LLVM, however this is compiled.
         install.args(["--profile", "dev", "--features", &feature, "--root"]).arg(dir);
         install.env("LLVM_PREFIX", &prefix);
-        // Built where nobody has set a target directory: cargo would build it in there, and for good.
+        // Built where nobody has set a target directory: cargo would build it in there, and for
+        // good.
         fetch(install.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS"))
     })?;
     Ok(dir.join("bin/bpf-linker"))
@@ -184,7 +189,8 @@ fn build(toolchain: &Toolchain, linker: &Path) -> anyhow::Result<PathBuf> {
         // The sources are built with a compiler that calls itself stable.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(toolchain, &workspace)?);
-    // rustup and an outer cargo leave these, and they would get in the way of the compiler chosen here.
+    // rustup and an outer cargo leave these, and they would get in the way of the compiler chosen
+    // here.
     for variable in
         ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "CARGO_BUILD_TARGET"]
     {

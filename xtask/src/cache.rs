@@ -1,7 +1,9 @@
-//! What is kept for the next run, and for other clones: tools that were built, packages, kernels, roots of containers.
+//! What is kept for the next run, and for other clones: tools that were built, packages, kernels,
+//! roots of containers.
 //!
-//! It is in `$XDG_CACHE_HOME/fdtracker`, else in `~/.cache/fdtracker`: `KIND/NAME`, where the name has the version. All of it may be
-//! deleted at any time; it is made again when it is needed. What has been used longest ago goes when there is too much.
+//! It is in `$XDG_CACHE_HOME/fdtracker`, else in `~/.cache/fdtracker`: `KIND/NAME`, where the name
+//! has the version. All of it may be deleted at any time; it is made again when it is needed. What
+//! has been used longest ago goes when there is too much.
 
 use std::{
     fs::{self, File},
@@ -16,7 +18,8 @@ use crate::{command::must, machine::as_root};
 /// How large it may be after a run. All that one run needs is a third of this.
 const MOST: u64 = 10 << 30;
 
-/// By this other programs know that they needn't keep a copy of what is in a directory (<https://bford.info/cachedir/>).
+/// By this other programs know that they needn't keep a copy of what is in a directory
+/// (<https://bford.info/cachedir/>).
 const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# What `cargo xtask` of fdtracker keeps for its next run.\n";
 
 /// Where it is.
@@ -49,7 +52,8 @@ pub(crate) fn get(kind_name: &str, name: &str) -> anyhow::Result<Option<PathBuf>
     Ok(Some(path))
 }
 
-/// The same, made if it isn't: `make` gets a path at which there is nothing, and which becomes this one when all of it is there.
+/// The same, made if it isn't: `make` gets a path at which there is nothing, and which becomes this
+/// one when all of it is there.
 pub(crate) fn get_or_make(
     kind_name: &str,
     name: &str,
@@ -94,7 +98,8 @@ pub(crate) fn newest(kind_name: &str, beginning: &str) -> anyhow::Result<Option<
     Ok(newest)
 }
 
-/// Deletes what has been used longest ago, until the rest is small enough. What this run has used stays.
+/// Deletes what has been used longest ago, until the rest is small enough. What this run has used
+/// stays.
 pub(crate) fn prune(start: SystemTime) -> anyhow::Result<()> {
     let kinds = fs::read_dir(dir()?)?.flatten().filter(|entry| entry.path().is_dir());
     let mut entries: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
@@ -110,7 +115,8 @@ pub(crate) fn prune(start: SystemTime) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What must go of these for the rest to be small enough: those used longest ago, and nothing that was used since the start.
+/// What must go of these for the rest to be small enough: those used longest ago, and nothing that
+/// was used since the start.
 fn surplus(mut entries: Vec<(SystemTime, u64, PathBuf)>, most: u64, start: SystemTime) -> Vec<PathBuf> {
     let mut total: u64 = entries.iter().map(|(_, size, _)| size).sum();
     entries.sort();

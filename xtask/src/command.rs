@@ -21,7 +21,8 @@ const SILENCE: Duration = Duration::from_millis(4500);
 pub(crate) fn cargo() -> anyhow::Result<Command> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace()?);
-    // What cargo has told this program about its package isn't so of others: ring's build script would take it for a change.
+    // What cargo has told this program about its package isn't so of others: ring's build script
+    // would take it for a change.
     let is_of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(is_of_package) {
@@ -31,7 +32,8 @@ pub(crate) fn cargo() -> anyhow::Result<Command> {
     Ok(cargo)
 }
 
-/// Runs a command that must work, and shows what it says. If it says nothing, it is told now and then that it goes on.
+/// Runs a command that must work, and shows what it says. If it says nothing, it is told now and
+/// then that it goes on.
 pub(crate) fn must(command: &mut Command) -> anyhow::Result<()> {
     let shown = show(command);
     eprintln!("+ {shown}");
@@ -43,7 +45,8 @@ pub(crate) fn must(command: &mut Command) -> anyhow::Result<()> {
     watch(command.stdout(Stdio::piped()), &shown, std::io::stdout()).map(drop)
 }
 
-/// The standard output of a command that must work and takes long; its standard error is shown, as by [`must`].
+/// The standard output of a command that must work and takes long; its standard error is shown, as
+/// by [`must`].
 pub(crate) fn must_output(command: &mut Command) -> anyhow::Result<String> {
     let shown = show(command);
     eprintln!("+ {shown}");

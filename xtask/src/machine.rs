@@ -50,7 +50,8 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 pub(crate) enum Package {
     /// Installed as usual.
     Install(&'static str),
-    /// Only unpacked into the cache: installed, it would start a server, or be in the way of what is.
+    /// Only unpacked into the cache: installed, it would start a server, or be in the way of what
+    /// is.
     Extract(&'static str),
 }
 
@@ -129,7 +130,8 @@ fn extract(package: &str) -> anyhow::Result<()> {
     .map(drop)
 }
 
-/// Downloads a package by an `apt-get`, and unpacks it into a directory, of which nothing else is left.
+/// Downloads a package by an `apt-get`, and unpacks it into a directory, of which nothing else is
+/// left.
 pub(crate) fn unpack(mut apt_get: Command, package: &str, dir: &Path) -> anyhow::Result<()> {
     let _ = fs::remove_dir_all(dir);
     fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;

@@ -1,4 +1,5 @@
-//! `cargo xtask touched`: of what runs on emulated machines, that which changes can have touched since it was last run whole.
+//! `cargo xtask touched`: of what runs on emulated machines, that which changes can have touched
+//! since it was last run whole.
 
 use std::{collections::BTreeSet, fmt, time::SystemTime};
 
@@ -42,10 +43,17 @@ use Part::{Criu, Desktop, DesktopGuest, Ends, EveryCriu, EveryCriuAndDesktop, Ke
 
 const ALL: &[Part] = &[Desktop, DesktopGuest, Criu, EveryCriu, Ends, Kernels];
 
-/// What a change of a path can touch: that of the longest of these with which it begins. Whatever isn't here touches everything.
+/// What a change of a path can touch: that of the longest of these with which it begins. Whatever
+/// isn't here touches everything.
 const TABLE: &[(&str, &[Part])] = &[
     ("tracker-ebpf/", &[Kernels]),
-    ("tracker-user/", &[Ends]),
+    ("tracker-ebpf/Cargo.toml", ALL),
+    ("tracker-ebpf/src/classify/", &[Kernels, Criu]),
+    ("tracker-ebpf/src/kind.rs", &[Kernels, Criu]),
+    ("tracker-user/", ALL),
+    ("tracker-user/src/", &[Ends, Criu]),
+    ("tracker-user/src/agent.rs", &[Ends]),
+    ("tracker-user/src/bpf/", &[Ends]),
     ("tracker-user/src/cli/", &[]),
     ("tracker-user/src/cli/args.rs", &[Criu]),
     ("tracker-user/src/cli/check.rs", &[Criu, Desktop]),
@@ -54,10 +62,16 @@ const TABLE: &[(&str, &[Part])] = &[
     ("tracker-user/src/freeze.rs", &[Criu]),
     ("tracker-user/src/http/", &[]),
     ("tracker-user/src/inspect/", &[Criu, Desktop]),
+    ("tracker-user/src/inventory/", &[Ends]),
     ("tracker-user/src/metrics/", &[]),
+    ("tracker-user/src/pulse.rs", &[]),
+    ("tracker-user/src/runtime/", &[Ends]),
+    ("tracker-user/src/standing.rs", &[Ends]),
     ("tracker-user/src/target.rs", &[Criu, Desktop]),
+    ("tracker-user/src/tracker.rs", &[Ends]),
     ("tracker-user/src/verdict/", &[Criu, Desktop]),
-    ("tests/", &[Ends]),
+    ("tests/", ALL),
+    ("tests/integration/", &[Ends]),
     ("tests/integration/alerts.rs", &[]),
     ("tests/integration/config.rs", &[]),
     ("tests/integration/dashboards.rs", &[]),
@@ -70,12 +84,17 @@ const TABLE: &[(&str, &[Part])] = &[
     ("tests/integration/names.rs", &[]),
     ("tests/integration/privileges.rs", &[]),
     ("tests/integration/web.rs", &[]),
+    ("tests/src/", &[Ends, EveryCriu]),
+    ("tests/src/bin/", &[Ends]),
     ("tests/src/bin/fdconform/", &[EveryCriu]),
     ("tests/src/bin/fdfixture/", &[EveryCriu]),
     ("tests/src/criu/", &[EveryCriu, Desktop]),
     ("tests/src/desktop/", &[Desktop, DesktopGuest]),
     ("tests/src/engines/", &[]),
+    ("tests/src/lib.rs", &[Ends]),
     ("tests/src/monitoring/", &[]),
+    ("tests/src/rival.rs", &[Ends]),
+    ("tests/src/tables.rs", &[Ends]),
     ("CHANGELOG.md", &[]),
     ("CONTRIBUTING.md", &[]),
     ("LICENSE", &[]),
@@ -203,7 +222,7 @@ mod tests {
 
     #[test]
     fn the_longest_beginning_decides_and_what_is_unknown_touches_everything() {
-        assert_eq!(parts("tracker-ebpf/src/classify.rs"), [Kernels]);
+        assert_eq!(parts("tracker-ebpf/src/slots.rs"), [Kernels]);
         assert_eq!(parts("tracker-user/src/verdict/rules/rules.toml"), [Criu, Desktop]);
         assert!(parts("tracker-user/src/cli/ls.rs").is_empty());
         assert_eq!(parts("tracker-user/src/bpf/load.rs"), [Ends]);

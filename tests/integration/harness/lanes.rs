@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 
 use super::{Outcome, Test, Tests, load::Load, supervisor::Supervisor};
 
-/// The variable that says where a line of JSON goes for each test: how long it took, and what came of each try.
+/// The variable that says where a line of JSON goes for each test: how long it took, and what came
+/// of each try.
 const REPORT: &str = "FDTRACKER_TEST_REPORT";
 
 /// A test, and the time that it has.
@@ -110,7 +111,8 @@ impl Lane {
     }
 }
 
-/// Runs a test; once more, if it waited in vain while the machine was busy. Any other failure is a fault, however a second try ends.
+/// Runs a test; once more, if it waited in vain while the machine was busy. Any other failure is a
+/// fault, however a second try ends.
 fn run(supervisor: &mut Supervisor, name: &str, limit: Duration) -> (Vec<Value>, Outcome) {
     let load = Load::start();
     let first = supervisor.run(name, limit);

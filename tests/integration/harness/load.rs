@@ -5,13 +5,15 @@ use std::{fs, time::Instant};
 /// The beginning of a time that is looked at.
 pub(super) struct Load {
     start: Instant,
-    /// For how long some task had waited for a processor since boot, in microseconds, if the kernel tells.
+    /// For how long some task had waited for a processor since boot, in microseconds, if the kernel
+    /// tells.
     waited: Option<u64>,
     /// For how long the machine's host had kept processors from it, in clock ticks.
     stolen: Option<u64>,
 }
 
-/// A share of time from which on a test may have had too little of it: of tasks that wait for a processor, in percent.
+/// A share of time from which on a test may have had too little of it: of tasks that wait for a
+/// processor, in percent.
 const MUCH_WAITING: u64 = 50;
 
 /// The same of what a host keeps from its machines.
@@ -38,7 +40,8 @@ impl Load {
     }
 }
 
-/// Pressure stall information: `some avg10=… avg60=… avg300=… total=MICROSECONDS`. Minimum kernel: 4.20, if it isn't switched off.
+/// Pressure stall information: `some avg10=… avg60=… avg300=… total=MICROSECONDS`. Minimum kernel:
+/// 4.20, if it isn't switched off.
 fn waited() -> Option<u64> {
     let text = fs::read_to_string("/proc/pressure/cpu").ok()?;
     text.lines().find(|line| line.starts_with("some "))?.rsplit_once("total=")?.1.parse().ok()

@@ -1,9 +1,11 @@
 //! Runs tests, each with a time in which it must be done.
 //!
-//! No thread can be ended from outside, so that a test that hangs would take all others with it. Here a *worker*, this program once more,
-//! runs what its parent names, one test after the other ([`worker`]); the parent ends a worker that takes too long, with all that it
-//! started, and goes on with a new one ([`supervisor`]). Two workers share the tests, of which most wait for something most of the time
-//! ([`lanes`]). Names, filters and output are those of Rust's own harness.
+//! No thread can be ended from outside, so that a test that hangs would take all others with it.
+//! Here a *worker*, this program once more, runs what its parent names, one test after the other
+//! ([`worker`]); the parent ends a worker that takes too long, with all that it started, and goes
+//! on with a new one ([`supervisor`]). Two workers share the tests, of which most wait for
+//! something most of the time ([`lanes`]). Names, filters and output are those of Rust's own
+//! harness.
 
 mod lanes;
 mod load;
@@ -105,7 +107,8 @@ impl Outcome {
 pub struct Tests {
     /// They count all that the machine does, or keep it busy: one at a time.
     pub alone: Vec<Test>,
-    /// They may run beside any of those, but one at a time, too: what they start has the same names.
+    /// They may run beside any of those, but one at a time, too: what they start has the same
+    /// names.
     pub beside: Vec<Test>,
 }
 
@@ -118,7 +121,8 @@ pub fn main(tests: Tests, clean: fn()) -> ExitCode {
     }
     let mut arguments = Arguments::from_args();
     let lanes = Lanes::new(&tests);
-    // Each waits for a test that a lane runs; where there is one lane, it is told what runs before it has run.
+    // Each waits for a test that a lane runs; where there is one lane, it is told what runs before
+    // it has run.
     arguments.test_threads = Some(if lanes.is_one() { 1 } else { tests.all().count().max(1) });
     let trials: Vec<Trial> = tests.all().map(|test| lanes.trial(test.name)).collect();
     if !arguments.list {

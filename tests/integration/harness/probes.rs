@@ -31,7 +31,8 @@ pub fn probes() -> Vec<Test> {
 }
 
 fn hangs() {
-    // In a session of its own, as containers' processes are, and without a parent that waits for it.
+    // In a session of its own, as containers' processes are, and without a parent that waits for
+    // it.
     let mut orphan = Command::new("setsid");
     orphan.args(["sh", "-c", &format!("sleep {LEFT} & exec sleep 0")]).stdout(Stdio::null());
     orphan.status().expect("start a process that stays");

@@ -1,4 +1,5 @@
-//! The process that runs tests, as its parent names them, over a socket: a line with a name comes, a line of JSON goes back.
+//! The process that runs tests, as its parent names them, over a socket: a line with a name comes,
+//! a line of JSON goes back.
 
 use std::{
     any::Any,

@@ -35,8 +35,8 @@ pub enum Terminal {
 /// Classifies a character device.
 ///
 /// # Source
-/// CRIU 3.17.1 to 4.2.1, which are the same here: `files.c:dump_chrdev`, `get_mem_dev_ops`, `get_misc_dev_ops`;
-/// `tty.c:get_tty_driver`. The majors of GPUs are those of plugins.
+/// CRIU 3.17.1 to 4.2.1, which are the same here: `files.c:dump_chrdev`, `get_mem_dev_ops`,
+/// `get_misc_dev_ops`; `tty.c:get_tty_driver`. The majors of GPUs are those of plugins.
 #[must_use]
 #[inline(always)]
 pub const fn char_device(major: u32, minor: u32) -> CharDevice {
@@ -87,9 +87,10 @@ impl Terminal {
 mod tests {
     use super::*;
 
-    /// What CRIU's sources say of each number: the cases of `get_tty_driver` in their order, with the constants of
-    /// `linux/major.h` (TTYAUX_MAJOR 5, TTY_MAJOR 4, UNIX98_PTY_MASTER_MAJOR 128, UNIX98_PTY_MAJOR_COUNT 8,
-    /// UNIX98_PTY_SLAVE_MAJOR 136, MEM_MAJOR 1, MISC_MAJOR 10), `linux/vt.h` (consoles 1 to 63), `tty.h` (188, 204) and `tun.h`.
+    /// What CRIU's sources say of each number: the cases of `get_tty_driver` in their order, with
+    /// the constants of `linux/major.h` (TTYAUX_MAJOR 5, TTY_MAJOR 4, UNIX98_PTY_MASTER_MAJOR 128,
+    /// UNIX98_PTY_MAJOR_COUNT 8, UNIX98_PTY_SLAVE_MAJOR 136, MEM_MAJOR 1, MISC_MAJOR 10),
+    /// `linux/vt.h` (consoles 1 to 63), `tty.h` (188, 204) and `tun.h`.
     fn of_criu(major: u32, minor: u32) -> &'static str {
         if major == 1 {
             return "regfile";

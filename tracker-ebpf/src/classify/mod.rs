@@ -1,8 +1,8 @@
-//! What a file is, as far as numbers tell: its type, the magic of its filesystem, a device's number, a socket's family, type and
-//! protocol.
+//! What a file is, as far as numbers tell: its type, the magic of its filesystem, a device's
+//! number, a socket's family, type and protocol.
 //!
-//! Pure, so that all who ask get the same answer: the programs, inspections, tests. What depends on more (an anonymous inode's name,
-//! a path, another file) is decided by whoever can read that.
+//! Pure, so that all who ask get the same answer: the programs, inspections, tests. What depends on
+//! more (an anonymous inode's name, a path, another file) is decided by whoever can read that.
 
 mod device;
 pub mod magic;
@@ -41,8 +41,9 @@ pub enum File {
 /// Classifies a file by its mode and, where that doesn't decide, by the magic of its filesystem.
 ///
 /// # Source
-/// The order is that of CRIU (`files.c:dump_one_file`). Never by the type alone: inodes of pidfs and, since Linux 6.16, of anonymous
-/// files have the type of a regular file in the kernel, though `fstat` shows none.
+/// The order is that of CRIU (`files.c:dump_one_file`). Never by the type alone: inodes of pidfs
+/// and, since Linux 6.16, of anonymous files have the type of a regular file in the kernel, though
+/// `fstat` shows none.
 #[inline(always)]
 pub fn file(mode: u32, magic: impl FnOnce() -> u64) -> File {
     match mode & S_IFMT {

@@ -101,7 +101,8 @@ impl Socket {
 mod tests {
     use super::*;
 
-    /// Families that `dump_socket` has a case for, and protocols that `can_dump_ipproto` lets pass, in CRIU 3.17.1 and in 4.2.1.
+    /// Families that `dump_socket` has a case for, and protocols that `can_dump_ipproto` lets pass,
+    /// in CRIU 3.17.1 and in 4.2.1.
     #[test]
     fn what_no_criu_refuses_is_not_counted() {
         for family in 0..=64 {

@@ -1,4 +1,5 @@
-//! `cargo xtask test`: everything that must hold on this machine; with `--everything`, also on others.
+//! `cargo xtask test`: everything that must hold on this machine; with `--everything`, also on
+//! others.
 
 mod integration;
 mod programs;
@@ -20,7 +21,8 @@ pub(crate) struct Args {
     #[arg(long)]
     no_install: bool,
 
-    /// Also test on other kernels and against several CRIUs, in emulated machines, and with a whole desktop
+    /// Also test on other kernels and against several CRIUs, in emulated machines, and with a whole
+    /// desktop
     #[arg(long, conflicts_with = "filter")]
     everything: bool,
 

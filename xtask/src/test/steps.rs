@@ -1,4 +1,5 @@
-//! The steps of a run: what they are and how long they take is said before, and how long they took after.
+//! The steps of a run: what they are and how long they take is said before, and how long they took
+//! after.
 
 use std::{
     collections::BTreeMap,

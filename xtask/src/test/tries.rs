@@ -1,4 +1,5 @@
-//! What had to be tried more than once, by all that a run did: whoever reads only its last line sees it.
+//! What had to be tried more than once, by all that a run did: whoever reads only its last line
+//! sees it.
 
 use std::sync::{Mutex, PoisonError};
 

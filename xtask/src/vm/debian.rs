@@ -113,7 +113,8 @@ impl Archive {
         Ok(needed.map(|(_, name)| name.trim().to_owned()).filter(|name| !name.starts_with('<')).collect())
     }
 
-    /// As [`Self::unpack`], each into the cache, by the name of its file, unless it is there. Returns where they are.
+    /// As [`Self::unpack`], each into the cache, by the name of its file, unless it is there.
+    /// Returns where they are.
     pub(super) fn unpacked(&self, packages: &[String], kind: &str) -> anyhow::Result<Vec<PathBuf>> {
         let files = self.file_names(packages)?;
         let unpacked = packages.iter().zip(files).map(|(package, file)| {

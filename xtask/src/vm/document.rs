@@ -1,4 +1,5 @@
-//! `docs/compatibility.md`: what a run over the whole matrix showed. The same versions give the same bytes.
+//! `docs/compatibility.md`: what a run over the whole matrix showed. The same versions give the
+//! same bytes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,5 @@
-//! One guest that runs the tests: the kernel and the programs under test write to its console, the test harness to its other port.
+//! One guest that runs the tests: the kernel and the programs under test write to its console, the
+//! test harness to its other port.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,7 +18,8 @@ const TOTAL: Duration = Duration::from_secs(20 * 60);
 /// How many times as long as elsewhere tests wait here: every instruction is emulated.
 pub(super) const PATIENCE: u32 = 4;
 
-/// How long it may be silent, for each time that tests wait as long as elsewhere: a test that waits in vain must come to tell so.
+/// How long it may be silent, for each time that tests wait as long as elsewhere: a test that waits
+/// in vain must come to tell so.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Operations in a run of the stress test.
@@ -83,8 +85,9 @@ impl Guest<'_> {
 
     /// What the kernel is told.
     fn parameters(&self) -> String {
-        // An oops is a failure, whatever it was that oopsed. A processor may also hang where its code is patched, and would for as long as
-        // the guest may take, as the kernel tells of it all the time.
+        // An oops is a failure, whatever it was that oopsed. A processor may also hang where its
+        // code is patched, and would for as long as the guest may take, as the kernel tells of it
+        // all the time.
         format!(
             "oops=panic panic_on_warn=1 softlockup_panic=1 watchdog_thresh=30 {} FDTRACKER_FEEDER={} FDTRACKER_TEST_PATIENCE={} \
              FDTRACKER_STRESS_OPS={STRESS_OPERATIONS} LEFT_OUT={}",

@@ -27,8 +27,8 @@ pub(super) const fn plain(series: &'static str) -> Row {
     Row { name: series, series, parameters: "", processors: 1 }
 }
 
-/// Newest, long-term and old stable; and one that preempts its own code wherever it may, as desktops do. The newest take longest: they
-/// come first.
+/// Newest, long-term and old stable; and one that preempts its own code wherever it may, as
+/// desktops do. The newest take longest: they come first.
 pub(super) const MATRIX: [Row; 6] = [
     Row { processors: 2, ..plain("7") },
     Row { name: "7+preempt=full", parameters: "preempt=full", processors: 2, ..plain("7") },
@@ -108,7 +108,8 @@ fn newest(packages: &[String], series: &str) -> Option<String> {
     let of_series =
         releases.filter(|release| release.strip_prefix(series).is_some_and(|rest| rest.starts_with('.')));
     let newest = of_series.max_by_key(|release| numbers(release))?;
-    // Where there is a package `linux-binary`, it has the kernel, and `linux-image` only depends on it.
+    // Where there is a package `linux-binary`, it has the kernel, and `linux-image` only depends on
+    // it.
     let names = ["binary", "image"].map(|part| format!("linux-{part}-{newest}-cloud-amd64"));
     names.into_iter().find(|name| packages.contains(name))
 }

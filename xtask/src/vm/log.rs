@@ -37,7 +37,8 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Reads what the tests and what the kernel said; `killed` says why the guest was killed, if it was.
+    /// Reads what the tests and what the kernel said; `killed` says why the guest was killed, if it
+    /// was.
     pub(super) fn read(tests: &str, console: &str, killed: Option<String>) -> Self {
         let told = |key: &str| {
             let line = tests.lines().find_map(|line| line.trim().strip_prefix("@@ ")?.strip_prefix(key));

@@ -1,7 +1,8 @@
 //! `cargo xtask vm`: the integration tests on other kernels than this machine's.
 //!
-//! Kernels come from Debian and run in QEMU, which emulates the processor, so that it works wherever QEMU does. The guest's
-//! root is an archive that this program writes: busybox, the tests and what they start.
+//! Kernels come from Debian and run in QEMU, which emulates the processor, so that it works
+//! wherever QEMU does. The guest's root is an archive that this program writes: busybox, the tests
+//! and what they start.
 
 mod cpio;
 pub(crate) mod criu;
@@ -109,8 +110,9 @@ impl Args {
 /// In which ways the agent hears of changes; every guest tests one.
 const FEEDERS: [&str; 2] = ["kprobe", "tracepoint"];
 
-/// What is left out: tests that compare with the sources; tests of what is the same on every kernel but takes long; and of what needs
-/// programs or the kernel's modules, which guests don't have, or only those with CRIU.
+/// What is left out: tests that compare with the sources; tests of what is the same on every kernel
+/// but takes long; and of what needs programs or the kernel's modules, which guests don't have, or
+/// only those with CRIU.
 const LEFT_OUT: &[&str] = &[
     "alerts::",
     "config::",
@@ -128,8 +130,9 @@ const LEFT_OUT: &[&str] = &[
     "restart::leaves_nothing",
 ];
 
-/// What is left out, besides, of guests that are a kernel's second: with the tracepoint feeder, or with the same kernel that only preempts
-/// otherwise. What no probe and no race has a part in, its first has shown; and of stress, some is enough.
+/// What is left out, besides, of guests that are a kernel's second: with the tracepoint feeder, or
+/// with the same kernel that only preempts otherwise. What no probe and no race has a part in, its
+/// first has shown; and of stress, some is enough.
 const SHOWN_BY_ANOTHER: &[&str] = &[
     "check::",
     "cli::",
@@ -143,7 +146,8 @@ const SHOWN_BY_ANOTHER: &[&str] = &[
 /// The document.
 pub(crate) const DOCUMENT: &str = "docs/compatibility.md";
 
-/// Compares with CRIU, the desktop in a guest too. With a commit and what was recorded of the desktop here, documents are written.
+/// Compares with CRIU, the desktop in a guest too. With a commit and what was recorded of the
+/// desktop here, documents are written.
 pub(crate) fn compare(written: Option<(&str, &Path)>, no_install: bool) -> anyhow::Result<()> {
     let commit = written.map(|(commit, _)| commit.to_owned());
     // apt's lists are for one at a time.
@@ -265,8 +269,9 @@ fn run_until_good(guest: &Guest<'_>) -> anyhow::Result<Run> {
     loop {
         let run = guest.run()?;
         eprintln!("{}", report::verdict(&run));
-        // An emulated kernel now and then panics at a place where it patches its own code; and it has no CPU for seconds when this machine
-        // is busy, for which no deadline is long enough. What happens again is a failure.
+        // An emulated kernel now and then panics at a place where it patches its own code; and it
+        // has no CPU for seconds when this machine is busy, for which no deadline is long enough.
+        // What happens again is a failure.
         let (tries, most) = if run.log.panicked() { (&mut panics, 3) } else { (&mut failures, 2) };
         *tries += 1;
         if run.log.is_good() || *tries >= most {
@@ -279,8 +284,8 @@ fn run_until_good(guest: &Guest<'_>) -> anyhow::Result<Run> {
     }
 }
 
-/// Does something with a machine for each of these, as many at a time as there may be, beginning with the first; what came of it, in their
-/// order.
+/// Does something with a machine for each of these, as many at a time as there may be, beginning
+/// with the first; what came of it, in their order.
 fn in_parallel<T: Sync, R: Send>(
     all: &[T],
     work: impl Fn(&T) -> anyhow::Result<R> + Sync,

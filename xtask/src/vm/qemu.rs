@@ -1,7 +1,7 @@
 //! An emulated machine, and who watches it.
 //!
-//! It has two serial ports, each a file here: the kernel writes to the first, what runs on it to the second, so that nothing gets
-//! between the words of either.
+//! It has two serial ports, each a file here: the kernel writes to the first, what runs on it to
+//! the second, so that nothing gets between the words of either.
 
 use std::{
     fs,
@@ -70,7 +70,8 @@ pub(super) struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// Runs it to its end, or to a deadline, which it then names. Now and then, `progress` is given what it has put out so far.
+    /// Runs it to its end, or to a deadline, which it then names. Now and then, `progress` is given
+    /// what it has put out so far.
     pub(super) fn run(&self, progress: impl Fn(&str)) -> anyhow::Result<Option<String>> {
         for file in [self.output, self.console] {
             fs::write(file, "").with_context(|| format!("write {}", file.display()))?;
@@ -102,14 +103,16 @@ impl Machine<'_> {
     }
 
     fn qemu(&self) -> Command {
-        // Emulated, mitigations cost much and protect nothing. Without random addresses, QEMU can use again what it translated when a
-        // program was started before: most starts take less than half as long.
+        // Emulated, mitigations cost much and protect nothing. Without random addresses, QEMU can
+        // use again what it translated when a program was started before: most starts take less
+        // than half as long.
         let parameters =
             format!("console=ttyS0 quiet panic=-1 mitigations=off norandmaps {}", self.parameters);
         // It ends with this program, however that ends.
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", QEMU]);
-        // Without cmpxchg16b, because QEMU before 8.0 corrupts flags when it emulates that: Linux 6.12 then panics.
+        // Without cmpxchg16b, because QEMU before 8.0 corrupts flags when it emulates that: Linux
+        // 6.12 then panics.
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "Nehalem,-cx16"])
             .args(["-m", &self.memory.to_string()])
             .args(["-smp", &self.processors.to_string()])

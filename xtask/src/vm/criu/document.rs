@@ -1,4 +1,5 @@
-//! `docs/criu-support.md`: what each version of CRIU makes of each fixture, and whether `fdtracker check` says so.
+//! `docs/criu-support.md`: what each version of CRIU makes of each fixture, and whether `fdtracker
+//! check` says so.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,7 +41,8 @@ fn agreed_in(document: &str) -> Vec<String> {
     let mut fixtures: BTreeMap<&str, bool> = BTreeMap::new();
     let (_, rows) = document.split_once(BY_FIXTURE).unwrap_or_default();
     for row in rows.lines().skip_while(|line| line.is_empty()).take_while(|line| line.starts_with('|')) {
-        // Name and options, what it holds, and a cell for each version, which is empty if nothing was said.
+        // Name and options, what it holds, and a cell for each version, which is empty if nothing
+        // was said.
         let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
         let [name, _, versions @ ..] = cells.as_slice() else { continue };
         let name = name.trim_matches('`').split(' ').next().unwrap_or_default();

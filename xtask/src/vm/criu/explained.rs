@@ -1,4 +1,5 @@
-//! Where `fdtracker check` can't say what CRIU says, and why. Everything else that disagrees is a mistake.
+//! Where `fdtracker check` can't say what CRIU says, and why. Everything else that disagrees is a
+//! mistake.
 
 use serde_json::Value;
 
@@ -19,7 +20,8 @@ const EXPLAINED: &[(&str, &str)] = &[
 
 const IN_FLIGHT: &str = "a file is on its way through a unix socket: what it is shows only to whoever receives it, and CRIU's message has the number that it got there";
 
-/// Why `check` can't agree with a dump. Only where it says that it doesn't know: what it claims must be so.
+/// Why `check` can't agree with a dump. Only where it says that it doesn't know: what it claims
+/// must be so.
 pub(super) fn explanation(dump: &Value) -> Option<&'static str> {
     let name = text(dump, "fixture");
     let is_unknown = dump.pointer("/check/verdict").and_then(Value::as_str) == Some("unknown");

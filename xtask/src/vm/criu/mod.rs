@@ -1,6 +1,8 @@
-//! `cargo xtask criu`: what CRIU itself makes of every fixture, in versions that no one machine has.
+//! `cargo xtask criu`: what CRIU itself makes of every fixture, in versions that no one machine
+//! has.
 //!
-//! Each version runs on a kernel of its time, in a guest whose root is a tmpfs: CRIU can't work on the root that a kernel unpacks.
+//! Each version runs on a kernel of its time, in a guest whose root is a tmpfs: CRIU can't work on
+//! the root that a kernel unpacks.
 
 mod document;
 mod explained;
@@ -73,14 +75,16 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// Every fixture with every version, and compared; with the commit, if the document is to be written.
+    /// Every fixture with every version, and compared; with the commit, if the document is to be
+    /// written.
     pub(crate) fn everything(commit: Option<String>, no_install: bool) -> Self {
         let (versions, fixtures, shared) = (Vec::new(), Vec::new(), Vec::new());
         let write_docs = commit.is_some();
         Self { versions, kernel: None, fixtures, no_check: false, write_docs, no_install, shared, commit }
     }
 
-    /// The same, but fixtures of which each version said the same the last time are tried with one of them.
+    /// The same, but fixtures of which each version said the same the last time are tried with one
+    /// of them.
     pub(crate) fn each_where_they_differ(no_install: bool) -> anyhow::Result<Self> {
         Ok(Self { shared: document::agreed()?, ..Self::everything(None, no_install) })
     }
@@ -96,7 +100,8 @@ struct Row {
     kernel: &'static str,
 }
 
-/// The oldest doesn't start on kernels that are newer than 6.12 (CRIU: `vdso.c`), so that each has the kernel of its suite.
+/// The oldest doesn't start on kernels that are newer than 6.12 (CRIU: `vdso.c`), so that each has
+/// the kernel of its suite.
 const MATRIX: [Row; 3] = [
     Row { name: "3.17.1", series: "3.17.1", suite: "bookworm", kernel: "6.1" },
     Row { name: "4.1.1", series: "4.1.1", suite: "trixie", kernel: "6.12" },
@@ -106,7 +111,8 @@ const MATRIX: [Row; 3] = [
 /// What makes file systems: by its path, as only root's `PATH` leads there.
 pub(super) const MKFS: &str = "/sbin/mkfs.ext4";
 
-/// What runs containers, and what CRIU packs their tmpfs with. They are in packages of the same names.
+/// What runs containers, and what CRIU packs their tmpfs with. They are in packages of the same
+/// names.
 const NEEDED_IN_GUESTS: [&str; 2] = ["runc", "tar"];
 
 /// Where a guest has CRIU.
@@ -145,7 +151,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         if trial.criu.is_wanted {
             bad.push(results.name());
         } else {
-            // A suite that went on ends nobody's run: that the rules don't know this release yet is news, no fault of a change.
+            // A suite that went on ends nobody's run: that the rules don't know this release yet is
+            // news, no fault of a change.
             tries::note(
                 &format!("criu {}", results.name()),
                 "nobody asked for this release: its disagreements count for nothing",
@@ -221,7 +228,8 @@ impl Trial {
             tries::note(&format!("criu {name}"), "its guest ended badly");
             results = boot(name, criu, kernel, &initramfs, &file)?;
         }
-        // What moves between a check and a dump may come out otherwise once. What disagrees twice disagrees.
+        // What moves between a check and a dump may come out otherwise once. What disagrees twice
+        // disagrees.
         let again = results.to_repeat();
         if !again.is_empty() {
             eprint!("{}", results.summary());
@@ -261,7 +269,8 @@ fn boot(
     let machine = Machine {
         vmlinuz: &kernel.vmlinuz,
         initramfs,
-        // With several, a processor may run into an instruction that another is replacing, which QEMU doesn't emulate well.
+        // With several, a processor may run into an instruction that another is replacing, which
+        // QEMU doesn't emulate well.
         processors: 1,
         memory: qemu::MEMORY,
         disk: None,

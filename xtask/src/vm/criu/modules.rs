@@ -31,7 +31,8 @@ const OF_CRIU: &[&str] = &[
 /// What a guest's disk needs.
 const OF_DISKS: &[&str] = &["virtio_pci", "virtio_blk", "ext4"];
 
-/// What fixtures are made of. Which of these a kernel has, or has in itself, is its own affair: a fixture says what it misses.
+/// What fixtures are made of. Which of these a kernel has, or has in itself, is its own affair: a
+/// fixture says what it misses.
 const OF_FIXTURES: &[&str] = &[
     "af_alg",
     "af_key",
@@ -88,7 +89,8 @@ const OF_FIXTURES: &[&str] = &[
     "xfrm_user",
 ];
 
-/// The wanted modules that a kernel has, and those that they need, in the order in which they can be loaded.
+/// The wanted modules that a kernel has, and those that they need, in the order in which they can
+/// be loaded.
 pub(super) fn get(dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let mut files = BTreeMap::new();
     find(dir, &mut files)?;

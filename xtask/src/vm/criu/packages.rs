@@ -39,7 +39,8 @@ const KIND: &str = "criu";
 /// The program, beside its libraries.
 const PROGRAM: &str = "criu.bin";
 
-/// The CRIU of a suite. If that has gone on to another series than the row's, the last one that came from it; else the one that it has.
+/// The CRIU of a suite. If that has gone on to another series than the row's, the last one that
+/// came from it; else the one that it has.
 pub(super) fn get(row: &Row, may_download: bool) -> anyhow::Result<Criu> {
     let archive = Archive::open(&format!("criu-{}", row.suite), &[row.suite], may_download)?;
     let file = archive.file_name("criu")?;
@@ -154,7 +155,8 @@ impl Criu {
         Ok(())
     }
 
-    /// All files that it needs in a directory: the one called `criu` is a script, which starts it with its own libraries.
+    /// All files that it needs in a directory: the one called `criu` is a script, which starts it
+    /// with its own libraries.
     fn files(&self, place: &str) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
         let script =
             format!("#!/bin/sh\nexec {place}/{LOADER} --library-path {place} {place}/{PROGRAM} \"$@\"\n");

@@ -57,7 +57,8 @@ impl Results {
             && self.disagreements().all(|dump| explanation(dump).is_some())
     }
 
-    /// Whether the guest failed, though there is no fixture that should be repeated: its kernel panicked before the first or after the last.
+    /// Whether the guest failed, though there is no fixture that should be repeated: its kernel
+    /// panicked before the first or after the last.
     pub(super) fn ended_badly(&self) -> bool {
         !self.is_good() && self.to_repeat().is_empty()
     }

@@ -1,7 +1,9 @@
-//! `cargo xtask desktop`: the case that started it all, with the real programs: XFCE, TightVNC and IBus in a container.
+//! `cargo xtask desktop`: the case that started it all, with the real programs: XFCE, TightVNC and
+//! IBus in a container.
 //!
-//! Its tests are those called `desktop::`. They run on this machine, with the CRIUs that run on any kernel; and in a guest with the oldest
-//! one, which doesn't. `cargo xtask test --everything` runs both.
+//! Its tests are those called `desktop::`. They run on this machine, with the CRIUs that run on any
+//! kernel; and in a guest with the oldest one, which doesn't. `cargo xtask test --everything` runs
+//! both.
 
 mod document;
 mod root;
@@ -176,7 +178,8 @@ impl Prepared {
             processors: 1,
             memory: MEMORY,
             disk: Some(&self.disk),
-            // A session of some twenty programs takes minutes to start, beside another guest even more.
+            // A session of some twenty programs takes minutes to start, beside another guest even
+            // more.
             patience: 4 * guest::PATIENCE,
             dir: &self.dir,
         })?;
