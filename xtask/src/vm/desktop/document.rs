@@ -67,7 +67,7 @@ fn symptom(out: &mut String, report: &Record) -> Written {
 
 This page is written by `cargo xtask desktop --write-docs`, of real runs: Debian's desktop in a container of runc's, its root on overlayfs, dumped by the real
 CRIU 3.17.1 on Linux {kernel} in an emulated machine, and by 4.1.1 and 4.2.1 on the kernel that wrote it. The tests that did so are in
-[tests/integration/desktop.rs](../tests/integration/desktop.rs), and `cargo xtask test` runs all of them.
+[tests/integration/desktop.rs](../tests/integration/desktop.rs), and `cargo xtask test --everything` runs all of them.
 
 ## The symptom
 
