@@ -36,7 +36,7 @@ pub(super) fn document(
             log.release,
             log.package,
             log.preemption,
-            run.row.processors,
+            run.processors,
             run.feeder,
             log.passed(),
             log.skipped().count(),
@@ -115,6 +115,7 @@ mod tests {
         Run {
             row: MATRIX[row],
             feeder,
+            processors: 2,
             log,
             took: std::time::Duration::from_secs(7),
             tests: file(),

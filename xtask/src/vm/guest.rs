@@ -47,6 +47,7 @@ pub(super) struct Guest<'a> {
 pub(super) struct Run {
     pub(super) row: Row,
     pub(super) feeder: &'static str,
+    pub(super) processors: u32,
     pub(super) log: Log,
     pub(super) took: Duration,
     /// What the test harness wrote.
@@ -80,7 +81,8 @@ impl Guest<'_> {
         })?;
         let took = start.elapsed();
         let log = Log::read(&read(&tests)?, &read(&console)?, killed);
-        Ok(Run { row: self.kernel.row, feeder: self.feeder, log, took, tests, console })
+        let (row, feeder, processors) = (self.kernel.row, self.feeder, self.processors);
+        Ok(Run { row, feeder, processors, log, took, tests, console })
     }
 
     /// What the kernel is told.

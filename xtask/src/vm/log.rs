@@ -82,9 +82,9 @@ impl Log {
         failed.map(|(name, _)| name.as_str()).collect()
     }
 
-    /// Whether the kernel gave up.
-    pub(super) fn panicked(&self) -> bool {
-        matches!(self.end, End::Panicked(_))
+    /// Whether the kernel gave up, or stopped: a test that hangs doesn't stop it.
+    pub(super) fn kernel_failed(&self) -> bool {
+        matches!(self.end, End::Panicked(_) | End::Hung(_))
     }
 
     /// Whether all is well: tests that didn't run prove nothing.
