@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         containers::tests(),
         documents::tests(),
         desktop::tests(),
+        harness::bystanders(),
     ];
     let beside = [
         alerts::tests(),

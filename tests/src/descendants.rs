@@ -20,15 +20,9 @@ pub fn adopt_orphans() -> io::Result<()> {
 pub fn end_all(limit: Duration) -> Vec<i32> {
     let start = Instant::now();
     loop {
-        // Who is killed may have been about to start another.
-        let pids = descendants();
+        let pids = kill_all();
         if pids.is_empty() || start.elapsed() > limit {
             return pids;
-        }
-        for pid in &pids {
-            // SAFETY: the process descends from this one, which reaps only processes that it has
-            // killed or that have ended.
-            unsafe { libc::kill(*pid, libc::SIGKILL) };
         }
         // Not each in turn: nobody hears of the end of a process that is traced, while its tracer
         // lives.
@@ -37,6 +31,17 @@ pub fn end_all(limit: Duration) -> Vec<i32> {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Kills whatever descends from this process, and returns whom. Those that are killed may have been
+/// about to start others. Nobody else may reap meanwhile.
+pub fn kill_all() -> Vec<i32> {
+    let pids = descendants();
+    for pid in &pids {
+        // SAFETY: the process descends from this one, where nobody reaps now: the pid is its own.
+        unsafe { libc::kill(*pid, libc::SIGKILL) };
+    }
+    pids
 }
 
 /// Reaps a child, if it has ended, or any child for -1. Returns its pid and how it ended, as `wait`

@@ -1,10 +1,11 @@
 //! What the tests run: one build of everything, with the same features, for whatever part of it is
 //! wanted.
 //!
-//! The programs have their libraries in them, as the agent of the image has: so this one build
-//! tests that, too.
+//! The programs have their libraries in them, as the agent of the image has, if there is a C library
+//! to link into them: so this one build tests that, too.
 
 use std::{
+    ffi::OsStr,
     path::PathBuf,
     process::Command,
     sync::{Mutex, PoisonError},
@@ -30,8 +31,14 @@ pub(crate) struct Executable {
 
 /// A command of cargo's for all that is in the workspace.
 pub(crate) fn cargo_of_all(command: &str) -> anyhow::Result<Command> {
+    cargo_with_path(command, &std::env::var_os("PATH").unwrap_or_default())
+}
+
+/// The same, for tests that find programs in this `PATH`.
+pub(crate) fn cargo_with_path(command: &str, path: &OsStr) -> anyhow::Result<Command> {
     let host = host_triple()?;
     let mut cargo = cargo()?;
+    cargo.env("PATH", path);
     // The flags would be those of build scripts, too, but for a target that is named.
     cargo.args([command, "--locked", "--workspace", "--target", &host]);
     if has_static_libc() {
@@ -40,7 +47,8 @@ pub(crate) fn cargo_of_all(command: &str) -> anyhow::Result<Command> {
     }
     if !is_root() {
         // Tests need root. sudo sets a PATH of its own.
-        let path = std::env::var("PATH").unwrap_or_default();
+        let path = path.to_str().filter(|path| !path.contains(' '));
+        let path = path.context("a PATH with a space in it can't be kept by sudo")?;
         let variable = format!("CARGO_TARGET_{}_RUNNER", host.replace('-', "_").to_uppercase());
         cargo.env(variable, format!("sudo -E env PATH={path}"));
     }

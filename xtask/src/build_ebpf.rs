@@ -77,7 +77,8 @@ pub(crate) fn missing_packages() -> anyhow::Result<Vec<Package>> {
     if toolchain().is_none() {
         packages.extend(["rustc-web", "cargo-web", "rust-web-src"].map(Package::Install));
     }
-    if found_linker()?.is_none() && llvm().is_none() && !is_installed("libllvm22") {
+    // The linker in the cache needs it to run, and a new one to be built.
+    if find("bpf-linker").is_none() && llvm().is_none() && !is_installed("libllvm22") {
         packages.push(Package::Install("libllvm22"));
     }
     Ok(packages)
@@ -147,7 +148,7 @@ fn linker(no_install: bool) -> anyhow::Result<PathBuf> {
     let dir = cache::get_or_make(TOOLS, &linker_name(), |dir| {
         // Its build script wants PREFIX/lib/libLLVM.so, and nothing else of LLVM's development
         // files.
-        let prefix = dir.join("llvm");
+        let (prefix, building) = (dir.join("llvm"), dir.join("building"));
         let link = prefix.join("lib/libLLVM.so");
         fs::create_dir_all(prefix.join("lib")).with_context(|| format!("make {}", prefix.display()))?;
         std::os::unix::fs::symlink(&llvm, &link).with_context(|| format!("link {}", link.display()))?;
@@ -155,10 +156,10 @@ fn linker(no_install: bool) -> anyhow::Result<PathBuf> {
         install.args(["install", "bpf-linker", "--version", version, "--locked", "--no-default-features"]);
         // What takes time is done by LLVM, however this is compiled.
         install.args(["--profile", "dev", "--features", &feature, "--root"]).arg(dir);
+        install.arg("--target-dir").arg(&building);
         install.env("LLVM_PREFIX", &prefix);
-        // Built where nobody has set a target directory: cargo would build it in there, and for
-        // good.
-        fetch(install.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS"))
+        fetch(install.env_remove("RUSTFLAGS"))?;
+        fs::remove_dir_all(&building).with_context(|| format!("remove {}", building.display()))
     })?;
     Ok(dir.join("bin/bpf-linker"))
 }

@@ -2,13 +2,13 @@
 //! roots of containers.
 //!
 //! It is in `$XDG_CACHE_HOME/fdtracker`, else in `~/.cache/fdtracker`: `KIND/NAME`, where the name
-//! has the version. All of it may be deleted at any time; it is made again when it is needed. What
+//! has the version. All of it may be deleted while nothing runs; it is made again when it is needed. What
 //! has been used longest ago goes when there is too much.
 
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
@@ -63,22 +63,14 @@ pub(crate) fn get_or_make(
         return Ok(path);
     }
     // Another clone's run may be at it.
-    let lock = dir()?.join("lock");
-    let lock = File::create(&lock).with_context(|| format!("make {}", lock.display()))?;
-    if lock.try_lock().is_err() {
-        eprintln!("waiting for another run, which puts something into {}", dir()?.display());
-        lock.lock().context("lock the cache")?;
-    }
+    let _lock = lock()?;
     if let Some(path) = get(kind_name, name)? {
         return Ok(path);
     }
     let (path, unfinished) = (kind(kind_name)?.join(name), kind(UNFINISHED)?.join(name));
     remove(&unfinished)?;
     make(&unfinished)?;
-    if fs::rename(&unfinished, &path).is_err() {
-        // A directory that root owns, nobody else may move.
-        must(as_root("mv").arg("--no-target-directory").arg(&unfinished).arg(&path))?;
-    }
+    place(&unfinished, &path)?;
     Ok(path)
 }
 
@@ -98,9 +90,21 @@ pub(crate) fn newest(kind_name: &str, beginning: &str) -> anyhow::Result<Option<
     Ok(newest)
 }
 
-/// Deletes what has been used longest ago, until the rest is small enough. What this run has used
-/// stays.
-pub(crate) fn prune(start: SystemTime) -> anyhow::Result<()> {
+/// Deletes one of them, if it is there.
+pub(crate) fn forget(kind_name: &str, name: &str) -> anyhow::Result<()> {
+    remove(&kind(kind_name)?.join(name))
+}
+
+/// Deletes what has been used longest ago, until the rest is small enough. What was used since then
+/// stays: by this run, or by another.
+pub(crate) fn prune(since: SystemTime) {
+    if let Err(error) = try_prune(since) {
+        eprintln!("the cache isn't bounded now: {error:#}");
+    }
+}
+
+fn try_prune(since: SystemTime) -> anyhow::Result<()> {
+    let _lock = lock()?;
     let kinds = fs::read_dir(dir()?)?.flatten().filter(|entry| entry.path().is_dir());
     let mut entries: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
     for kind in kinds {
@@ -108,11 +112,37 @@ pub(crate) fn prune(start: SystemTime) -> anyhow::Result<()> {
             entries.push((used(&entry.path()), size(&entry.path()), entry.path()));
         }
     }
-    for path in surplus(entries, MOST, start) {
+    for path in surplus(entries, MOST, since) {
         eprintln!("the cache is full: deleting {}", path.display());
-        remove(&path)?;
+        // Under its own name it would be taken for whole, if this were ended now.
+        let gone = kind(UNFINISHED)?.join("deleted");
+        remove(&gone)?;
+        place(&path, &gone)?;
+        remove(&gone)?;
     }
     Ok(())
+}
+
+/// Moves a file or directory.
+fn place(from: &Path, to: &Path) -> anyhow::Result<()> {
+    if fs::rename(from, to).is_ok() {
+        return Ok(());
+    }
+    // A directory that root owns, nobody else may move.
+    must(as_root("mv").arg("--no-target-directory").arg(from).arg(to))
+}
+
+/// Waits until no other run puts something into the cache, or deletes something. It ends with the
+/// value.
+fn lock() -> anyhow::Result<File> {
+    const LOOK: Duration = Duration::from_secs(4);
+    let path = dir()?.join("lock");
+    let lock = File::create(&path).with_context(|| format!("make {}", path.display()))?;
+    while lock.try_lock().is_err() {
+        eprintln!("waiting for another run, which changes {}", dir()?.display());
+        std::thread::sleep(LOOK);
+    }
+    Ok(lock)
 }
 
 /// What must go of these for the rest to be small enough: those used longest ago, and nothing that
@@ -158,8 +188,6 @@ fn size(path: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

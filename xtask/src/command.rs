@@ -68,9 +68,12 @@ pub(crate) fn fetch(command: &mut Command) -> anyhow::Result<()> {
     for pause in [10, 30] {
         match must(command) {
             Ok(()) => return Ok(()),
-            Err(error) => eprintln!("{error:#}; trying again in {pause} s"),
+            Err(error) => eprintln!("{error:#}"),
         }
-        thread::sleep(Duration::from_secs(pause));
+        for left in (1..=pause).rev().filter(|left| left % 5 == 0) {
+            eprintln!("trying again in {left} s");
+            thread::sleep(Duration::from_secs(5));
+        }
     }
     must(command)
 }

@@ -16,7 +16,7 @@ pub(crate) fn sentence(commit: &str) -> String {
 
 /// The commit that is here. A document may name it only if nothing is changed.
 pub(crate) fn commit() -> anyhow::Result<String> {
-    let changed = git(&["status", "--porcelain", "--untracked-files=no"])?;
+    let changed = git(&["status", "--porcelain"])?;
     ensure!(changed.is_empty(), "commit first: the documents name the commit that was tested\n{changed}");
     git(&["rev-parse", "HEAD"])
 }
@@ -31,10 +31,22 @@ fn named(text: &str) -> Option<String> {
     Some(text.split_once(BEFORE)?.1.split_once('`')?.0.to_owned())
 }
 
-/// Files that differ from those of a commit. An error, if that isn't in this clone.
+/// Whether this clone has a commit.
+pub(crate) fn is_here(commit: &str) -> bool {
+    git(&["cat-file", "-e", &format!("{commit}^{{commit}}")]).is_ok()
+}
+
+/// A number that differs from commit to commit.
+pub(crate) fn turn() -> usize {
+    let digits = git(&["rev-parse", "--short=4", "HEAD"]).unwrap_or_default();
+    usize::from_str_radix(digits.get(..4).unwrap_or_default(), 16).unwrap_or_default()
+}
+
+/// Files that differ from those of a commit, new ones too.
 pub(crate) fn changed_since(commit: &str) -> anyhow::Result<Vec<String>> {
     let changed = git(&["diff", "--name-only", "--no-renames", commit, "--"])?;
-    Ok(changed.lines().map(str::to_owned).collect())
+    let new = git(&["ls-files", "--others", "--exclude-standard"])?;
+    Ok(changed.lines().chain(new.lines()).map(str::to_owned).collect())
 }
 
 fn git(arguments: &[&str]) -> anyhow::Result<String> {

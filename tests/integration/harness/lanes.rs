@@ -29,7 +29,8 @@ type Job = (&'static str, Duration);
 pub(super) struct Lanes {
     /// What waits for each lane.
     jobs: Vec<Vec<Job>>,
-    outcomes: BTreeMap<&'static str, Sender<Outcome>>,
+    /// Who is told what came of a test. Each belongs to one lane: if that is gone, nobody waits.
+    outcomes: Mutex<BTreeMap<&'static str, Sender<Outcome>>>,
     waiting: Mutex<BTreeMap<&'static str, Receiver<Outcome>>>,
     running: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -46,7 +47,8 @@ impl Lanes {
         }
         let channels = tests.all().map(|test| (test.name, channel()));
         let (outcomes, waiting) = channels.map(|(name, (to, from))| ((name, to), (name, from))).unzip();
-        Self { jobs, outcomes, waiting: Mutex::new(waiting), running: Mutex::new(Vec::new()) }
+        let (outcomes, waiting) = (Mutex::new(outcomes), Mutex::new(waiting));
+        Self { jobs, outcomes, waiting, running: Mutex::new(Vec::new()) }
     }
 
     /// Whether one test is run after the other.
@@ -72,11 +74,10 @@ impl Lanes {
         });
         let report = Arc::new(Mutex::new(report));
         for jobs in &self.jobs {
-            let lane = Lane {
-                jobs: jobs.iter().filter(|(name, _)| is_wanted(name)).copied().collect(),
-                outcomes: self.outcomes.clone(),
-                report: Arc::clone(&report),
-            };
+            let wanted = jobs.iter().filter(|(name, _)| is_wanted(name));
+            let mut outcomes = lock(&self.outcomes);
+            let jobs = wanted.filter_map(|job| Some((*job, outcomes.remove(job.0)?))).collect();
+            let lane = Lane { jobs, report: Arc::clone(&report) };
             lock(&self.running).push(thread::spawn(|| lane.run()));
         }
     }
@@ -90,22 +91,21 @@ impl Lanes {
 }
 
 struct Lane {
-    jobs: Vec<Job>,
-    outcomes: BTreeMap<&'static str, Sender<Outcome>>,
+    jobs: Vec<(Job, Sender<Outcome>)>,
     report: Arc<Mutex<Option<File>>>,
 }
 
 impl Lane {
     fn run(self) {
         let mut supervisor = Supervisor::default();
-        for (name, limit) in self.jobs {
+        for ((name, limit), outcome_to) in self.jobs {
             let start = Instant::now();
             let (tries, outcome) = run(&mut supervisor, name, limit);
             if let Some(report) = &mut *lock(&self.report) {
                 let line = json!({"test": name, "seconds": start.elapsed().as_secs_f64(), "tries": tries});
                 writeln!(report, "{line}").expect("write the report of the tests");
             }
-            let _ = self.outcomes[name].send(outcome);
+            let _ = outcome_to.send(outcome);
         }
         supervisor.end();
     }

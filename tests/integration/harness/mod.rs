@@ -22,7 +22,7 @@ use libtest_mimic::{Arguments, Trial};
 use serde_json::{Value, json};
 
 use self::lanes::Lanes;
-pub use self::probes::{probes, tests};
+pub use self::probes::{bystanders, probes, tests};
 
 /// How long a test may take, if it doesn't say otherwise.
 const LIMIT: Duration = Duration::from_secs(90);

@@ -30,6 +30,15 @@ pub fn probes() -> Vec<Test> {
     ]
 }
 
+/// One that does, beside them.
+pub fn bystanders() -> Vec<Test> {
+    if std::env::var_os(WANTED).is_none() {
+        return Vec::new();
+    }
+    // Longer than the other has until it is ended.
+    vec![test("probe::bystander", Nobody, || std::thread::sleep(Duration::from_secs(2)))]
+}
+
 fn hangs() {
     // In a session of its own, as containers' processes are, and without a parent that waits for
     // it.
@@ -52,10 +61,12 @@ fn ends_what_hangs_and_goes_on() {
         "not done within 1 s",
         "the process that ran it ended: signal: 6 (SIGABRT)",
         "as it should",
-        "test result: FAILED. 1 passed; 3 failed; 0 ignored",
+        "test result: FAILED. 2 passed; 3 failed; 0 ignored",
     ] {
         assert!(text.contains(line), "no {line:?} in\n{text}");
     }
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("probe::bystander was ended with a test that hung: it runs again"), "{said}");
     let left = Command::new("pgrep").args(["-f", LEFT]).output().expect("run pgrep");
     assert!(left.stdout.is_empty(), "left: {}", String::from_utf8_lossy(&left.stdout));
 }

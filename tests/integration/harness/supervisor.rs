@@ -8,16 +8,13 @@ use std::{
         process::ExitStatusExt as _,
     },
     process::{Command, ExitStatus},
-    sync::{
-        Mutex, Once, PoisonError,
-        atomic::{AtomicU32, Ordering::Relaxed},
-    },
+    sync::{Mutex, MutexGuard, Once, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use fdtracker_tests::{
-    descendants::{adopt_orphans, end_all, reap},
+    descendants::{adopt_orphans, kill_all, reap},
     patience,
 };
 use tempfile::TempDir;
@@ -30,7 +27,7 @@ const TICK: Duration = Duration::from_secs(4);
 /// How often the time is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How long a worker has for its end, and what it started for theirs.
+/// How long a worker has for its start and its end, and what it started for theirs.
 const END: Duration = Duration::from_secs(30);
 
 /// How often ended processes are looked for.
@@ -39,8 +36,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How the children of this process ended, those too that came to it when their parents ended.
 static ENDED: Mutex<BTreeMap<i32, ExitStatus>> = Mutex::new(BTreeMap::new());
 
-/// How many times all that tests had started was ended, whoever's it was.
-static ENDINGS: AtomicU32 = AtomicU32::new(0);
+/// How many times all that tests had started was ended, whoever's it was. Locked while that is
+/// done, and while a worker starts: a new one isn't among those that are ended.
+static ENDINGS: Mutex<u32> = Mutex::new(0);
 
 #[derive(Default)]
 pub(super) struct Supervisor {
@@ -51,12 +49,20 @@ impl Supervisor {
     /// Runs a test.
     pub(super) fn run(&mut self, name: &str, limit: Duration) -> Outcome {
         loop {
-            let before = ENDINGS.load(Relaxed);
-            let worker = self.worker.get_or_insert_with(Worker::start);
+            let worker = match self.worker.take() {
+                Some(worker) => worker,
+                None => match Worker::start() {
+                    Ok(worker) => worker,
+                    Err(why) => return Outcome::Failed { why, waited: false },
+                },
+            };
+            let worker = self.worker.insert(worker);
             match worker.run(name, limit) {
                 Ok(outcome) => return outcome,
-                // It was ended with what a test of another worker's had started.
-                Err(Lost::Ended) if ENDINGS.load(Relaxed) > before => self.worker = None,
+                Err(Lost::Ended) if worker.is_bystander() => {
+                    eprintln!("{name} was ended with a test that hung: it runs again");
+                    self.worker = None;
+                }
                 Err(end) => {
                     let waited = matches!(end, Lost::Late);
                     let why = worker.lost(end, limit);
@@ -86,22 +92,38 @@ enum Lost {
 struct Worker {
     pid: i32,
     stream: BufReader<UnixStream>,
+    /// [`ENDINGS`] when it was started.
+    endings: u32,
     /// Where it found the socket.
     _dir: TempDir,
 }
 
 impl Worker {
-    fn start() -> Self {
+    fn start() -> Result<Self, String> {
         reap_all();
+        let endings = lock(&ENDINGS);
         let dir = tempfile::tempdir().expect("a directory for the socket");
         let socket = dir.path().join("harness.sock");
         let listener = UnixListener::bind(&socket).expect("listen to the worker");
+        listener.set_nonblocking(true).expect("look for the worker without waiting");
         let program = std::env::current_exe().expect("this test's own path");
         #[expect(clippy::zombie_processes, reason = "`reap_all` waits for all children")]
         let worker = Command::new(program).env(SOCKET, &socket).spawn().expect("start a worker");
-        let (stream, _) = listener.accept().expect("the worker connects");
+        let (pid, start) = (worker.id() as i32, Instant::now());
+        let stream = loop {
+            match listener.accept() {
+                Ok((stream, _)) => break stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(format!("accept the worker: {error}")),
+            }
+            if lock(&ENDED).contains_key(&pid) || start.elapsed() > END * patience() {
+                return Err("the process that runs tests didn't start".into());
+            }
+            thread::sleep(PAUSE);
+        };
+        stream.set_nonblocking(false).expect("wait for answers");
         stream.set_read_timeout(Some(LOOK)).expect("limit the wait for an answer");
-        Self { pid: worker.id() as i32, stream: BufReader::new(stream), _dir: dir }
+        Ok(Self { pid, stream: BufReader::new(stream), endings: *endings, _dir: dir })
     }
 
     fn run(&mut self, name: &str, limit: Duration) -> Result<Outcome, Lost> {
@@ -131,6 +153,11 @@ impl Worker {
         }
     }
 
+    /// Whether it was ended with what a test of another worker had started.
+    fn is_bystander(&self) -> bool {
+        *lock(&ENDINGS) > self.endings
+    }
+
     /// Says what became of it, and ends all that tests have started.
     fn lost(&mut self, how: Lost, limit: Duration) -> String {
         let why = match how {
@@ -140,8 +167,7 @@ impl Worker {
                 format!("the process that ran it ended: {how}")
             }
         };
-        ENDINGS.fetch_add(1, Relaxed);
-        let left = end_all(END);
+        let left = end_all_tests();
         if left.is_empty() { why } else { format!("{why}; these can't be ended: {left:?}") }
     }
 
@@ -159,7 +185,7 @@ impl Worker {
     fn status(&self, limit: Duration) -> Option<ExitStatus> {
         let start = Instant::now();
         loop {
-            let status = ENDED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.pid);
+            let status = lock(&ENDED).remove(&self.pid);
             if status.is_some() || start.elapsed() > limit {
                 return status;
             }
@@ -169,7 +195,28 @@ impl Worker {
 
     fn end(self) {
         let _ = self.stream.get_ref().shutdown(std::net::Shutdown::Write);
-        self.status(END * patience());
+        if self.status(END * patience()).is_none() {
+            eprintln!("a process that ran tests doesn't end: {}", self.places());
+            end_all_tests();
+        }
+    }
+}
+
+/// Ends all that tests have started, workers too. Returns what is left.
+fn end_all_tests() -> Vec<i32> {
+    let mut endings = lock(&ENDINGS);
+    *endings += 1;
+    let start = Instant::now();
+    loop {
+        let left = {
+            // Nobody is reaped meanwhile: no other process can have the pid of one.
+            let _ended = lock(&ENDED);
+            kill_all()
+        };
+        if left.is_empty() || start.elapsed() > END {
+            return left;
+        }
+        thread::sleep(PAUSE);
     }
 }
 
@@ -180,12 +227,17 @@ fn reap_all() {
         adopt_orphans().expect("become the parent of what tests leave behind");
         thread::spawn(|| {
             loop {
+                let mut ended = lock(&ENDED);
                 while let Some((pid, status)) = reap(-1) {
-                    let mut ended = ENDED.lock().unwrap_or_else(PoisonError::into_inner);
                     ended.insert(pid, ExitStatus::from_raw(status));
                 }
+                drop(ended);
                 thread::sleep(PAUSE);
             }
         });
     });
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

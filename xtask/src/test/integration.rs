@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 
 use super::{programs, tries};
-use crate::{build::cargo_of_all, command::must, paths::target, vm::desktop};
+use crate::{build::cargo_with_path, command::must, paths::target, vm::desktop};
 
 /// Which of them are run.
 pub(crate) struct Choice<'a> {
@@ -41,15 +41,15 @@ pub(crate) fn run_with(choice: &Choice<'_>, change: impl FnOnce(&mut Command)) -
 }
 
 fn command(choice: &Choice<'_>, report: &Path) -> anyhow::Result<Command> {
-    let mut cargo = cargo_of_all("test")?;
-    cargo.env("PATH", programs::path()?).env("FDTRACKER_TEST_REPORT", report);
+    let mut cargo = cargo_with_path("test", &programs::path()?)?;
+    cargo.env("FDTRACKER_TEST_REPORT", report);
     if let Some(modules) = programs::python_modules()? {
         cargo.env("FDTRACKER_TEST_PYTHON", modules);
     }
     cargo.args(["--test", "integration", "--"]).args(choice.filter);
     if choice.desktop {
         desktop::tell(&mut cargo)?;
-    } else {
+    } else if choice.filter.is_none() {
         cargo.args(["--skip", desktop::TESTS]);
     }
     Ok(cargo)

@@ -77,7 +77,9 @@ impl Steps {
     }
 
     fn key(&self, step: &Step) -> String {
-        format!("{}, {}", step.name, if self.is_first { "first" } else { "later" })
+        // Steps of the same name may do more or less.
+        let when = if self.is_first { "first" } else { "later" };
+        format!("{}: {}, {when}", step.name, step.about)
     }
 
     fn estimate(&self, step: &Step) -> u64 {
@@ -114,8 +116,8 @@ mod tests {
             is_whole: true,
         };
         assert_eq!(steps(true, &[]).estimate(&step), 150);
-        assert_eq!(steps(false, &[("build, first", 90)]).estimate(&step), 5);
-        assert_eq!(steps(true, &[("build, first", 90)]).estimate(&step), 90);
+        assert_eq!(steps(false, &[("build: , first", 90)]).estimate(&step), 5);
+        assert_eq!(steps(true, &[("build: , first", 90)]).estimate(&step), 90);
         assert_eq!((time(90), time(91), time(150)), ("90 s".into(), "2 min".into(), "3 min".into()));
     }
 }

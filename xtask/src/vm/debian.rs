@@ -19,6 +19,8 @@ use crate::{
 pub(super) struct Archive {
     dir: PathBuf,
     may_download: bool,
+    /// Kept as long as this is: another run has to wait with its own.
+    _lock: fs::File,
 }
 
 /// How old lists of packages may be.
@@ -30,7 +32,10 @@ impl Archive {
         let dir = cache::get_or_make("apt", name, |dir| {
             fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))
         })?;
-        let archive = Self { dir, may_download };
+        let lock = dir.join("in-use");
+        let lock = fs::File::create(&lock).with_context(|| format!("make {}", lock.display()))?;
+        lock.lock().with_context(|| format!("lock {}", dir.display()))?;
+        let archive = Self { dir, may_download, _lock: lock };
         // Each time, because the system may get its packages from elsewhere now.
         archive.configure(suites)?;
         match archive.age() {
@@ -143,9 +148,8 @@ impl Archive {
 
     /// Downloads the newest file of a package and unpacks it into a directory.
     pub(super) fn unpack(&self, package: &str, dir: &Path) -> anyhow::Result<()> {
-        let file = self.file_name(package)?;
         if !self.may_download {
-            bail!("{file} is needed (without --no-install it is downloaded)");
+            bail!("{} is needed (without --no-install it is downloaded)", self.file_name(package)?);
         }
         unpack(self.apt("apt-get"), package, dir)
     }

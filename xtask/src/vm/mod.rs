@@ -151,6 +151,7 @@ pub(crate) const DOCUMENT: &str = "docs/compatibility.md";
 /// desktop here, documents are written.
 pub(crate) fn compare(written: Option<(&str, &Path)>, no_install: bool) -> anyhow::Result<()> {
     let commit = written.map(|(commit, _)| commit.to_owned());
+    install(&desktop::needed_packages()?, !no_install)?;
     // apt's lists are for one at a time.
     let desktop = desktop::prepare_guest(no_install)?;
     let guest = std::thread::scope(|scope| {
@@ -161,7 +162,7 @@ pub(crate) fn compare(written: Option<(&str, &Path)>, no_install: bool) -> anyho
             (desktop, criu) => criu.and(desktop),
         }
     })?;
-    written.map_or(Ok(()), |(_, record)| desktop::write_document(record, &guest))
+    written.map_or(Ok(()), |(commit, record)| desktop::write_document(record, &guest, commit))
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {

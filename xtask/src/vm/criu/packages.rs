@@ -42,20 +42,36 @@ const PROGRAM: &str = "criu.bin";
 /// The CRIU of a suite. If that has gone on to another series than the row's, the last one that
 /// came from it; else the one that it has.
 pub(super) fn get(row: &Row, may_download: bool) -> anyhow::Result<Criu> {
+    // The version of the package begins with that of CRIU, and a dash.
+    let series = format!("{}-", row.series);
+    let from_suite = from_suite(row, may_download);
+    match from_suite {
+        Ok(criu) if criu.version.starts_with(&series) => {
+            eprintln!("criu {}: {} of {}", row.name, criu.version, row.suite);
+            return Ok(criu);
+        }
+        _ => {}
+    }
+    let suite_has = match &from_suite {
+        Ok(criu) => format!("{} has {} now", row.suite, criu.version),
+        Err(error) => format!("{} can't be asked: {error:#}", row.suite),
+    };
+    if let Some(dir) = cache::newest(KIND, &series)? {
+        let version = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        eprintln!("criu {}: {version}, which was kept: {suite_has}", row.name);
+        return Ok(Criu { version, is_wanted: true, dir });
+    }
+    eprintln!("criu {}: {suite_has}; it is taken in its place", row.name);
+    from_suite.map(|criu| Criu { is_wanted: false, ..criu })
+}
+
+/// What the suite has now.
+fn from_suite(row: &Row, may_download: bool) -> anyhow::Result<Criu> {
     let archive = Archive::open(&format!("criu-{}", row.suite), &[row.suite], may_download)?;
     let file = archive.file_name("criu")?;
     let version = file.split('_').nth(1).unwrap_or_default().to_owned();
-    if version.starts_with(row.series) {
-        eprintln!("criu {}: {version} of {}", row.name, row.suite);
-    } else if let Some(dir) = cache::newest(KIND, row.series)? {
-        let kept = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        eprintln!("criu {}: {kept}, which was kept, as {} has {version} now", row.name, row.suite);
-        return Ok(Criu { version: kept, is_wanted: true, dir });
-    } else {
-        eprintln!("criu {}: {} has {version} now, which is taken in its place", row.name, row.suite);
-    }
     let dir = cache::get_or_make(KIND, &version, |dir| gather(&archive, dir))?;
-    Ok(Criu { is_wanted: version.starts_with(row.series), version, dir })
+    Ok(Criu { version, is_wanted: true, dir })
 }
 
 /// Downloads the program and its libraries into a directory.

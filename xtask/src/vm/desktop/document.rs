@@ -5,13 +5,15 @@ use std::{collections::BTreeMap, fmt::Write as _, fs};
 use anyhow::Context as _;
 use serde_json::Value;
 
-use crate::paths::workspace;
+use crate::{paths::workspace, whole};
 
-const FILE: &str = "docs/case-vnc.md";
+/// The page.
+pub(crate) const FILE: &str = "docs/case-vnc.md";
 
 /// Writes it, of what the tests recorded here and in the guest.
-pub(super) fn write(here: &str, guest: &str) -> anyhow::Result<()> {
+pub(super) fn write(here: &str, guest: &str, commit: &str) -> anyhow::Result<()> {
     let text = document(&records(guest), &records(here)).context("the tests recorded too little")?;
+    let text = format!("{text}\n{}\n", whole::sentence(commit));
     fs::write(workspace()?.join(FILE), text).with_context(|| format!("write {FILE}"))?;
     eprintln!("wrote {FILE}");
     Ok(())

@@ -8,6 +8,8 @@
 mod document;
 mod root;
 
+pub(crate) use self::document::FILE as DOCUMENT;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -24,7 +26,7 @@ use super::{
     kernels::Kernel,
     qemu, report, run_until_good,
 };
-use crate::{machine::Package, paths::target, test};
+use crate::{machine::Package, paths::target, test, whole};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -64,6 +66,7 @@ const MEMORY: u32 = 2560;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
+    let commit = args.write_docs.then(whole::commit).transpose()?;
     test::provide(needed_packages()?, args.no_install)?;
     let record = new_record()?;
     if !args.guest {
@@ -72,8 +75,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         test::integration_with(&choice, |command| record_in(command, &record))?;
     }
     let guest = prepare_guest(args.no_install)?.run()?;
-    if args.write_docs {
-        write_document(&record, &guest)?;
+    if let Some(commit) = commit {
+        write_document(&record, &guest, &commit)?;
     }
     eprintln!("the desktop is as fdtracker says: {} s", start.elapsed().as_secs());
     Ok(())
@@ -93,8 +96,8 @@ pub(crate) fn run_guest(no_install: bool) -> anyhow::Result<()> {
 }
 
 /// The page of the case, with what tests here have recorded, and those in a guest.
-pub(super) fn write_document(record: &Path, guest: &Run) -> anyhow::Result<()> {
-    document::write(&qemu::read(record)?, &qemu::read(&guest.tests)?)
+pub(super) fn write_document(record: &Path, guest: &Run, commit: &str) -> anyhow::Result<()> {
+    document::write(&qemu::read(record)?, &qemu::read(&guest.tests)?, commit)
 }
 
 /// An empty file for what tests see.

@@ -57,12 +57,18 @@ fn name() -> String {
     format!("desktop-{SUITE}-{:016x}", hasher.finish())
 }
 
+fn disk_name() -> String {
+    format!("{}.ext4", name())
+}
+
 /// Makes it, unless it is in the cache. Returns where it is.
 pub(super) fn make(may_download: bool) -> anyhow::Result<PathBuf> {
     cache::get_or_make(KIND, &name(), |root| {
         if !may_download {
             bail!("the root of a desktop is needed (without --no-install {MAKER} makes it)");
         }
+        // A disk that was made of another one would be another system.
+        cache::forget(KIND, &disk_name())?;
         let mut maker = as_root(MAKER);
         maker.args(["--mode=root", "--variant=minbase", "--aptopt=APT::Sandbox::User \"root\""]);
         maker.args(LEFT_OUT.map(|path| format!("--dpkgopt=path-exclude={path}")));
@@ -73,7 +79,7 @@ pub(super) fn make(may_download: bool) -> anyhow::Result<PathBuf> {
 
 /// The same as a file system in a file, for a guest's disk.
 pub(super) fn disk(root: &Path) -> anyhow::Result<PathBuf> {
-    cache::get_or_make(KIND, &format!("{}.ext4", name()), |disk| {
+    cache::get_or_make(KIND, &disk_name(), |disk| {
         let used =
             output(as_root("du").args(["--summarize", "--block-size=1", "--one-file-system"]).arg(root))?;
         let used: u64 =
