@@ -42,7 +42,7 @@ pub(crate) fn must(command: &mut Command) -> anyhow::Result<()> {
         let status = command.status().with_context(|| format!("start {shown}"))?;
         return if status.success() { Ok(()) } else { bail!("{shown}: {status}") };
     }
-    watch(command.stdout(Stdio::piped()), &shown, std::io::stdout()).map(drop)
+    watch(command.stdout(Stdio::piped()), &shown, std::io::stdout(), true)
 }
 
 /// The standard output of a command that must work and takes long; its standard error is shown, as
@@ -58,7 +58,8 @@ pub(crate) fn must_output(command: &mut Command) -> anyhow::Result<String> {
         }
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    watch(command.stdout(Stdio::piped()), &shown, Shared(Arc::clone(&output)))?;
+    let shared = Shared(Arc::clone(&output));
+    watch(command.stdout(Stdio::piped()), &shown, shared, false)?;
     let output = output.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(String::from_utf8_lossy(&output).into_owned())
 }
@@ -89,11 +90,18 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
 }
 
 /// Waits for a command, passes on what it says, and tells when it is silent for long.
-fn watch(command: &mut Command, shown: &str, output: impl Write + Send + 'static) -> anyhow::Result<()> {
+fn watch(
+    command: &mut Command,
+    shown: &str,
+    output: impl Write + Send + 'static,
+    is_seen: bool,
+) -> anyhow::Result<()> {
     let start = Instant::now();
     let last = Arc::new(Mutex::new(start));
     let mut child = command.stderr(Stdio::piped()).spawn().with_context(|| format!("start {shown}"))?;
-    let readers = pass_on_all(&mut child, output, &last);
+    // Output that nobody sees breaks no silence.
+    let last_output = if is_seen { Arc::clone(&last) } else { Arc::new(Mutex::new(start)) };
+    let readers = pass_on_all(&mut child, (output, last_output), Arc::clone(&last));
     let status = loop {
         if let Some(status) = child.try_wait().with_context(|| format!("wait for {shown}"))? {
             break status;
@@ -114,19 +122,18 @@ fn watch(command: &mut Command, shown: &str, output: impl Write + Send + 'static
     if status.success() { Ok(()) } else { bail!("{shown}: {status}") }
 }
 
+/// Passes on its output and its errors, each with the time at which there was some last.
 fn pass_on_all(
     child: &mut Child,
-    output: impl Write + Send + 'static,
-    last: &Arc<Mutex<Instant>>,
+    (output, last_output): (impl Write + Send + 'static, Arc<Mutex<Instant>>),
+    last_error: Arc<Mutex<Instant>>,
 ) -> Vec<thread::JoinHandle<()>> {
     let mut readers = Vec::new();
     if let Some(stdout) = child.stdout.take() {
-        let last = Arc::clone(last);
-        readers.push(thread::spawn(move || pass_on(stdout, output, &last)));
+        readers.push(thread::spawn(move || pass_on(stdout, output, &last_output)));
     }
     if let Some(stderr) = child.stderr.take() {
-        let last = Arc::clone(last);
-        readers.push(thread::spawn(move || pass_on(stderr, std::io::stderr(), &last)));
+        readers.push(thread::spawn(move || pass_on(stderr, std::io::stderr(), &last_error)));
     }
     readers
 }

@@ -33,7 +33,9 @@ pub(crate) fn run_with(choice: &Choice<'_>, change: impl FnOnce(&mut Command)) -
     for (name, why) in &report.again {
         tries::note(name, why);
     }
-    eprintln!("{}", report.slowest());
+    if !report.tests.is_empty() {
+        eprintln!("{}", report.slowest());
+    }
     match result {
         Ok(()) => Ok(report.counts()),
         Err(error) => Err(error.context(format!("failed: {}", report.failed().join(", ")))),
