@@ -2,12 +2,13 @@
 //! roots of containers.
 //!
 //! It is in `$XDG_CACHE_HOME/fdtracker`, else in `~/.cache/fdtracker`: `KIND/NAME`, where the name
-//! has the version. All of it may be deleted while nothing runs; it is made again when it is needed. What
-//! has been used longest ago goes when there is too much.
+//! has the version. All of it may be deleted while nothing runs; it is made again when it is
+//! needed. What has been used longest ago goes when there is too much.
 
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
 
@@ -36,7 +37,7 @@ pub(crate) fn dir() -> anyhow::Result<PathBuf> {
 }
 
 /// A directory of one kind of things.
-pub(crate) fn kind(kind: &str) -> anyhow::Result<PathBuf> {
+fn kind(kind: &str) -> anyhow::Result<PathBuf> {
     let dir = dir()?.join(kind);
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     Ok(dir)
@@ -71,8 +72,12 @@ pub(crate) fn get_or_make(
     remove(&unfinished)?;
     make(&unfinished)?;
     place(&unfinished, &path)?;
+    HAS_GROWN.store(true, Relaxed);
     Ok(path)
 }
+
+/// Whether this run has put something into it: else there is nothing to bound.
+static HAS_GROWN: AtomicBool = AtomicBool::new(false);
 
 /// What a run was at when it was ended.
 const UNFINISHED: &str = "unfinished";
@@ -98,6 +103,9 @@ pub(crate) fn forget(kind_name: &str, name: &str) -> anyhow::Result<()> {
 /// Deletes what has been used longest ago, until the rest is small enough. What was used since then
 /// stays: by this run, or by another.
 pub(crate) fn prune(since: SystemTime) {
+    if !HAS_GROWN.load(Relaxed) {
+        return;
+    }
     if let Err(error) = try_prune(since) {
         eprintln!("the cache isn't bounded now: {error:#}");
     }

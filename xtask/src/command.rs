@@ -71,6 +71,7 @@ pub(crate) fn fetch(command: &mut Command) -> anyhow::Result<()> {
             Ok(()) => return Ok(()),
             Err(error) => eprintln!("{error:#}"),
         }
+        // Who was asked needs the time; nobody here waits for an event.
         for left in (1..=pause).rev().filter(|left| left % 5 == 0) {
             eprintln!("trying again in {left} s");
             thread::sleep(Duration::from_secs(5));

@@ -37,7 +37,7 @@ enum Task {
     Run(run::Args),
     /// Install what the tests need, rebuild the BPF object and compare it, and run the tests of this machine
     Test(test::Args),
-    /// Run those tests on emulated machines that changes can have touched since all of them passed
+    /// Run what changes can have touched of other kernels, CRIU's conformance and the desktop
     Touched(touched::Args),
     /// Run the integration tests on other kernels, in emulated machines
     Vm(vm::Args),

@@ -26,7 +26,8 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// The agent without libraries, as it is in the image: the one that all tests run, where there is a C library to link into it.
+/// The agent without libraries, as it is in the image: the one that all tests run, where there is a
+/// C library to link into it.
 fn static_binary() -> Result<PathBuf, String> {
     let binary = fdtracker();
     // It lists the libraries, each with the file that it was found in.

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::Write as _,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         mpsc::{Receiver, Sender, channel},
     },
     thread::{self, JoinHandle},
@@ -16,7 +16,7 @@ use fdtracker_tests::patience;
 use libtest_mimic::{Completion, Failed, Trial};
 use serde_json::{Value, json};
 
-use super::{Outcome, Test, Tests, load::Load, supervisor::Supervisor};
+use super::{Outcome, Test, Tests, load::Load, lock, supervisor::Supervisor};
 
 /// The variable that says where a line of JSON goes for each test: how long it took, and what came
 /// of each try.
@@ -126,8 +126,4 @@ fn run(supervisor: &mut Supervisor, name: &str, limit: Duration) -> (Vec<Value>,
         return (tries, second);
     }
     (tries, first)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

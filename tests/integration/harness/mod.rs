@@ -15,6 +15,7 @@ mod worker;
 
 use std::{
     process::{Command, ExitCode, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -139,6 +140,11 @@ impl Tests {
     fn all(&self) -> impl Iterator<Item = &Test> {
         self.alone.iter().chain(&self.beside)
     }
+}
+
+/// What a mutex protects, also if a thread panicked that had it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a test misses here, if something.

@@ -8,7 +8,7 @@ use std::{
         process::ExitStatusExt as _,
     },
     process::{Command, ExitStatus},
-    sync::{Mutex, MutexGuard, Once, PoisonError},
+    sync::{Mutex, Once},
     thread,
     time::{Duration, Instant},
 };
@@ -19,7 +19,7 @@ use fdtracker_tests::{
 };
 use tempfile::TempDir;
 
-use super::{Outcome, worker::SOCKET};
+use super::{Outcome, lock, worker::SOCKET};
 
 /// How often it is shown that a test goes on.
 const TICK: Duration = Duration::from_secs(4);
@@ -236,8 +236,4 @@ fn reap_all() {
             }
         });
     });
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
