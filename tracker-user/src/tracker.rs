@@ -426,7 +426,9 @@ impl Tracker {
         let change = standings.as_mut()?.learn(&container.cgroup, Arc::clone(&assessment), now)?;
         drop(standings);
         let blocker = assessment.first_reason().filter(|_| !change);
-        Some(Notice::standing(&Owner::Container(Arc::clone(container)), blocker))
+        // It may have waited since before its name was known.
+        let container = lock(&self.names).resolver.current(Arc::clone(container));
+        Some(Notice::standing(&Owner::Container(container), blocker))
     }
 
     /// What the last look at a container found is known no more.

@@ -220,6 +220,17 @@ impl Resolver {
         }
     }
 
+    /// The container of this cgroup as it is called now; the one given if it has gone.
+    pub fn current(&mut self, container: Arc<Container>) -> Arc<Container> {
+        self.learn_names();
+        let mut containers = self.known.values().filter_map(|known| match &known.owner {
+            Owner::Container(known) => Some(known),
+            Owner::Host | Owner::Unknown => None,
+        });
+        let current = containers.find(|known| known.cgroup == container.cgroup).cloned();
+        current.unwrap_or(container)
+    }
+
     /// Looks again at a cgroup that isn't known to be a container's, or whose container has just come and has no name.
     pub fn reconsider(&mut self, cgroup: u64) {
         if self.known.get(&cgroup).is_some_and(|known| !known.is_lasting() || known.may_be_named()) {
@@ -447,12 +458,14 @@ mod tests {
         for cgroup in [7, 8] {
             resolver.remember(cgroup, owner(&format!("/docker/{ID}"), &[]));
         }
+        let Owner::Container(unnamed) = resolver.owner(7) else { panic!("no container") };
         let mut called = |name: &str| {
             directory.replace(0, "mock", None, HashMap::from([(ID.into(), Names::plain(name, None))]));
             let (Owner::Container(a), Owner::Container(b)) = (resolver.owner(7), resolver.owner(8)) else {
                 panic!("no container");
             };
             assert!(Arc::ptr_eq(&a, &b));
+            assert!(Arc::ptr_eq(&a, &resolver.current(Arc::clone(&unnamed))));
             a.name.clone()
         };
         assert_eq!(called("web"), "web");

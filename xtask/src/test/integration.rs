@@ -38,7 +38,10 @@ pub(crate) fn run_with(choice: &Choice<'_>, change: impl FnOnce(&mut Command)) -
     }
     match result {
         Ok(()) => Ok(report.counts()),
-        Err(error) => Err(error.context(format!("failed: {}", report.failed().join(", ")))),
+        Err(error) => Err(match report.failed() {
+            failed if failed.is_empty() => error,
+            failed => error.context(format!("failed: {}", failed.join(", "))),
+        }),
     }
 }
 
