@@ -297,7 +297,7 @@ fn a_reload() {
     eventually("audits come more often", || {
         if audits() > before + 3.0 { Ok(()) } else { Err(format!("{} after {before}", audits())) }
     });
-    service.logs("DEBUG fdtracker::agent: audited");
+    service.logs("DEBUG fdtracker::agent::audits: audited");
 
     for (wrong, said) in [
         ("criu = \"four\"\n", "fdtracker.toml:1: criu = "),

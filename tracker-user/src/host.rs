@@ -83,6 +83,12 @@ pub fn comm(pid: u32) -> Option<String> {
     Some(String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned())
 }
 
+/// The name of a process; empty when it has gone.
+#[must_use]
+pub fn comm_or_empty(pid: u32) -> String {
+    comm(pid).unwrap_or_default()
+}
+
 /// What `/proc/PID/status` says of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {

@@ -16,13 +16,14 @@
 //! - [`inspect`]: looks at a process tree from outside, for [`verdict`]. Knows nothing of BPF.
 //! - [`target`]: which process tree a user means; [`freeze`]: so that it keeps still; [`criu`]: the CRIU to judge for.
 //! - [`standing`]: how each container stands, and since when. Pure.
-//! - [`tracker`]: puts these together: the one owner of the agent's state.
-//! - [`agent`]: its tasks: events, audits; [`pulse`]: whether they are at work; [`privileges`]: what the agent gives up once it is attached.
+//! - [`api`]: what goes over the wire, as plain data. No I/O.
+//! - [`agent`]: puts these together: the owner of the agent's state, the tasks that keep it true, and snapshots of it;
+//!   [`privileges`]: what the agent gives up once it is attached.
 //! - [`config`]: values of flags from a file and the environment.
-//! - [`report`]: what users are shown, as plain data.
 //! - [`metrics`], [`http`], [`cli`]: how they are shown it; [`error`]: and what went wrong.
 
 pub mod agent;
+pub mod api;
 pub mod bpf;
 pub mod cli;
 pub mod config;
@@ -35,10 +36,7 @@ pub mod inspect;
 pub mod inventory;
 pub mod metrics;
 pub mod privileges;
-pub mod pulse;
-pub mod report;
 pub mod runtime;
 pub mod standing;
 pub mod target;
-pub mod tracker;
 pub mod verdict;

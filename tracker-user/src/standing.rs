@@ -8,15 +8,22 @@ use std::{
 
 use crate::verdict::{Assessment, Verdict};
 
+/// What is told of a history.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// When the container could last be dumped, if ever while this was known.
+    pub last_ok: Option<SystemTime>,
+    /// For how long it could not be dumped, or only with an option, in all.
+    pub blocked: Duration,
+}
+
 /// How a container stands.
 #[derive(Clone, Debug, Default)]
 pub struct Standing {
     /// What the last look at it in detail found.
     pub assessment: Option<Arc<Assessment>>,
-    /// When it could last be dumped, if ever while this was known.
-    pub last_ok: Option<SystemTime>,
-    /// For how long it could not be dumped, or only with an option, in all.
-    pub blocked: Duration,
+    /// Up to when its verdict was last noted.
+    summary: Summary,
     /// Its verdict when it was last noted, and when that was.
     noted: Option<(Verdict, Instant)>,
     /// What was last told of it: whether it can be dumped.
@@ -24,17 +31,25 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Takes note of what it comes to now.
+    /// Takes note of what it comes to now. What it came to before holds up to now.
     fn note(&mut self, verdict: Verdict, now: (Instant, SystemTime)) {
-        if let Some((before, since)) = self.noted
-            && could_be_dumped(before) == Some(false)
-        {
-            self.blocked += now.0.saturating_duration_since(since);
-        }
+        self.summary = self.summary(now);
         if could_be_dumped(verdict) == Some(true) {
-            self.last_ok = Some(now.1);
+            self.summary.last_ok = Some(now.1);
         }
         self.noted = Some((verdict, now.0));
+    }
+
+    /// Its history up to now.
+    fn summary(&self, now: (Instant, SystemTime)) -> Summary {
+        let mut summary = self.summary;
+        let Some((verdict, since)) = self.noted else { return summary };
+        match could_be_dumped(verdict) {
+            Some(true) => summary.last_ok = Some(now.1),
+            Some(false) => summary.blocked += now.0.saturating_duration_since(since),
+            None => {}
+        }
+        summary
     }
 
     /// Whether there is something to tell: it can be dumped now, and could not before, or the other way round.
@@ -87,10 +102,14 @@ impl Standings {
     }
 
     /// Takes note of what a container comes to now.
-    pub fn note(&mut self, cgroup: &str, verdict: Verdict, now: (Instant, SystemTime)) -> &Standing {
-        let standing = self.0.entry(cgroup.to_owned()).or_default();
-        standing.note(verdict, now);
-        standing
+    pub fn note(&mut self, cgroup: &str, verdict: Verdict, now: (Instant, SystemTime)) {
+        self.0.entry(cgroup.to_owned()).or_default().note(verdict, now);
+    }
+
+    /// A container's history up to now. Being read changes nothing.
+    #[must_use]
+    pub fn summary(&self, cgroup: &str, now: (Instant, SystemTime)) -> Summary {
+        self.0.get(cgroup).map(|standing| standing.summary(now)).unwrap_or_default()
     }
 
     /// What the last look at a container found.
@@ -134,22 +153,29 @@ mod tests {
         let mut all = Standings::default();
         let (start, wall) = (Instant::now(), SystemTime::UNIX_EPOCH);
         let at = |seconds| (start + Duration::from_secs(seconds), wall + Duration::from_secs(seconds));
+        let summary = |all: &Standings, seconds| {
+            let Summary { last_ok, blocked } = all.summary("/web", at(seconds));
+            (blocked.as_secs(), last_ok.map(|at| at.duration_since(wall).unwrap().as_secs()))
+        };
+        assert_eq!(summary(&all, 0), (0, None));
         all.note("/web", Verdict::Ok, at(1));
         all.note("/web", Verdict::Blocked, at(2));
+        // Time passes, whether anybody reads it or not.
+        assert_eq!(summary(&all, 4), (2, Some(2)));
+        assert_eq!(summary(&all, 3), (1, Some(2)));
         all.note("/web", Verdict::Unknown, at(5));
-        let standing = all.note("/web", Verdict::Blocked, at(9));
-        assert_eq!((standing.blocked, standing.last_ok), (Duration::from_secs(3), Some(at(1).1)));
-        // A look is a note, too.
+        all.note("/web", Verdict::Blocked, at(9));
+        assert_eq!(summary(&all, 9), (3, Some(2)));
+        // An inspection is a note, too.
         all.learn("/web", assessment(Verdict::Ok), at(10));
-        let standing = all.note("/web", Verdict::Blocked, at(20));
-        assert_eq!((standing.blocked, standing.last_ok), (Duration::from_secs(4), Some(at(10).1)));
+        assert_eq!(summary(&all, 20), (4, Some(20)));
         all.forget_look("/web");
         assert!(all.assessment("/web").is_none());
-        all.learn("/web", assessment(Verdict::Ok), at(21));
+        all.learn("/web", assessment(Verdict::Unknown), at(21));
         all.forget_looks();
         assert!(all.assessment("/web").is_none());
-        assert_eq!(all.note("/web", Verdict::Unknown, at(22)).last_ok, Some(at(21).1));
+        assert_eq!(summary(&all, 30), (4, Some(21)));
         all.retain(["/db"].into_iter());
-        assert!(all.assessment("/web").is_none());
+        assert_eq!(summary(&all, 30), (0, None));
     }
 }

@@ -211,7 +211,9 @@ impl Target {
         let (container, cgroup) = match self {
             Self::Cgroup(path) => (None, path.clone()),
             _ => {
-                let container = self.choose(&Resolver::new(hierarchy, Arc::clone(directory)).refresh())?;
+                let cgroups = hierarchy.list();
+                let mut resolver = Resolver::new(hierarchy, Arc::clone(directory));
+                let container = self.choose(&resolver.refresh(&cgroups))?;
                 let cgroup = container.cgroup.clone();
                 (Some(container), cgroup)
             }

@@ -35,6 +35,7 @@ use std::{
     hash::Hash,
     io,
     os::fd::{AsFd as _, BorrowedFd},
+    sync::Arc,
 };
 
 pub use audit::Auditing;
@@ -158,8 +159,22 @@ impl Default for Sizes {
 pub struct Rings {
     /// Records for [`decode`].
     pub events: RingBuf<MapData>,
+    /// How often something was lost.
+    pub losses: Losses,
     /// The programs' own log, at `--log-level debug`.
     pub log: Option<EbpfLogger<LogTracer>>,
+}
+
+/// How often something was lost, by stage, as the programs count it. Reading it waits for nothing.
+#[derive(Clone)]
+pub struct Losses(Arc<Mapped<[u64; Loss::ALL.len()]>>);
+
+impl Losses {
+    /// How often something was lost at a stage.
+    #[must_use]
+    pub fn of(&self, loss: Loss) -> u64 {
+        self.0.get().get(loss as usize).copied().unwrap_or(0)
+    }
 }
 
 /// Decodes a record of the ring; `None` for one that isn't any.
@@ -240,7 +255,8 @@ impl Kernel {
             known_misses: 0,
             impossible,
         };
-        Ok((kernel, Rings { events, log }))
+        let losses = kernel.shared.losses.clone();
+        Ok((kernel, Rings { events, losses, log }))
     }
 
     /// Attaches the feeder: from the next [`Kernel::begin_audit`] on counts are live.
@@ -315,7 +331,7 @@ impl Kernel {
     /// How often something was lost at a stage.
     #[must_use]
     pub fn lost(&self, loss: Loss) -> u64 {
-        self.shared.losses.get().get(loss as usize).copied().unwrap_or(0)
+        self.shared.losses.of(loss)
     }
 
     /// Cgroups whose counts may be wrong: because a map was full, or a probe was skipped since the last audit, as the programs tell that were
@@ -340,7 +356,7 @@ struct Shared {
     tables: MapReader,
     flows: MapReader,
     slots: MapReader,
-    losses: Mapped<[u64; Loss::ALL.len()]>,
+    losses: Losses,
     removals: Mapped<[u64; 2]>,
     control: Mapped<Control>,
     measured: Mapped<[i64; Kind::COUNT]>,
@@ -355,7 +371,7 @@ impl Shared {
             tables: tables?,
             flows: flows?,
             slots: slots?,
-            losses: mapped(ebpf, "LOSSES")?,
+            losses: Losses(Arc::new(mapped(ebpf, "LOSSES")?)),
             removals: mapped(ebpf, "REMOVALS")?,
             control: mapped(ebpf, "CONTROL")?,
             measured: mapped(ebpf, "MEASURED")?,

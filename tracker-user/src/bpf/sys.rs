@@ -105,6 +105,8 @@ pub(super) struct Mapped<T: Plain> {
 
 // SAFETY: the memory belongs to the mapping, not to a thread.
 unsafe impl<T: Plain> Send for Mapped<T> {}
+// SAFETY: it is read and written as volatile words, which the programs change at any time as well.
+unsafe impl<T: Plain> Sync for Mapped<T> {}
 
 impl<T: Plain> Mapped<T> {
     /// Maps an array that was made with `BPF_F_MMAPABLE` (Linux 5.5) and is at least as large as `T`.

@@ -15,10 +15,10 @@ use super::{
     service,
 };
 use crate::{
-    agent::Engine,
+    agent::Agent,
     bpf,
     config::Settings,
-    http::{Line, Listeners, Service},
+    http::{Listeners, Service},
     privileges,
 };
 
@@ -45,24 +45,24 @@ pub(super) async fn run(
     }
     tracing::info!("verdicts are about {}", judge.profile());
     service::status("attaching probes");
-    let mut engine =
-        Engine::start(judge, args.engine.sizes(), args.engine.choice(), args.engine.runtimes.settings())?;
+    let mut agent =
+        Agent::start(judge, args.engine.sizes(), args.engine.choice(), args.engine.runtimes.settings())?;
     // Before any other thread is started.
     privileges::keep(&args.keep)?;
     let socket = listeners.serve(Service {
-        tracker: engine.tracker.clone(),
-        lines: engine.lines.clone(),
-        pulses: engine.pulses.clone(),
+        state: agent.state.clone(),
+        feed: agent.feed.clone(),
+        liveness: agent.liveness.clone(),
         max_series: args.web.max_series,
     });
     let work = async {
         service::status("counting what is open already");
-        engine.adopt(args.engine.pace()).await?;
-        service::ready(&reload::at_work(&engine));
+        agent.adopt(args.engine.pace()).await?;
+        service::ready(&reload::at_work(&agent));
         tokio::select! {
-            never = reloads.run(&engine) => match never {},
-            never = service::keep_alive(&engine) => match never {},
-            ended = show(&engine, args.live) => ended,
+            never = reloads.run(&agent) => match never {},
+            never = service::keep_alive(&agent) => match never {},
+            ended = show(&agent, args.live) => ended,
         }
     };
     let ended = tokio::select! {
@@ -76,12 +76,12 @@ pub(super) async fn run(
 }
 
 /// Prints what there is, and then every event until standard output is closed, if that is wanted; and then waits.
-async fn show(engine: &Engine, live: bool) -> anyhow::Result<()> {
+async fn show(agent: &Agent, live: bool) -> anyhow::Result<()> {
     if live {
-        output::listing(&engine.tracker.listing(false)?)?;
-        let mut lines = engine.lines.subscribe();
+        let mut events = agent.feed.subscribe();
+        output::listing(&agent.state.snapshot().await?.listing(None))?;
         let mut printer = output::Printer::start();
-        while let Some(line) = Line::next(&mut lines, &engine.tracker).await {
+        while let Some(line) = events.next().await {
             printer.print(output::notice(&line.notice)).await?;
         }
     }

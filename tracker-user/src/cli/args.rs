@@ -276,7 +276,7 @@ impl Engine {
     }
 
     pub(super) fn pace(&self) -> Pace {
-        Pace { audit: self.audit_interval, judge: self.judge_interval }
+        Pace { audit: self.audit_interval, inspect: self.judge_interval }
     }
 
     pub(super) fn judge(&self) -> anyhow::Result<Judge> {

@@ -15,10 +15,10 @@ use super::{
     explain, output,
 };
 use crate::{
+    api::Check,
     criu::Engine,
     freeze::Frozen,
     inspect,
-    report::Check,
     runtime::{Directory, Runtime},
     target::{Found, Target},
     verdict::{self, Judge, Verdict},

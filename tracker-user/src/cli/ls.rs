@@ -1,12 +1,12 @@
 //! `fdtracker ls`.
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
 use super::{
     args::{self, LsFormat},
     output,
 };
-use crate::{bpf::Choice, http::Client, report::Listing, tracker::Tracker};
+use crate::{agent, api::Listing, host, http::Client};
 
 pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
     let listing = match Client::find(&args.socket.socket).await? {
@@ -22,17 +22,7 @@ pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
 
 /// No agent runs: one look is enough.
 async fn look(args: &args::Ls) -> anyhow::Result<Listing> {
-    let (tracker, _rings) = Tracker::start(
-        args.engine.judge()?,
-        args.engine.sizes(),
-        Choice::Audit,
-        args.engine.runtimes.look().await,
-    )?;
-    tracker.adopt()?;
-    tracker.look_in_detail();
-    for container in tracker.containers() {
-        // There was no look before, so nothing is news.
-        let _ = tracker.assess(&container, Duration::MAX);
-    }
-    Ok(tracker.listing(args.processes)?)
+    let directory = args.engine.runtimes.look().await;
+    let snapshot = agent::look_once(args.engine.judge()?, args.engine.sizes(), directory).await?;
+    Ok(snapshot.listing(args.processes.then_some(&host::comm_or_empty)))
 }

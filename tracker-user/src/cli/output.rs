@@ -9,7 +9,7 @@ use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::report::{BlockerRow, Check, ContainerRow, Count, Listing, Notice, SubtreeRow, UNBLOCKED};
+use crate::api::{BlockerRow, Check, ContainerRow, Count, Listing, Notice, SubtreeRow, UNBLOCKED};
 
 /// Prints one JSON document.
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {

@@ -14,7 +14,7 @@ use super::{
     service,
 };
 use crate::{
-    agent::{Engine, Pace},
+    agent::{Agent, Pace},
     config::{Settings, Source},
     error::chain,
     verdict::Judge,
@@ -49,7 +49,7 @@ impl Reloads {
     }
 
     /// Reloads whenever it is asked to. Never ends.
-    pub(super) async fn run(mut self, engine: &Engine) -> std::convert::Infallible {
+    pub(super) async fn run(mut self, agent: &Agent) -> std::convert::Infallible {
         loop {
             if self.hangup.recv().await.is_none() {
                 return std::future::pending().await;
@@ -62,22 +62,24 @@ impl Reloads {
                 Ok(read) => read.unwrap_or_else(|panic| Err(panic.into())),
                 Err(_) => Err(anyhow::anyhow!("reading it takes longer than {PATIENCE:?}")),
             };
-            engine.tracker.note_reload(result.is_ok());
+            let is_ok = result.is_ok();
+            let noted = agent.state.tell(move |state| state.note_reload(is_ok)).await;
+            let result = result.and_then(|valid| Ok(noted.map(|()| valid)?));
             match result {
-                Ok(valid) => self.apply(engine, valid),
+                Ok(valid) => self.apply(agent, valid).await,
                 Err(error) => {
                     let error = chain(error);
                     tracing::error!(error, "the configuration is wrong: the one before holds");
                     service::ready(&format!(
                         "{}; a wrong configuration was not taken over: {error}",
-                        at_work(engine)
+                        at_work(agent)
                     ));
                 }
             }
         }
     }
 
-    fn apply(&mut self, engine: &Engine, valid: Valid) {
+    async fn apply(&mut self, agent: &Agent, valid: Valid) {
         let Valid { settings, pace, judge, level } = valid;
         settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let changed = self.running.changed(&settings);
@@ -88,17 +90,19 @@ impl Reloads {
             tracing::warn!(settings = ?others, "these take effect only when the agent is started anew");
         }
         self.log.set(level);
-        engine.change(pace, judge);
+        if let Err(error) = agent.change(pace, judge).await {
+            tracing::error!(error = %chain(error), "take the configuration over");
+        }
         self.running.adopt(&settings, load::is_live);
-        tracing::info!("verdicts are about {}", engine.tracker.judge().profile());
-        service::ready(&at_work(engine));
+        tracing::info!("verdicts are about {}", agent.state.judge().profile());
+        service::ready(&at_work(agent));
     }
 }
 
 /// What the agent does, in a line.
-pub(super) fn at_work(engine: &Engine) -> String {
-    let how = if engine.tracker.is_live() { "counting live" } else { "counting now and then" };
-    format!("{how}; verdicts are about {}", engine.tracker.judge().profile())
+pub(super) fn at_work(agent: &Agent) -> String {
+    let how = if agent.state.is_live() { "counting live" } else { "counting now and then" };
+    format!("{how}; verdicts are about {}", agent.state.judge().profile())
 }
 
 fn read(source: &Source) -> anyhow::Result<Valid> {

@@ -15,7 +15,7 @@ use std::{
 
 use sd_notify::NotifyState;
 
-use crate::agent::Engine;
+use crate::agent::Agent;
 
 /// How long a manager may take to make room for a message: nothing else goes on meanwhile.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -47,13 +47,13 @@ pub(super) fn stopping() {
 }
 
 /// Says now and then that the agent is alive, as long as it is.
-pub(super) async fn keep_alive(engine: &Engine) -> std::convert::Infallible {
+pub(super) async fn keep_alive(agent: &Agent) -> std::convert::Infallible {
     let Some(patience) = sd_notify::watchdog_enabled().filter(|patience| !patience.is_zero()) else {
         return std::future::pending().await;
     };
     let mut told = false;
     loop {
-        if engine.is_alive() {
+        if agent.is_alive() {
             notify(&[NotifyState::Watchdog]);
         } else if !std::mem::replace(&mut told, true) {
             tracing::error!("a task has ended: the service manager is left to start the agent anew");

@@ -3,10 +3,7 @@
 use std::{io, os::fd::AsFd as _, process::ExitCode};
 
 use anyhow::bail;
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    sync::broadcast,
-};
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     EndSignals,
@@ -14,9 +11,9 @@ use super::{
     output,
 };
 use crate::{
-    agent::Engine,
-    http::{Client, ClientError, Events, Filter, Line},
-    report::{Listing, Notice},
+    agent::Agent,
+    api::{Filter, Listing, Notice, Subscription},
+    http::{Client, ClientError, Events},
 };
 
 pub(super) async fn run(args: args::Tail) -> anyhow::Result<ExitCode> {
@@ -41,7 +38,12 @@ pub(super) async fn run(args: args::Tail) -> anyhow::Result<ExitCode> {
 /// Where events come from.
 enum Source {
     Agent(Events),
-    Own { lines: broadcast::Receiver<Line>, filter: Filter, engine: Engine },
+    /// Of probes for this command alone, which are attached for as long as the agent is kept.
+    Own {
+        events: Subscription,
+        filter: Filter,
+        _agent: Agent,
+    },
 }
 
 impl Source {
@@ -54,16 +56,16 @@ impl Source {
             "fdtracker: no agent answers at {}: attaching probes for this command alone",
             args.socket.socket.display()
         );
-        let mut engine = Engine::start(
+        let mut agent = Agent::start(
             args.engine.judge()?,
             args.engine.sizes(),
             args.engine.choice(),
             args.engine.runtimes.settings(),
         )?;
-        let lines = engine.lines.subscribe();
-        engine.adopt(args.engine.pace()).await?;
-        let filter = filter(args, &engine.tracker.listing(false)?)?;
-        Ok(Self::Own { lines, filter, engine })
+        let events = agent.feed.subscribe();
+        agent.adopt(args.engine.pace()).await?;
+        let filter = filter(args, &agent.state.snapshot().await?.listing(None))?;
+        Ok(Self::Own { events, filter, _agent: agent })
     }
 
     /// The next event that is wanted; `None` once the agent has ended.
@@ -73,9 +75,9 @@ impl Source {
                 Ok(None) => bail!(ClientError::Refused("the agent has ended".into())),
                 next => Ok(next?),
             },
-            Self::Own { lines, filter, engine } => {
-                while let Some(line) = Line::next(lines, &engine.tracker).await {
-                    if filter.lets(&line.notice) {
+            Self::Own { events, filter, .. } => {
+                while let Some(line) = events.next().await {
+                    if filter.matches(&line.notice) {
                         return Ok(Some(line.notice.as_ref().clone()));
                     }
                 }
@@ -87,7 +89,7 @@ impl Source {
 
 /// Finds the container that is meant.
 fn filter(args: &args::Tail, listing: &Listing) -> anyhow::Result<Filter> {
-    let kinds = args.kind.iter().map(|kind| kind.name().to_owned()).collect();
+    let kinds = args.kind.clone();
     let Some(wanted) = &args.container else { return Ok(Filter { container: None, kinds }) };
     let exact = listing.containers.iter().find(|c| c.name == *wanted || c.id == *wanted);
     let found = match exact {
@@ -131,7 +133,7 @@ async fn reader_gone() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::ContainerRow;
+    use crate::api::ContainerRow;
 
     fn listing() -> Listing {
         let row = |id: &str, name: &str| ContainerRow {

@@ -12,8 +12,7 @@ use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use super::Filter;
-use crate::report::{Listing, Notice};
+use crate::api::{Filter, Listing, Notice};
 
 /// Why the agent can't be asked.
 #[derive(Debug, Error)]

@@ -6,9 +6,9 @@
 //! | `/metrics`, or `--web.telemetry-path` | Prometheus' text format |
 //! | `/livez` | 200 while the agent's tasks are at work; else 503 and which aren't |
 //! | `/readyz` | 200 once what was open before the start is counted; else 503 and what is missing |
-//! | `/v1/containers[?processes=true]` | [`Listing`](crate::report::Listing) |
-//! | `/v1/containers/NAME` | [`ContainerReport`](crate::report::ContainerReport), by name, id, or the beginning of its id |
-//! | `/v1/events[?container=ID][&kind=KIND…]` | a [`Notice`](crate::report::Notice) per line, as they come |
+//! | `/v1/containers[?processes=true]` | [`Listing`](crate::api::Listing) |
+//! | `/v1/containers/NAME` | [`ContainerReport`](crate::api::ContainerReport), by name, id, or the beginning of its id |
+//! | `/v1/events[?container=ID][&kind=KIND…]` | a [`Notice`](crate::api::Notice) per line, as they come |
 //!
 //! From a connection to an answer: `listen` (addresses, sockets) → `connection` (TLS, time limits) → `routes` (limits, passwords, paths) →
 //! `answer`. `access` says who is told of processes; `web_config` what `--web.config.file` says, with `tls` and `auth`, and `protection` keeps
@@ -27,7 +27,6 @@ mod tls;
 mod web_config;
 
 pub use client::{Client, ClientError, Events};
-pub use events::{BACKLOG, Filter, Line, Lines};
 pub use listen::{Listeners, Options, ServeError, SocketGuard};
 pub use protection::Protection;
 pub use routes::Service;

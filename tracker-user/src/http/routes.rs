@@ -16,27 +16,28 @@ use super::{
     access::{Access, Peer, Policy},
     answer::{self, Answer, text, text_with},
     auth::{self, Admission},
-    events::{BACKLOG, Filter, Lines, Reader, parameters},
+    events::Subscriber,
     protection::{Pass, Protection},
     web_config::WebConfig,
 };
 use crate::{
+    agent::{Handle, Snapshot, liveness::Liveness},
+    api::{Feed, Filter, parameters},
     error::chain,
+    host::comm_or_empty,
     metrics::{self, Namesakes, Scrape},
-    pulse::Pulses,
     target::TargetError,
-    tracker::Tracker,
 };
 
 /// What requests are answered from.
 #[derive(Clone)]
 pub struct Service {
-    /// The agent's state.
-    pub tracker: Arc<Tracker>,
+    /// What the agent knows.
+    pub state: Handle,
     /// Events.
-    pub lines: Lines,
-    /// Whether its tasks are at work.
-    pub pulses: Arc<Pulses>,
+    pub feed: Feed,
+    /// Whether the agent's tasks are at work.
+    pub liveness: Arc<Liveness>,
     /// How many series `/metrics` has at the most.
     pub max_series: usize,
 }
@@ -164,35 +165,30 @@ impl Routes {
         if what == "events" {
             let filter = match Filter::parse(query) {
                 Ok(filter) => filter,
-                Err(wrong) => return text(StatusCode::BAD_REQUEST, wrong),
+                Err(wrong) => return text(StatusCode::BAD_REQUEST, format!("{wrong}\n")),
             };
-            let reader = Reader { filter, paths, admitted };
-            let Service { lines, tracker, .. } = &self.service;
-            return answer::stream(reader.follow(lines, Arc::clone(tracker)));
+            let subscriber = Subscriber { filter, paths, admitted };
+            return answer::stream(subscriber.follow(&self.service.feed));
         }
         let name = what.strip_prefix("containers/").map(decode);
         if what != "containers" && name.is_none() {
             return text(StatusCode::NOT_FOUND, "not here; there are /v1/containers and /v1/events\n");
         }
-        if !self.service.tracker.is_ready() {
+        if !self.service.state.is_ready() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "not ready; see /readyz\n");
         }
         let processes = parameters(query).any(|(name, value)| name == "processes" && value == "true");
         let _permit = admitted;
-        self.blocking(move |tracker| match name {
-            Some(name) => container(tracker, &name, paths),
-            None => tracker
-                .listing(processes)
-                .map_or_else(|error| answer::failed(&chain(error)), |l| answer::json(&l)),
-        })
-        .await
-    }
-
-    /// Reads maps and cgroups on a thread of its own, where it may wait for an audit.
-    async fn blocking(&self, work: impl FnOnce(&Tracker) -> Answer + Send + 'static) -> Answer {
-        let tracker = Arc::clone(&self.service.tracker);
-        let answered = tokio::task::spawn_blocking(move || work(&tracker)).await;
-        answered.unwrap_or_else(|panic| answer::failed(&panic.to_string()))
+        let snapshot = match self.service.state.snapshot().await {
+            Ok(snapshot) => snapshot,
+            Err(error) => return answer::failed(&chain(error)),
+        };
+        // On a thread of its own: the names of processes are read from /proc.
+        let answered = tokio::task::spawn_blocking(move || match name {
+            Some(name) => container(&snapshot, &name, paths),
+            None => answer::json(&snapshot.listing(processes.then_some(&comm_or_empty))),
+        });
+        answered.await.unwrap_or_else(|panic| answer::failed(&panic.to_string()))
     }
 
     /// Metrics as they are after the request came. Whoever asks while they are rendered shares the next rendering.
@@ -205,17 +201,15 @@ impl Routes {
             return answer::typed(StatusCode::OK, TEXT, body.clone());
         }
         let begun = Instant::now();
-        let tracker = Arc::clone(&self.service.tracker);
-        let scrape = Scrape {
-            began: begun,
-            max_series: self.service.max_series,
-            events: (self.service.lines.len(), BACKLOG),
+        let snapshot = match self.service.state.snapshot().await {
+            Ok(snapshot) => snapshot,
+            Err(error) => return answer::failed(&chain(error)),
         };
+        let scrape =
+            Scrape { began: begun, max_series: self.service.max_series, feed: self.service.feed.clone() };
         let namesakes = Arc::clone(&self.namesakes);
         let work = move || {
-            // First of all: whoever went away may have left a rendering behind, and snapshots must come in their order.
             let mut namesakes = namesakes.lock().unwrap_or_else(PoisonError::into_inner);
-            let snapshot = tracker.snapshot().map_err(chain)?;
             metrics::render(&snapshot, &scrape, &mut namesakes).map_err(|error| error.to_string())
         };
         let result = tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(panic.to_string()));
@@ -230,15 +224,15 @@ impl Routes {
 
     /// The event loop ticks: else there would be no answer. So what can be told is whether its tasks do.
     fn live(&self) -> Answer {
-        match self.service.pulses.dead(Instant::now()).as_slice() {
+        match self.service.liveness.dead(Instant::now()).as_slice() {
             [] => text(StatusCode::OK, "ok\n"),
             dead => text(StatusCode::SERVICE_UNAVAILABLE, lines(dead)),
         }
     }
 
     fn ready(&self) -> Answer {
-        let mut missing = self.service.pulses.dead(Instant::now());
-        if !self.service.tracker.is_ready() {
+        let mut missing = self.service.liveness.dead(Instant::now());
+        if !self.service.state.is_ready() {
             missing.insert(0, "adoption: what was open before the start is not counted yet".into());
         }
         match missing.as_slice() {
@@ -257,12 +251,8 @@ fn is_health(path: &str) -> bool {
 }
 
 /// One container, with all that stands in the way.
-fn container(tracker: &Tracker, name: &str, paths: bool) -> Answer {
-    let found = match tracker.report(name) {
-        Ok(found) => found,
-        Err(error) => return answer::failed(&chain(error)),
-    };
-    match found {
+fn container(snapshot: &Snapshot, name: &str, paths: bool) -> Answer {
+    match snapshot.container(name, &comm_or_empty) {
         Ok(mut report) => {
             if !paths {
                 report.hide_paths();

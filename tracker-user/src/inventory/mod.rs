@@ -10,7 +10,6 @@ mod ledger;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, SystemTime},
 };
 
 pub use counts::{Counts, Hidden, Totals};
@@ -19,6 +18,7 @@ use tracker_ebpf::{Flow, Kind, TABLE_STALE, Table};
 
 use crate::{
     runtime::{Container, Owner},
+    standing::Summary,
     verdict::{Assessment, Judge, Verdict},
 };
 
@@ -92,10 +92,27 @@ pub struct Entry {
     pub processes: BTreeMap<u32, Counts>,
     /// What is known besides numbers.
     pub detail: Detail,
-    /// When it could last be dumped, if ever while the agent looked.
-    pub last_ok: Option<SystemTime>,
-    /// For how long it could not be dumped, or only with an option, since the agent started.
-    pub blocked: Duration,
+    /// What all that comes to, once [`Inventory::judge`] was called.
+    pub judged: Judged,
+    /// Since when.
+    pub history: Summary,
+}
+
+/// What an entry comes to with a certain CRIU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// What CRIU would make of it.
+    pub verdict: Verdict,
+    /// Files per kind, by what CRIU would make of each.
+    pub files: Vec<(Kind, Verdict, i64)>,
+    /// There are as many files of each kind as when it was inspected.
+    pub is_current: bool,
+}
+
+impl Default for Judged {
+    fn default() -> Self {
+        Self { verdict: Verdict::Ok, files: Vec::new(), is_current: false }
+    }
 }
 
 /// What is known of a container besides numbers.
@@ -110,7 +127,12 @@ pub enum Detail {
     Known(Arc<Assessment>),
 }
 
-fn is_as_when_looked_at(inside: &Counts, assessment: &Assessment) -> bool {
+fn worst(files: &[(Kind, Verdict, i64)]) -> Verdict {
+    files.iter().map(|(_, verdict, _)| *verdict).max().unwrap_or(Verdict::Ok)
+}
+
+/// Whether there are as many files of each kind as when it was inspected.
+fn has_as_many_files(inside: &Counts, assessment: &Assessment) -> bool {
     let mut slots = Kind::ALL.iter().filter(|kind| !kind.is_hidden());
     slots.all(|kind| assessment.of_kind(*kind, inside.get(*kind)).is_some())
 }
@@ -129,44 +151,35 @@ impl Entry {
         self.processes.entry(hidden.tgid).or_default().add_hidden(hidden);
     }
 
-    /// What CRIU would make of it: of a container that was looked at what was found, for as long as it has as many files of each kind
-    /// as then. What can't be dumped whatever else is so is known at once.
-    #[must_use]
-    pub fn verdict(&self, judge: &Judge) -> Verdict {
-        let by_kind = |kinds: &mut dyn Iterator<Item = (Kind, Verdict, i64)>| {
-            kinds.map(|(_, verdict, _)| verdict).max().unwrap_or(Verdict::Ok)
-        };
-        match &self.detail {
-            Detail::None => by_kind(&mut self.counts.judged(judge)),
-            Detail::Pending => match by_kind(&mut self.counts.judged(judge)) {
+    /// Says what it comes to. Of a container that was inspected that is what was found, for as long as it
+    /// has as many files of each kind as then. What can't be dumped whatever else is so is known at once.
+    fn judge(&mut self, judge: &Judge) {
+        self.judged = match &self.detail {
+            Detail::None => self.judged_by_kind(judge, |worst| worst),
+            Detail::Pending => self.judged_by_kind(judge, |worst| match worst {
                 Verdict::Blocked => Verdict::Blocked,
-                _ => Verdict::Unknown,
-            },
-            Detail::Known(assessment) => {
-                let inside = self.inside(assessment);
-                if by_kind(&mut inside.judged(judge)) == Verdict::Blocked {
-                    return Verdict::Blocked;
-                }
-                let is_current = is_as_when_looked_at(&inside, assessment);
-                assessment.verdict.filter(|_| is_current).unwrap_or(Verdict::Unknown)
-            }
-        }
+                Verdict::Ok | Verdict::NeedsOption | Verdict::Unknown => Verdict::Unknown,
+            }),
+            Detail::Known(assessment) => self.judged_in_detail(judge, assessment),
+        };
     }
 
-    /// Whether there are as many files of each kind as when it was looked at.
-    #[must_use]
-    pub fn is_as_when_looked_at(&self, assessment: &Assessment) -> bool {
-        is_as_when_looked_at(&self.inside(assessment), assessment)
+    fn judged_by_kind(&self, judge: &Judge, verdict: impl Fn(Verdict) -> Verdict) -> Judged {
+        let files: Vec<_> = self.counts.judged(judge).collect();
+        Judged { verdict: verdict(worst(&files)), files, is_current: false }
     }
 
-    /// Files per kind, by what CRIU would make of them.
-    #[must_use]
-    pub fn judged(&self, judge: &Judge) -> Vec<(Kind, Verdict, i64)> {
-        let Detail::Known(assessment) = &self.detail else { return self.counts.judged(judge).collect() };
+    fn judged_in_detail(&self, judge: &Judge, assessment: &Assessment) -> Judged {
         let inside = self.inside(assessment);
-        let mut judged: BTreeMap<(Kind, Verdict), i64> = BTreeMap::new();
-        let mut add = |kind, verdict, n| *judged.entry((kind, verdict)).or_default() += n;
-        for (kind, verdict, n) in inside.judged(judge) {
+        let by_kind: Vec<_> = inside.judged(judge).collect();
+        let is_current = has_as_many_files(&inside, assessment);
+        let verdict = match worst(&by_kind) {
+            Verdict::Blocked => Verdict::Blocked,
+            _ => assessment.verdict.filter(|_| is_current).unwrap_or(Verdict::Unknown),
+        };
+        let mut files: BTreeMap<(Kind, Verdict), i64> = BTreeMap::new();
+        let mut add = |kind, verdict, n| *files.entry((kind, verdict)).or_default() += n;
+        for (kind, verdict, n) in by_kind {
             match assessment.of_kind(kind, n).filter(|_| !kind.is_hidden()) {
                 Some(files) => files.into_iter().for_each(|(verdict, n)| add(kind, verdict, n)),
                 None => add(kind, verdict, n),
@@ -175,7 +188,8 @@ impl Entry {
         for outside in self.outside(assessment) {
             outside.judged(judge).for_each(|(kind, verdict, n)| add(kind, verdict, n));
         }
-        judged.into_iter().map(|((kind, verdict), n)| (kind, verdict, n)).collect()
+        let files = files.into_iter().map(|((kind, verdict), n)| (kind, verdict, n)).collect();
+        Judged { verdict, files, is_current }
     }
 
     /// What its processes have that no dump takes.
@@ -192,8 +206,8 @@ impl Entry {
 
     /// The verdict, or `stale`.
     #[must_use]
-    pub fn state(&self, judge: &Judge) -> &'static str {
-        if self.stale { "stale" } else { self.verdict(judge).name() }
+    pub fn state(&self) -> &'static str {
+        if self.stale { "stale" } else { self.judged.verdict.name() }
     }
 }
 
@@ -257,6 +271,12 @@ impl Inventory {
             entry.totals.merge(&ledger.retired(key));
         }
         Self { tables: states, flows: flows.len(), ..Self::arrange(entries, &known) }
+    }
+
+    /// Says what each entry comes to with this CRIU.
+    pub fn judge(&mut self, judge: &Judge) {
+        let containers = self.containers.iter_mut().map(|(_, entry)| entry);
+        containers.chain([&mut self.host, &mut self.unknown]).for_each(|entry| entry.judge(judge));
     }
 
     fn arrange(mut entries: BTreeMap<Key, Entry>, known: &BTreeMap<Key, Arc<Container>>) -> Self {
@@ -420,8 +440,9 @@ mod tests {
     #[test]
     fn a_container_is_as_bad_as_its_worst_slot() {
         let state = |slots: &[(Kind, i64)], criu: &str| {
-            let inventory = take(&[table(4, 10, slots)], &[]);
-            entry(&inventory, "db").state(&judge(criu))
+            let mut inventory = take(&[table(4, 10, slots)], &[]);
+            inventory.judge(&judge(criu));
+            entry(&inventory, "db").state()
         };
         let pidfd = [(Kind::Eventfd, 1), (Kind::Pidfd, 1)];
         assert_eq!(state(&[], "4.0"), "ok");
@@ -451,11 +472,12 @@ mod tests {
 
     #[test]
     fn what_no_slot_holds_counts_like_the_rest() {
-        let inventory = with_hidden(4, Kind::IoUringMapped, Kind::IoUring);
+        let mut inventory = with_hidden(4, Kind::IoUringMapped, Kind::IoUring);
+        inventory.judge(&judge("4.0"));
         let db = entry(&inventory, "db");
         assert_eq!(db.counts.get(Kind::IoUringMapped), 2);
         assert_eq!(db.processes[&10].get(Kind::IoUringMapped), 2);
-        assert_eq!(db.state(&judge("4.0")), "blocked");
+        assert_eq!(db.state(), "blocked");
         // A container that has gone isn't listed for its sake.
         assert!(
             with_hidden(2, Kind::IoUringMapped, Kind::IoUring).containers.iter().all(|(c, _)| c.name == "db")
@@ -465,9 +487,10 @@ mod tests {
     #[test]
     fn an_fd_in_flight_is_as_bad_as_its_file() {
         let state = |of, criu: &str| {
-            let inventory = with_hidden(4, Kind::FdInFlight, of);
+            let mut inventory = with_hidden(4, Kind::FdInFlight, of);
             assert_eq!(entry(&inventory, "db").counts.total(), 2);
-            entry(&inventory, "db").state(&judge(criu))
+            inventory.judge(&judge(criu));
+            entry(&inventory, "db").state()
         };
         assert_eq!(state(Kind::Eventfd, "4.0"), "ok");
         assert_eq!(state(Kind::Pidfd, "4.0"), "blocked");
@@ -478,8 +501,9 @@ mod tests {
     fn a_table_under_repair_makes_its_container_stale() {
         let mut broken = table(4, 10, &[(Kind::Eventfd, 1)]);
         broken.1.flags = TABLE_STALE;
-        let inventory = take(&[broken], &[]);
-        assert_eq!(entry(&inventory, "db").state(&judge("4.0")), "stale");
-        assert_eq!(entry(&inventory, "web").state(&judge("4.0")), "ok");
+        let mut inventory = take(&[broken], &[]);
+        inventory.judge(&judge("4.0"));
+        assert_eq!(entry(&inventory, "db").state(), "stale");
+        assert_eq!(entry(&inventory, "web").state(), "ok");
     }
 }

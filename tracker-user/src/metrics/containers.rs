@@ -12,8 +12,8 @@ use super::{
     },
 };
 use crate::{
+    api::{HOST, OTHER, UNKNOWN},
     inventory::{Detail, Entry, Inventory, STATES, Totals},
-    report::{HOST, OTHER, UNKNOWN},
     runtime::Container,
     verdict::{Judge, Verdict},
 };
@@ -56,8 +56,8 @@ impl Namesakes {
             let mut longest = Duration::ZERO;
             for (cgroup, entry) in members {
                 let before = last.get(*cgroup).map_or(Duration::ZERO, |(_, blocked)| *blocked);
-                longest = longest.max(entry.blocked.saturating_sub(before));
-                counted.there.insert((*cgroup).to_owned(), (entry.totals, entry.blocked));
+                longest = longest.max(entry.history.blocked.saturating_sub(before));
+                counted.there.insert((*cgroup).to_owned(), (entry.totals, entry.history.blocked));
             }
             counted.blocked += longest;
             let gone = last.iter().filter(|(cgroup, _)| !counted.there.contains_key(*cgroup));
@@ -80,14 +80,14 @@ pub(super) fn add(
     room: usize,
 ) {
     let before = families.len();
-    entries(families, nameless(HOST), &[&inventory.host], None, judge);
+    entries(families, nameless(HOST), &[&inventory.host], None);
     zeroes(families, &inventory.host, judge);
     if inventory.unknown != Entry::default() {
-        entries(families, nameless(UNKNOWN), &[&inventory.unknown], None, judge);
+        entries(families, nameless(UNKNOWN), &[&inventory.unknown], None);
     }
-    states(families, inventory, judge);
+    states(families, inventory);
     let room = room.saturating_sub(families.len() - before + FOLDING);
-    let groups = groups(inventory, judge, namesakes);
+    let groups = groups(inventory, namesakes);
     let fits = groups.iter().map(|group| group.series.len()).sum::<usize>() <= room;
     let mut left = if fits { room } else { room.saturating_sub(Kind::COUNT * VERDICTS) };
     let mut folded = Folded::default();
@@ -98,7 +98,7 @@ pub(super) fn add(
         } else {
             // Whoever comes later matters less: it must not take this one's place.
             left = 0;
-            folded.take(&group, judge);
+            folded.take(&group);
         }
     }
     folded.add(families);
@@ -117,7 +117,7 @@ struct Group<'a> {
 }
 
 /// All containers, by name. First those that can't be dumped, of which users want to know.
-fn groups<'a>(inventory: &'a Inventory, judge: &Judge, namesakes: &mut Namesakes) -> Vec<Group<'a>> {
+fn groups<'a>(inventory: &'a Inventory, namesakes: &mut Namesakes) -> Vec<Group<'a>> {
     let mut by_name: BTreeMap<Name<'a>, Vec<(&'a str, &'a Entry)>> = BTreeMap::new();
     for (container, entry) in &inventory.containers {
         by_name.entry(name_of(container)).or_default().push((&container.cgroup, entry));
@@ -126,8 +126,8 @@ fn groups<'a>(inventory: &'a Inventory, judge: &Judge, namesakes: &mut Namesakes
     let group = |(name, members): (Name<'a>, Vec<(&'a str, &'a Entry)>)| {
         let members: Vec<_> = members.into_iter().map(|(_, entry)| entry).collect();
         let mut series = Families::default();
-        entries(&mut series, name, &members, namesakes.get(name), judge);
-        let worst = members.iter().map(|entry| entry.verdict(judge)).max();
+        entries(&mut series, name, &members, namesakes.get(name));
+        let worst = members.iter().map(|entry| entry.judged.verdict).max();
         (worst, Group { entries: members, series })
     };
     let mut groups: Vec<_> = by_name.into_iter().map(group).collect();
@@ -151,11 +151,11 @@ struct Folded {
 }
 
 impl Folded {
-    fn take(&mut self, group: &Group<'_>, judge: &Judge) {
+    fn take(&mut self, group: &Group<'_>) {
         self.containers += group.entries.len();
         self.series += group.series.len();
-        for (kind, verdict, n) in group.entries.iter().flat_map(|entry| entry.judged(judge)) {
-            *self.open.entry((kind, verdict)).or_default() += n;
+        for (kind, verdict, n) in group.entries.iter().flat_map(|entry| &entry.judged.files) {
+            *self.open.entry((*kind, *verdict)).or_default() += n;
         }
     }
 
@@ -174,21 +174,16 @@ fn add_open(families: &mut Families, name: Name<'_>, open: BTreeMap<(Kind, Verdi
 }
 
 /// The series of containers of one name.
-fn entries(
-    families: &mut Families,
-    name: Name<'_>,
-    entries: &[&Entry],
-    namesakes: Option<&Counted>,
-    judge: &Judge,
-) {
-    counts(families, name, entries, namesakes.map(|all| &all.gone), judge);
-    if let Some(last) = entries.iter().filter_map(|entry| entry.last_ok).max() {
+fn entries(families: &mut Families, name: Name<'_>, entries: &[&Entry], namesakes: Option<&Counted>) {
+    counts(families, name, entries, namesakes.map(|all| &all.gone));
+    if let Some(last) = entries.iter().filter_map(|entry| entry.history.last_ok).max() {
         families.add(&LAST_CHECKPOINTABLE, &name, unix_seconds(last));
     }
     // Of those that were looked at also 0.
-    let judged =
-        entries.iter().filter(|entry| matches!(entry.detail, Detail::Known(_)) || !entry.blocked.is_zero());
-    if let Some(blocked) = judged.map(|entry| entry.blocked).max() {
+    let judged = entries
+        .iter()
+        .filter(|entry| matches!(entry.detail, Detail::Known(_)) || !entry.history.blocked.is_zero());
+    if let Some(blocked) = judged.map(|entry| entry.history.blocked).max() {
         let blocked = namesakes.map_or(blocked, |all| all.blocked);
         families.add(&BLOCKED_SECONDS, &name, blocked.as_secs_f64());
     }
@@ -196,18 +191,18 @@ fn entries(
         families.add(&STALE, &name, 1.0);
         return;
     }
-    match entries.iter().map(|entry| entry.verdict(judge)).max() {
+    match entries.iter().map(|entry| entry.judged.verdict).max() {
         Some(Verdict::Ok) => families.add(&CHECKPOINTABLE, &name, 1.0),
         Some(Verdict::NeedsOption | Verdict::Blocked) => families.add(&CHECKPOINTABLE, &name, 0.0),
         Some(Verdict::Unknown) | None => {}
     }
 }
 
-fn counts(families: &mut Families, name: Name<'_>, entries: &[&Entry], gone: Option<&Totals>, judge: &Judge) {
+fn counts(families: &mut Families, name: Name<'_>, entries: &[&Entry], gone: Option<&Totals>) {
     let (mut open, mut opened, mut closed) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for entry in entries {
-        for (kind, verdict, n) in entry.judged(judge) {
-            *open.entry((kind, verdict)).or_default() += n;
+        for (kind, verdict, n) in &entry.judged.files {
+            *open.entry((*kind, *verdict)).or_default() += n;
         }
     }
     for totals in entries.iter().map(|entry| &entry.totals).chain(gone) {
@@ -230,10 +225,10 @@ fn zeroes(families: &mut Families, host: &Entry, judge: &Judge) {
 }
 
 /// How many containers there are in each state.
-fn states(families: &mut Families, inventory: &Inventory, judge: &Judge) {
+fn states(families: &mut Families, inventory: &Inventory) {
     for state in STATES {
         let mut all = inventory.containers.iter();
-        let n = all.by_ref().filter(|(_, entry)| entry.state(judge) == state).count();
+        let n = all.by_ref().filter(|(_, entry)| entry.state() == state).count();
         families.add(&CONTAINERS, &[state], n as f64);
     }
 }

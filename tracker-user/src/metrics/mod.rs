@@ -17,7 +17,7 @@ pub use containers::Namesakes;
 use families::Families;
 use prometheus::{core::Collector as _, process_collector::ProcessCollector};
 
-use crate::tracker::Snapshot;
+use crate::{agent::Snapshot, api::Feed};
 
 /// How many series an answer has at the most, if nothing else is said.
 pub const MAX_SERIES: usize = 2_000;
@@ -26,14 +26,14 @@ pub const MAX_SERIES: usize = 2_000;
 pub const LEAST_SERIES: usize = 500;
 
 /// What an answer depends on besides the snapshot.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Scrape {
     /// When it was asked for.
     pub began: Instant,
     /// How many series it has at the most.
     pub max_series: usize,
-    /// Events that the slowest reader has not taken yet, and how many it may leave.
-    pub events: (usize, usize),
+    /// Events on their way to subscribers.
+    pub feed: Feed,
 }
 
 /// Renders a snapshot in Prometheus' text format.
@@ -67,11 +67,12 @@ mod tests {
 
     use super::*;
     use crate::{
+        agent::{AuditStats, HiddenScans, Reloads},
         bpf::{Feeder, Fill, Look, Program, RingFill},
         host::KernelVersion,
         inventory::{Counts, Entry, Inventory},
         runtime::{Container, Identity, Runtime},
-        tracker::{AuditStats, Found, Reloads},
+        standing::Summary,
         verdict::{Judge, Profile, Rules},
     };
 
@@ -94,11 +95,14 @@ mod tests {
     }
 
     fn snapshot(containers: Vec<(Container, Entry)>) -> Snapshot {
+        let mut inventory = Inventory {
+            containers: containers.into_iter().map(|(c, entry)| (Arc::new(c), entry)).collect(),
+            ..Inventory::default()
+        };
+        inventory.judge(&judge());
         Snapshot {
-            inventory: Some(Inventory {
-                containers: containers.into_iter().map(|(c, entry)| (Arc::new(c), entry)).collect(),
-                ..Inventory::default()
-            }),
+            begun: Instant::now(),
+            inventory: Some(inventory),
             judge: Arc::new(judge()),
             feeder: Feeder::Tracepoint,
             programs: vec![Program {
@@ -111,7 +115,7 @@ mod tests {
             ring: RingFill { waiting: 8, capacity: 4096 },
             lost: vec![("ring", 3)],
             audits: AuditStats { finished: 2, last: Duration::from_millis(5), ..AuditStats::default() },
-            hidden: Found::new(vec![(Look::Mapped, "too old".into())]),
+            hidden: HiddenScans::new(vec![(Look::Mapped, "too old".into())]),
             runtime_lookups: vec![],
             ready: true,
             reloads: Reloads { successful: true, succeeded_at: UNIX_EPOCH },
@@ -127,7 +131,7 @@ mod tests {
         max_series: usize,
         namesakes: &mut Namesakes,
     ) -> String {
-        let scrape = Scrape { began: Instant::now(), max_series, events: (0, 8) };
+        let scrape = Scrape { began: Instant::now(), max_series, feed: Feed::default() };
         String::from_utf8(render(&snapshot(containers), &scrape, namesakes).unwrap()).unwrap()
     }
 
@@ -202,10 +206,10 @@ mod tests {
         let mut namesakes = Namesakes::default();
         let mut at = |all: &[(&str, i64, u64)]| {
             let member = |(cgroup, opened, blocked): &(&str, i64, u64)| {
-                let blocked = Duration::from_secs(*blocked);
+                let history = Summary { blocked: Duration::from_secs(*blocked), last_ok: None };
                 let mut web = container("web");
                 web.cgroup = (*cgroup).to_owned();
-                (web, Entry { blocked, ..entry(Kind::Pidfd, *opened) })
+                (web, Entry { history, ..entry(Kind::Pidfd, *opened) })
             };
             let text = render_after(all.iter().map(member).collect(), MAX_SERIES, &mut namesakes);
             let series = series(&text);

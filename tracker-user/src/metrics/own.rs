@@ -11,14 +11,15 @@ use super::{
     },
 };
 use crate::{
+    agent::Snapshot,
+    api::Feed,
     bpf::{Fill, Look, Program},
-    tracker::Snapshot,
 };
 
 /// Adds all of them.
 pub(super) fn add(families: &mut Families, snapshot: &Snapshot, scrape: &Scrape) {
     identity(families, snapshot);
-    losses(families, snapshot);
+    losses(families, snapshot, scrape);
     audits(families, snapshot);
     looks(families, snapshot);
     fills(families, snapshot, scrape);
@@ -41,8 +42,10 @@ fn identity(families: &mut Families, snapshot: &Snapshot) {
     families.one(&READY, f64::from(u8::from(snapshot.ready)));
 }
 
-fn losses(families: &mut Families, snapshot: &Snapshot) {
-    for (stage, count) in &snapshot.lost {
+fn losses(families: &mut Families, snapshot: &Snapshot, scrape: &Scrape) {
+    let feed = &scrape.feed;
+    let ours = [("owner", feed.dropped()), ("reader", feed.missed())];
+    for (stage, count) in snapshot.lost.iter().chain(&ours) {
         families.add(&EVENTS_LOST, &[stage], *count as f64);
     }
     for Program { name, missed, runs, run_time } in &snapshot.programs {
@@ -76,7 +79,7 @@ fn looks(families: &mut Families, snapshot: &Snapshot) {
     families.add(&HIDDEN_LOOKS, &["ok"], hidden.finished as f64);
     families.add(&HIDDEN_LOOKS, &["error"], hidden.failed as f64);
     for look in Look::ALL {
-        families.add(&HIDDEN_LOOK, &[look.name()], f64::from(u8::from(hidden.was_taken(look))));
+        families.add(&HIDDEN_LOOK, &[look.name()], f64::from(u8::from(hidden.covers(look))));
     }
     families.one(&HIDDEN_LOOK_DURATION, hidden.took.as_secs_f64());
 }
@@ -93,7 +96,6 @@ fn fills(families: &mut Families, snapshot: &Snapshot, scrape: &Scrape) {
     }
     families.one(&RING_BYTES, snapshot.ring.waiting as f64);
     families.one(&RING_CAPACITY, snapshot.ring.capacity as f64);
-    let (entries, capacity) = scrape.events;
-    families.add(&QUEUE_ENTRIES, &["events"], entries as f64);
-    families.add(&QUEUE_CAPACITY, &["events"], capacity as f64);
+    families.add(&QUEUE_ENTRIES, &["events"], scrape.feed.waiting() as f64);
+    families.add(&QUEUE_CAPACITY, &["events"], Feed::BACKLOG as f64);
 }

@@ -81,7 +81,7 @@ metrics! {
     READY: Gauge "fdtracker_ready" &[],
         "1 once what was open before the agent started is counted; until then no container is shown.";
     EVENTS_LOST: Counter "fdtracker_events_lost_total" &["stage"],
-        "Events and changes lost, by stage. ring and reader: only not shown in tail; the others make a count stale until the next audit.";
+        "Events and changes lost, by stage. ring, owner and reader: only not shown in tail; the others make a count stale until the next audit.";
     PROBE_MISSES: Counter "fdtracker_probe_misses_total" &["program"],
         "Runs of a BPF program that the kernel skipped: a change may not have been counted, all containers are stale, and an audit follows at once. Before Linux 6.7 kprobes and tracepoints aren't told of.";
     AUDITS: Counter "fdtracker_audits_total" &["result"],

@@ -2,10 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::watch;
@@ -29,7 +26,7 @@ pub(super) type List = HashMap<String, Names>;
 #[derive(Debug)]
 pub struct Directory {
     lists: Mutex<Lists>,
-    news: AtomicU64,
+    news: watch::Sender<u64>,
     asked: watch::Sender<u64>,
 }
 
@@ -53,7 +50,7 @@ struct Listed {
 impl Default for Directory {
     fn default() -> Self {
         let lists = Mutex::default();
-        Self { lists, news: AtomicU64::new(0), asked: watch::Sender::new(0) }
+        Self { lists, news: watch::Sender::new(0), asked: watch::Sender::new(0) }
     }
 }
 
@@ -74,7 +71,13 @@ impl Directory {
 
     /// Changes whenever something is known that wasn't.
     pub(super) fn news(&self) -> u64 {
-        self.news.load(Ordering::Acquire)
+        *self.news.borrow()
+    }
+
+    /// Tells when something is known that wasn't.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
     }
 
     /// Asks for lookups: there is a container without a name.
@@ -104,7 +107,7 @@ impl Directory {
         if listed.is_old || listed.names != names {
             *listed = Listed { names, is_old: false };
             drop(lists);
-            self.news.fetch_add(1, Ordering::Release);
+            self.news.send_modify(|news| *news = news.wrapping_add(1));
         }
     }
 

@@ -7,6 +7,7 @@ use std::{
         unix::fs::{DirEntryExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use thiserror::Error;
@@ -38,6 +39,15 @@ pub enum HierarchyError {
 pub struct Hierarchy {
     root: PathBuf,
     controller: Option<String>,
+}
+
+/// The cgroups that there were at some moment.
+#[derive(Clone, Debug)]
+pub struct Cgroups {
+    /// When the list was begun.
+    pub(super) listed: Instant,
+    /// Ids, and paths from the hierarchy's root.
+    pub(super) paths: Vec<(u64, String)>,
 }
 
 /// The id of the cgroup at the root of every hierarchy: kernfs, fs/kernfs/dir.c, numbers from 1.
@@ -112,9 +122,10 @@ impl Hierarchy {
         }
     }
 
-    /// Every cgroup: id and path from the hierarchy's root.
+    /// Every cgroup. Takes some milliseconds where there are a thousand.
     #[must_use]
-    pub fn list(&self) -> Vec<(u64, String)> {
+    pub fn list(&self) -> Cgroups {
+        let listed = Instant::now();
         let mut found = Vec::new();
         if let Ok(meta) = fs::metadata(&self.root) {
             found.push((meta.ino(), "/".to_owned()));
@@ -133,7 +144,7 @@ impl Hierarchy {
                 }
             }
         }
-        found
+        Cgroups { listed, paths: found }
     }
 
     /// The path of a cgroup, from its id: a kernfs file handle holds nothing but the id (Linux 5.5).
@@ -239,7 +250,7 @@ mod tests {
     #[test]
     fn ids_and_paths_agree_on_this_machine() {
         let Ok(hierarchy) = Hierarchy::find() else { return };
-        for (id, path) in hierarchy.list().into_iter().take(20) {
+        for (id, path) in hierarchy.list().paths.into_iter().take(20) {
             match hierarchy.path_of(id) {
                 Ok(found) => assert_eq!(found, path),
                 // Not root, or the cgroup has gone.

@@ -7,7 +7,7 @@
 //! - `oci`, `states`: what runc and crun write down of containers whose cgroup may have any name;
 //! - `lookup`: asks runtimes over their sockets, and reads what engines write down, in the background;
 //! - `directory`: what lookups have found;
-//! - `resolver`: puts all that together, and remembers.
+//! - `resolver`: puts all that together, and remembers; `owners`: shares it between threads.
 //!
 //! A container goes by its cgroup, whatever it is called. Its name is what its runtime says now, else what it wrote down, else the
 //! annotations of its specification, else its id. In Kubernetes that is the name in the pod; a pod's sandbox is called `POD`.
@@ -19,13 +19,15 @@ mod hierarchy;
 mod lookup;
 mod names;
 mod oci;
+mod owners;
 mod path;
 mod resolver;
 mod states;
 
 pub use directory::{Directory, LookupCounts};
-pub use hierarchy::{Hierarchy, HierarchyError};
+pub use hierarchy::{Cgroups, Hierarchy, HierarchyError};
 pub use lookup::{ParseSocketError, Protocol, Settings, Socket, once as look_names_up, run as follow_names};
 pub use names::SANDBOX;
+pub use owners::Owners;
 pub use path::{Identity, Runtime};
-pub use resolver::{Container, Owner, Resolver};
+pub use resolver::{Cached, Container, Owner, OwnerCache, Resolver};

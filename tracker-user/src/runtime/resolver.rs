@@ -3,14 +3,14 @@
 use std::{
     collections::HashMap,
     io,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
 use super::{
     claims::Claims,
     directory::Directory,
-    hierarchy::Hierarchy,
+    hierarchy::{Cgroups, Hierarchy},
     names::{Names, clean, is_engine_id},
     oci::State,
     path::{Identity, Runtime, candidates},
@@ -105,7 +105,7 @@ const HOST_TTL: Duration = Duration::from_secs(1);
 /// A runtime has written down what it knows of a container by then.
 const NAMED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Finds the owners of cgroups.
+/// Finds the owners of cgroups, which takes a look at the cgroup file system and at what runtimes wrote.
 #[derive(Debug)]
 pub struct Resolver {
     hierarchy: Hierarchy,
@@ -114,10 +114,52 @@ pub struct Resolver {
     directory: Arc<Directory>,
     /// What of the directory is known here.
     news: u64,
-    known: HashMap<u64, Known>,
+    known: OwnerCache,
+}
+
+/// Owners that are known already. Nothing is looked up, and nobody is waited for: a lock is held for as
+/// long as an entry is read or written.
+#[derive(Clone, Debug, Default)]
+pub struct OwnerCache(Arc<RwLock<HashMap<u64, Known>>>);
+
+/// What a cache tells of a cgroup's owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cached {
+    /// The owner.
+    Current(Owner),
+    /// The owner, as far as was known some time ago: it should be looked up again.
+    Old(Owner),
+    /// It must be looked up.
+    Missing,
+}
+
+impl OwnerCache {
+    /// The owner of a cgroup. `may_be_told` says that its runtime may have told whose it is just now.
+    #[must_use]
+    pub fn get(&self, cgroup: u64, may_be_told: bool) -> Cached {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        match known.get(&cgroup) {
+            None => Cached::Missing,
+            Some(known) if may_be_told && known.should_be_reconsidered() => Cached::Missing,
+            Some(known) if known.is_current() => Cached::Current(known.owner.clone()),
+            Some(known) => Cached::Old(known.owner.clone()),
+        }
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&HashMap<u64, Known>) -> T) -> T {
+        read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, write: impl FnOnce(&mut HashMap<u64, Known>) -> T) -> T {
+        write(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Known {
+    fn new(owner: Owner) -> Self {
+        Self { owner, since: Instant::now(), gone: false }
+    }
+
     /// Its engine writes the name down in these moments.
     fn may_be_named(&self) -> bool {
         matches!(&self.owner, Owner::Container(container) if !container.named)
@@ -128,9 +170,18 @@ impl Known {
     fn is_lasting(&self) -> bool {
         matches!(&self.owner, Owner::Container(container) if container.runtime != Runtime::Unknown)
     }
+
+    fn is_current(&self) -> bool {
+        self.is_lasting() || self.since.elapsed() < HOST_TTL
+    }
+
+    /// It isn't known to be a container's, or its container has just come and has no name.
+    fn should_be_reconsidered(&self) -> bool {
+        !self.is_lasting() || self.may_be_named()
+    }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Known {
     owner: Owner,
     since: Instant,
@@ -143,15 +194,24 @@ impl Resolver {
     #[must_use]
     pub fn new(hierarchy: Hierarchy, directory: Arc<Directory>) -> Self {
         let (states, claims) = (States::default(), Claims::default());
-        Self { hierarchy, states, claims, directory, news: 0, known: HashMap::new() }
+        Self { hierarchy, states, claims, directory, news: 0, known: OwnerCache::default() }
+    }
+
+    /// What it knows, for those who can't wait.
+    #[must_use]
+    pub fn cache(&self) -> OwnerCache {
+        self.known.clone()
+    }
+
+    fn known(&self, cgroup: u64) -> Option<Known> {
+        self.known.read(|known| known.get(&cgroup).cloned())
     }
 
     /// The owner of a cgroup.
     pub fn owner(&mut self, cgroup: u64) -> Owner {
         self.learn_names();
-        if let Some(known) = self.known.get(&cgroup)
-            && (known.is_lasting() || known.since.elapsed() < HOST_TTL)
-        {
+        let known = self.known(cgroup);
+        if let Some(known) = known.as_ref().filter(|known| known.is_current()) {
             return known.owner.clone();
         }
         let owner = match self.hierarchy.path_of(cgroup) {
@@ -164,12 +224,12 @@ impl Resolver {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.last_owner(cgroup),
             // Without CAP_DAC_READ_SEARCH a cgroup can't be opened by its id: look for it.
             Err(_) => {
-                self.refresh();
-                self.known.get(&cgroup).map_or(Owner::Unknown, |known| known.owner.clone())
+                self.refresh(&self.hierarchy.list());
+                self.last_owner(cgroup)
             }
         };
         // Later ones are asked for now and then.
-        let is_new = self.known.get(&cgroup).is_none_or(Known::may_be_named);
+        let is_new = known.as_ref().is_none_or(Known::may_be_named);
         if let Owner::Container(container) = &owner
             && is_new
         {
@@ -186,12 +246,12 @@ impl Resolver {
     }
 
     /// Takes over what lookups have found since. Waits for nothing: a container goes by what is known of it now.
-    fn learn_names(&mut self) {
+    pub(super) fn learn_names(&mut self) {
         let news = self.directory.news();
         if news == std::mem::replace(&mut self.news, news) {
             return;
         }
-        let mut known = std::mem::take(&mut self.known);
+        let mut known = self.known.read(HashMap::clone);
         // Cgroups of one container share its record.
         let mut records: HashMap<String, Owner> = HashMap::new();
         for known in known.values_mut() {
@@ -200,7 +260,7 @@ impl Resolver {
                 known.owner = record.or_insert_with(|| self.named(known.owner.clone())).clone();
             }
         }
-        self.known = known;
+        self.known.write(|cache| *cache = known);
     }
 
     /// An owner as lookups call it.
@@ -223,53 +283,51 @@ impl Resolver {
     /// The container of this cgroup as it is called now; the one given if it has gone.
     pub fn current(&mut self, container: Arc<Container>) -> Arc<Container> {
         self.learn_names();
-        let mut containers = self.known.values().filter_map(|known| match &known.owner {
-            Owner::Container(known) => Some(known),
-            Owner::Host | Owner::Unknown => None,
-        });
-        let current = containers.find(|known| known.cgroup == container.cgroup).cloned();
-        current.unwrap_or(container)
+        let is_same = |known: &Known| match &known.owner {
+            Owner::Container(known) if known.cgroup == container.cgroup => Some(Arc::clone(known)),
+            Owner::Container(_) | Owner::Host | Owner::Unknown => None,
+        };
+        self.known.read(|known| known.values().find_map(is_same)).unwrap_or(container)
     }
 
     /// Looks again at a cgroup that isn't known to be a container's, or whose container has just come and has no name.
     pub fn reconsider(&mut self, cgroup: u64) {
-        if self.known.get(&cgroup).is_some_and(|known| !known.is_lasting() || known.may_be_named()) {
-            self.known.remove(&cgroup);
+        if self.known(cgroup).is_some_and(|known| known.should_be_reconsidered()) {
+            self.known.write(|known| known.remove(&cgroup));
         }
     }
 
     /// Whether a cgroup has been removed, as [`Resolver::refresh`] saw it last.
     #[must_use]
     pub fn is_gone(&self, cgroup: u64) -> bool {
-        self.known.get(&cgroup).is_none_or(|known| known.gone)
+        self.known(cgroup).is_none_or(|known| known.gone)
             && self.hierarchy.path_of(cgroup).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
     /// Whose a cgroup was when it was last looked at.
     #[must_use]
     pub fn last_owner(&self, cgroup: u64) -> Owner {
-        self.known.get(&cgroup).map_or(Owner::Unknown, |known| known.owner.clone())
+        self.known(cgroup).map_or(Owner::Unknown, |known| known.owner)
     }
 
     /// Forgets whose the cgroups were that have been removed.
     pub fn forget_gone(&mut self) {
-        self.known.retain(|_, known| !known.gone);
+        self.known.write(|known| known.retain(|_, known| !known.gone));
     }
 
-    /// Looks at every cgroup. Returns the containers there are.
-    pub fn refresh(&mut self) -> Vec<Arc<Container>> {
+    /// Takes over which cgroups there are, as [`Hierarchy::list`] tells. Returns their containers.
+    pub fn refresh(&mut self, cgroups: &Cgroups) -> Vec<Arc<Container>> {
         self.learn_names();
         let states = self.states.read(self.hierarchy.root());
-        let mut before = std::mem::take(&mut self.known);
+        let (mut before, mut after) = (self.known.read(HashMap::clone), HashMap::new());
         let mut containers: HashMap<String, Arc<Container>> = HashMap::new();
-        let cgroups = self.hierarchy.list();
         // Once for claims: whose an id is isn't known before all have been heard.
         self.claims.clear();
-        cgroups.iter().for_each(|(_, path)| drop(self.find(path, &states)));
-        for (id, path) in cgroups {
-            let known = before.remove(&id);
+        cgroups.paths.iter().for_each(|(_, path)| drop(self.find(path, &states)));
+        for (id, path) in &cgroups.paths {
+            let known = before.remove(id);
             let lasts = known.as_ref().is_some_and(Known::is_lasting);
-            let owner = match (self.find(&path, &states), known.map(|known| known.owner)) {
+            let owner = match (self.find(path, &states), known.map(|known| known.owner)) {
                 (Owner::Container(found), known) => {
                     // Cgroups of one container share its record.
                     let record = containers.entry(found.cgroup.clone());
@@ -281,11 +339,14 @@ impl Resolver {
                 }
                 (owner, _) => owner,
             };
-            self.remember(id, owner);
+            after.insert(*id, Known::new(owner));
         }
         for (id, known) in before {
-            self.known.insert(id, Known { gone: true, ..known });
+            // Whoever was found after the list was made may well be there.
+            let gone = known.gone || known.since < cgroups.listed;
+            after.insert(id, Known { gone, ..known });
         }
+        self.known.write(|known| *known = after);
         containers.into_values().collect()
     }
 
@@ -306,7 +367,7 @@ impl Resolver {
     }
 
     fn remember(&mut self, cgroup: u64, owner: Owner) {
-        self.known.insert(cgroup, Known { owner, since: Instant::now(), gone: false });
+        self.known.write(|known| known.insert(cgroup, Known::new(owner)));
     }
 }
 

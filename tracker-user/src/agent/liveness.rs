@@ -1,4 +1,4 @@
-//! Whether the agent's tasks are at work: each says when it will be heard of again. Pure.
+//! Whether each of the agent's tasks still does its work: each says when it will be heard of again.
 
 use std::{
     collections::BTreeMap,
@@ -9,9 +9,9 @@ use std::{
 /// A task that hasn't been heard of for so long, after it should have been, is stuck.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// All tasks, by name.
+/// The liveness of all tasks, by their names.
 #[derive(Debug, Default)]
-pub struct Pulses(Mutex<BTreeMap<&'static str, State>>);
+pub struct Liveness(Mutex<BTreeMap<&'static str, State>>);
 
 #[derive(Clone, Copy, Debug)]
 enum State {
@@ -20,13 +20,13 @@ enum State {
     Ended,
 }
 
-impl Pulses {
+impl Liveness {
     /// A task that begins.
     #[must_use]
-    pub fn begin(self: &Arc<Self>, name: &'static str) -> Pulse {
-        let pulse = Pulse { pulses: Arc::clone(self), name };
-        pulse.within(Duration::ZERO);
-        pulse
+    pub fn begin(self: &Arc<Self>, name: &'static str) -> TaskLiveness {
+        let task = TaskLiveness { all: Arc::clone(self), name };
+        task.within(Duration::ZERO);
+        task
     }
 
     /// Tasks that have ended or are stuck, a line each.
@@ -47,14 +47,14 @@ impl Pulses {
     }
 }
 
-/// A task's. When it is dropped, the task has ended, by whatever way.
+/// The liveness of one task, which has it. When it is dropped, the task has ended, by whatever way.
 #[derive(Debug)]
-pub struct Pulse {
-    pulses: Arc<Pulses>,
+pub struct TaskLiveness {
+    all: Arc<Liveness>,
     name: &'static str,
 }
 
-impl Pulse {
+impl TaskLiveness {
     /// The task is at work, and rests for no longer than this.
     pub fn within(&self, rest: Duration) {
         // A century is as good as ever, and no clock overflows.
@@ -62,11 +62,11 @@ impl Pulse {
     }
 
     fn set(&self, state: State) {
-        self.pulses.lock().insert(self.name, state);
+        self.all.lock().insert(self.name, state);
     }
 }
 
-impl Drop for Pulse {
+impl Drop for TaskLiveness {
     fn drop(&mut self) {
         self.set(State::Ended);
     }
@@ -78,10 +78,10 @@ mod tests {
 
     #[test]
     fn the_dead_are_told() {
-        let pulses = Arc::new(Pulses::default());
-        let (reader, auditor) = (pulses.begin("reader"), pulses.begin("auditor"));
+        let all = Arc::new(Liveness::default());
+        let (reader, auditor) = (all.begin("reader"), all.begin("auditor"));
         auditor.within(Duration::from_secs(60));
-        let after = |seconds| pulses.dead(Instant::now() + Duration::from_secs(seconds));
+        let after = |seconds| all.dead(Instant::now() + Duration::from_secs(seconds));
         assert!(after(20).is_empty());
         assert!(after(35)[0].starts_with("reader: has not been heard of"), "{:?}", after(35));
         assert_eq!(after(35).len(), 1);

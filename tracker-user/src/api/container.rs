@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{BlockerRow, ContainerRow, Criu, names_path, timestamp};
+use super::{BlockerRow, Comm, ContainerRow, Criu, names_path, timestamp};
 use crate::{
     inventory::{Detail, Entry},
     runtime::Owner,
@@ -31,22 +31,22 @@ pub struct ContainerReport {
 }
 
 impl ContainerReport {
-    /// Describes what an owner holds.
+    /// Describes what an owner holds, which was judged.
     #[must_use]
-    pub fn new(owner: &Owner, entry: &Entry, judge: &Judge) -> Self {
+    pub fn new(owner: &Owner, entry: &Entry, judge: &Judge, comm: Comm<'_>) -> Self {
         let (look, assessment) = match &entry.detail {
             Detail::None => ("none", None),
             Detail::Pending => ("pending", None),
-            Detail::Known(known) if entry.is_as_when_looked_at(known) => ("current", Some(known)),
+            Detail::Known(known) if entry.judged.is_current => ("current", Some(known)),
             Detail::Known(known) => ("outdated", Some(known)),
         };
         Self {
-            criu: Criu::new(judge),
-            container: ContainerRow::new(owner, entry, judge, true),
-            verdict: entry.verdict(judge).name(),
+            criu: Criu::new(judge.profile()),
+            container: ContainerRow::new(owner, entry, judge, Some(comm)),
+            verdict: entry.judged.verdict.name(),
             look,
-            last_checkpointable: entry.last_ok.map(timestamp),
-            blocked_seconds: entry.blocked.as_secs_f64(),
+            last_checkpointable: entry.history.last_ok.map(timestamp),
+            blocked_seconds: entry.history.blocked.as_secs_f64(),
             blockers: assessment.map(|known| known.blockers.iter().map(BlockerRow::new).collect()),
         }
     }

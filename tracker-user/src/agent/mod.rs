@@ -1,0 +1,259 @@
+//! The agent at work. From the kernel to whoever asks:
+//!
+//! - events: `ring` reads them, `unresolved` waits for those whose owner isn't known yet, `delivery` hands
+//!   them on to the [`Feed`];
+//! - counts: `state` owns what is known, and makes a `snapshot` of it; `audits` and `hidden` scans keep it
+//!   true;
+//! - verdicts: `inspections` look at containers in detail, `judging` notes verdicts, by which histories
+//!   move;
+//! - `liveness`: whether all these do their work.
+//!
+//! Each loop is tested with a source that the test makes up, and with a clock that the test moves.
+
+mod audits;
+mod delivery;
+mod hidden;
+mod inspections;
+mod judging;
+pub mod liveness;
+mod ring;
+mod snapshot;
+mod state;
+mod unresolved;
+
+use std::{
+    os::fd::AsRawFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use aya_log::EbpfLogger;
+pub use hidden::HiddenScans;
+pub use snapshot::{AuditStats, Reloads, Snapshot};
+pub use state::{Handle, State, StateError, start};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{Notify, watch},
+    task::{JoinHandle, spawn_blocking},
+};
+use tracing_log::LogTracer;
+
+use self::{
+    audits::Auditor as _,
+    delivery::Delivery,
+    inspections::{Changed, Inspections},
+    liveness::{Liveness, TaskLiveness},
+    ring::{EventReader, Ring},
+    unresolved::Unresolved,
+};
+use crate::{
+    api::Feed,
+    bpf::{Audit, BpfError, Choice, Sizes},
+    host,
+    runtime::{Directory, Owners, Settings, follow_names},
+    verdict::Judge,
+};
+
+/// How often counts are read anew where there are no probes.
+const POLL: Duration = Duration::from_secs(5);
+
+/// How often the tasks do what nothing asks them to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Audits, and hidden scans.
+    pub audit: Duration,
+    /// Inspections of each container.
+    pub inspect: Duration,
+}
+
+impl Pace {
+    /// How often counts are compared with the truth: without probes nothing else keeps them current.
+    fn audits(self, live: bool) -> Duration {
+        if live { self.audit } else { self.audit.min(POLL) }
+    }
+}
+
+/// The agent's tasks. Dropping it ends them, and detaches the probes.
+pub struct Agent {
+    /// What it knows.
+    pub state: Handle,
+    /// What it sees.
+    pub feed: Feed,
+    /// Whether its tasks are at work.
+    pub liveness: Arc<Liveness>,
+    audit_requests: Arc<Notify>,
+    changed: Arc<Changed>,
+    /// Told when a verdict may be another.
+    verdicts: Arc<Notify>,
+    /// `None` until what was open before is adopted.
+    pace: Option<watch::Sender<Pace>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Agent {
+    /// Loads and attaches the probes, reads events from now on, and asks runtimes for the names of containers.
+    ///
+    /// # Errors
+    /// When the machine lacks something.
+    pub fn start(judge: Judge, sizes: Sizes, choice: Choice, runtimes: Settings) -> Result<Self, StateError> {
+        let directory = Arc::new(Directory::default());
+        let (state, rings) = start(judge, sizes, choice, Arc::clone(&directory))?;
+        let (feed, liveness) = (Feed::default(), Arc::<Liveness>::default());
+        let (audit_requests, verdicts) = (Arc::<Notify>::default(), Arc::<Notify>::default());
+        let changed = Arc::<Changed>::default();
+        let delivery = Delivery {
+            feed: feed.clone(),
+            judge: state.judges(),
+            changed: Arc::clone(&changed),
+            verdicts: Arc::clone(&verdicts),
+        };
+        let (unresolved, lookups) = Unresolved::new(feed.clone());
+        let owners = Arc::clone(state.owners());
+        let lookups = lookups.run(Arc::clone(&owners), delivery.clone(), liveness.begin("owners"));
+        let ring = Ring { records: register(rings.events)?, losses: rings.losses };
+        let cache = state.owners().cache();
+        let reader = EventReader {
+            cached: Box::new(move |cgroup, may_be_told| cache.get(cgroup, may_be_told)),
+            delivery,
+            unresolved,
+            audit_requests: audit_requests.clone(),
+        };
+        let names = ask_for_names(directory.clone(), runtimes, liveness.begin("names"));
+        let mut tasks = vec![
+            tokio::spawn(reader.run(ring, liveness.begin("ring"))),
+            tokio::spawn(lookups),
+            tokio::spawn(names),
+            tokio::spawn(learn_names(directory, owners, liveness.begin("renaming"))),
+        ];
+        if let Some(log) = rings.log {
+            tasks.push(tokio::spawn(forward_log(register(log)?)));
+        }
+        Ok(Self { state, feed, liveness, audit_requests, changed, verdicts, pace: None, tasks })
+    }
+
+    /// Counts what is open already. From then on counts are exact, and live if there is a feeder.
+    ///
+    /// # Errors
+    /// When the first audit fails.
+    pub async fn adopt(&mut self, pace: Pace) -> Result<(), StateError> {
+        let (first, scanned) = adopt(&self.state).await?;
+        host::give_memory_back();
+        tracing::info!(adopted = first.changes, took = ?first.took, "what was open already is counted");
+        if !self.state.is_live() {
+            tracing::warn!("no probes: counts are those of the last audit, at most {POLL:?} old");
+        }
+        let pace = self.pace.insert(watch::Sender::new(pace));
+        let begin = |name| self.liveness.begin(name);
+        let (state, requests, verdicts) = (&self.state, &self.audit_requests, &self.verdicts);
+        let audits =
+            audits::run(state.clone(), requests.clone(), verdicts.clone(), pace.subscribe(), begin("audits"));
+        let scans =
+            hidden::run(state.clone(), verdicts.clone(), pace.subscribe(), scanned, begin("hidden scans"));
+        let inspections = Inspections::new(
+            state.clone(),
+            Arc::clone(&self.changed),
+            self.feed.clone(),
+            begin("inspections"),
+        );
+        let losses = audits::watch_losses(state.clone(), requests.clone(), begin("losses"));
+        let judging = judging::run(state.clone(), verdicts.clone(), begin("verdicts"));
+        self.tasks.extend([
+            tokio::spawn(audits),
+            tokio::spawn(scans),
+            tokio::spawn(inspections.run(pace.subscribe())),
+            tokio::spawn(losses),
+            tokio::spawn(judging),
+        ]);
+        Ok(())
+    }
+
+    /// Goes on at this pace, with this judge, once what was open before is adopted.
+    ///
+    /// # Errors
+    /// When the agent's state can't be asked.
+    pub async fn change(&self, pace: Pace, judge: Judge) -> Result<(), StateError> {
+        let is_other = self.state.tell(|state| state.replace_judge(judge)).await?;
+        self.verdicts.notify_one();
+        if let Some(sender) = &self.pace {
+            // Who waits for a change inspects all containers again.
+            sender.send_if_modified(|current| std::mem::replace(current, pace) != pace || is_other);
+        }
+        Ok(())
+    }
+
+    /// Whether all tasks are at work.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.liveness.dead(Instant::now()).is_empty()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// Counts what is open already, and scans for hidden files, both at once: then the state is ready. Returns
+/// also how long the scan took.
+async fn adopt(state: &Handle) -> Result<(Audit, Duration), StateError> {
+    state.tell(State::expect_inspections).await?;
+    // An audit keeps the kernel side for itself.
+    let first = state.with(State::open_hidden_scan).await;
+    let (audit, scanned) = tokio::join!(state.audit(), hidden::scan_from(state, first));
+    let audit = audit?;
+    state.tell(State::become_ready).await?;
+    Ok((audit, scanned))
+}
+
+/// What there is, without an agent: counts what is open, and inspects every container once.
+///
+/// # Errors
+/// When the machine lacks something.
+pub async fn look_once(
+    judge: Judge,
+    sizes: Sizes,
+    directory: Arc<Directory>,
+) -> Result<Arc<Snapshot>, StateError> {
+    let (state, _rings) = start(judge, sizes, Choice::Audit, directory)?;
+    adopt(&state).await?;
+    inspections::once(&state).await;
+    state.snapshot().await
+}
+
+/// Asks runtimes for names. It rests for as long as it likes, but mustn't end.
+async fn ask_for_names(directory: Arc<Directory>, runtimes: Settings, liveness: TaskLiveness) {
+    liveness.within(Duration::MAX);
+    follow_names(directory, runtimes).await;
+}
+
+/// Renames containers as soon as something was learnt of their names.
+async fn learn_names(directory: Arc<Directory>, owners: Arc<Owners>, liveness: TaskLiveness) {
+    liveness.within(Duration::MAX);
+    let mut changes = directory.changes();
+    while changes.changed().await.is_ok() {
+        let owners = Arc::clone(&owners);
+        // An error is a panic, which is logged.
+        let _ = spawn_blocking(move || owners.learn_names()).await;
+    }
+}
+
+/// Registers a ring with the event loop.
+fn register<R: AsRawFd>(ring: R) -> Result<AsyncFd<R>, BpfError> {
+    // SAFETY: a ring owns its fd, which stays open and the same for as long as the ring is registered.
+    unsafe { AsyncFd::register(ring) }.map_err(|error| BpfError::Call {
+        call: "wait for",
+        object: "a ring".into(),
+        source: error.into(),
+    })
+}
+
+/// Passes on what the programs log.
+async fn forward_log(mut log: AsyncFd<EbpfLogger<LogTracer>>) {
+    while let Ok(mut guard) = log.readable_mut().await {
+        guard.get_inner_mut().flush();
+        guard.clear_ready();
+    }
+}

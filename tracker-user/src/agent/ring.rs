@@ -1,0 +1,319 @@
+//! Reads events from the ring. Nothing here waits for anything but the ring: not for the file system, and
+//! not for whoever reads a snapshot. An event whose owner isn't known yet is left to [`super::unresolved`].
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{MapData, RingBuf};
+use tokio::{io::unix::AsyncFd, sync::Notify, time::timeout};
+use tracker_ebpf::{Kind, Loss};
+
+use super::{delivery::Delivery, liveness::TaskLiveness, unresolved::Unresolved};
+use crate::{
+    api::{Details, Notice},
+    bpf::{Change, Event, Losses, decode},
+    host,
+    runtime::Cached,
+};
+
+/// Events that are taken before other tasks have their turn.
+const BATCH: usize = 256;
+
+/// How often the task shows that it is there while nothing happens.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Where events come from.
+pub(super) trait Source: Send + 'static {
+    /// Waits until there are some, and takes at most [`BATCH`]. May be dropped before it has taken any.
+    fn batch(&mut self) -> impl Future<Output = io::Result<Vec<Event>>> + Send;
+
+    /// How many events there was no room for so far.
+    fn lost(&self) -> u64;
+}
+
+/// The ring that the BPF programs write.
+pub(super) struct Ring {
+    pub(super) records: AsyncFd<RingBuf<MapData>>,
+    pub(super) losses: Losses,
+}
+
+impl Source for Ring {
+    async fn batch(&mut self) -> io::Result<Vec<Event>> {
+        let mut guard = self.records.readable_mut().await?;
+        let (mut events, mut taken) = (Vec::new(), 0);
+        while taken < BATCH
+            && let Some(record) = guard.get_inner_mut().next()
+        {
+            taken += 1;
+            events.extend(decode(&record));
+        }
+        // The registration is edge-triggered: the ring must be empty before it is waited for again.
+        if taken < BATCH {
+            guard.clear_ready();
+        }
+        Ok(events)
+    }
+
+    fn lost(&self) -> u64 {
+        self.losses.of(Loss::Ring)
+    }
+}
+
+/// Takes events from a source, and hands them on.
+pub(super) struct EventReader {
+    /// Tells the owner of a cgroup, as far as it is known. Waits for nothing.
+    pub(super) cached: Box<dyn Fn(u64, bool) -> Cached + Send>,
+    pub(super) delivery: Delivery,
+    pub(super) unresolved: Unresolved,
+    pub(super) audit_requests: Arc<Notify>,
+}
+
+impl EventReader {
+    /// Reads for as long as it is polled. It ends only when the source can't be read.
+    pub(super) async fn run(self, mut source: impl Source, liveness: TaskLiveness) {
+        let mut lost = Lost { known: 0, checked: Instant::now() };
+        loop {
+            liveness.within(QUIET);
+            match timeout(QUIET, source.batch()).await {
+                // Nothing happens.
+                Err(_) => continue,
+                Ok(Ok(events)) => events.into_iter().for_each(|event| self.handle(event)),
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "wait for the ring; events are not shown any more");
+                    return;
+                }
+            }
+            let sum = || source.lost() + self.delivery.feed.dropped();
+            if let Some(more) = lost.since(sum) {
+                self.delivery.feed.publish(Notice::lost(more));
+            }
+            // Whoever makes events faster than they can be handled must not keep the agent from all else.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn handle(&self, event: Event) {
+        match event.change {
+            Change::Uncertain => {
+                self.audit_requests.notify_one();
+                return;
+            }
+            // Its reads will fill slots, which must be followed from now on.
+            Change::Opened { tag, .. } if tag.kind() == Some(Kind::Fanotify) => {
+                self.audit_requests.notify_one();
+            }
+            _ => {}
+        }
+        // By the time a container's program runs, its runtime has written down whose cgroup it is.
+        let may_be_told = matches!(event.change, Change::Execed(_) | Change::Moved(_));
+        let cgroup = event.cgroup_id;
+        let owner = match (self.cached)(cgroup, may_be_told) {
+            Cached::Current(owner) => owner,
+            Cached::Old(owner) => {
+                self.unresolved.refresh(cgroup);
+                owner
+            }
+            Cached::Missing => return self.unresolved.push(event),
+        };
+        if self.delivery.needs_details(&event) || self.unresolved.has(cgroup) {
+            // Events of a cgroup stay in their order.
+            return self.unresolved.push(event);
+        }
+        let details = Details { time: Some(host::wall_clock(event.time_ns)), ..Details::default() };
+        self.delivery.deliver(&event, &owner, details);
+    }
+}
+
+/// What subscribers were told of events that were lost on their way.
+struct Lost {
+    known: u64,
+    checked: Instant,
+}
+
+impl Lost {
+    /// How often losses are looked at, at the most.
+    const EVERY: Duration = Duration::from_millis(100);
+
+    /// How many were lost that subscribers weren't told of.
+    fn since(&mut self, sum: impl FnOnce() -> u64) -> Option<u64> {
+        if self.checked.elapsed() < Self::EVERY {
+            return None;
+        }
+        self.checked = Instant::now();
+        let sum = sum();
+        let more = sum - std::mem::replace(&mut self.known, sum);
+        (more > 0).then_some(more)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, sync::Mutex};
+
+    use tokio::{
+        sync::{mpsc, watch},
+        time::sleep,
+    };
+    use tracker_ebpf::Tag;
+
+    use super::*;
+    use crate::{
+        agent::{
+            inspections::Changed,
+            liveness::Liveness,
+            unresolved::{Lookups, Registry},
+        },
+        api::{Feed, Subscription},
+        host::KernelVersion,
+        inventory::Counts,
+        runtime::Owner,
+        verdict::{Judge, Profile, Rules},
+    };
+
+    /// The host, which is known; a cgroup that isn't; and one whose owner takes long to find.
+    const HOST: u64 = 1;
+    const NEW: u64 = 2;
+    const SLOW: u64 = 3;
+
+    /// How long it takes to find the owner of [`SLOW`].
+    const TAKES: Duration = Duration::from_millis(200);
+
+    struct Slow(Mutex<HashMap<u64, usize>>);
+
+    impl Registry for Slow {
+        fn look_up(&self, cgroup: u64, _: bool) -> Owner {
+            *self.0.lock().unwrap().entry(cgroup).or_default() += 1;
+            if cgroup == SLOW {
+                std::thread::sleep(TAKES);
+            }
+            Owner::Unknown
+        }
+
+        fn details(&self, _: &Event) -> Details {
+            Details { comm: Some("looked up".into()), ..Details::default() }
+        }
+    }
+
+    struct Fake(mpsc::UnboundedReceiver<Event>, Arc<Mutex<u64>>);
+
+    impl Source for Fake {
+        async fn batch(&mut self) -> io::Result<Vec<Event>> {
+            let event = self.0.recv().await;
+            Ok(vec![event.ok_or(io::ErrorKind::UnexpectedEof)?])
+        }
+
+        fn lost(&self) -> u64 {
+            *self.1.lock().unwrap()
+        }
+    }
+
+    struct Running {
+        events: mpsc::UnboundedSender<Event>,
+        lost: Arc<Mutex<u64>>,
+        registry: Arc<Slow>,
+        subscription: Subscription,
+        audits: Arc<Notify>,
+        _judge: watch::Sender<Arc<Judge>>,
+    }
+
+    fn start(host: Cached) -> Running {
+        let kernel = KernelVersion { major: 6, minor: 1 };
+        let judge = Judge::new(Rules::embedded().unwrap(), Profile::new(None, None, kernel));
+        let judge = watch::Sender::new(Arc::new(judge));
+        let feed = Feed::default();
+        let delivery = Delivery {
+            feed: feed.clone(),
+            judge: judge.subscribe(),
+            changed: Arc::<Changed>::default(),
+            verdicts: Arc::default(),
+        };
+        let subscription = feed.subscribe();
+        let (unresolved, lookups): (_, Lookups) = Unresolved::new(feed);
+        let (registry, audits) = (Arc::new(Slow(Mutex::default())), Arc::<Notify>::default());
+        let liveness = Arc::new(Liveness::default());
+        tokio::spawn(lookups.run(Arc::clone(&registry), delivery.clone(), liveness.begin("owners")));
+        let cached = Box::new(move |cgroup, _| if cgroup == HOST { host.clone() } else { Cached::Missing });
+        let reader = EventReader { cached, delivery, unresolved, audit_requests: Arc::clone(&audits) };
+        let (events, source) = mpsc::unbounded_channel();
+        let lost = Arc::<Mutex<u64>>::default();
+        tokio::spawn(reader.run(Fake(source, Arc::clone(&lost)), liveness.begin("ring")));
+        Running { events, lost, registry, subscription, audits, _judge: judge }
+    }
+
+    fn event(cgroup_id: u64, pid: u32, change: Change) -> Event {
+        Event { pid, tid: pid, comm: Some("zoo".into()), time_ns: 1, cgroup_id, change }
+    }
+
+    fn opened(cgroup: u64, pid: u32, kind: Kind) -> Event {
+        event(cgroup, pid, Change::Opened { fd: 3, tag: Tag::new(kind.index() as u64, 0) })
+    }
+
+    impl Running {
+        async fn next(&mut self) -> (String, u32, String) {
+            let notice = self.subscription.next().await.unwrap().notice;
+            (notice.container.clone(), notice.pid, notice.comm.clone())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_lookup_holds_up_its_own_cgroup_only() {
+        let mut running = start(Cached::Current(Owner::Host));
+        for (cgroup, pid) in [(SLOW, 10), (SLOW, 11), (HOST, 12), (HOST, 13)] {
+            running.events.send(opened(cgroup, pid, Kind::Pidfd)).unwrap();
+        }
+        let host = |pid| ("host".to_owned(), pid, "zoo".to_owned());
+        let slow = |pid| ("unknown".to_owned(), pid, "zoo".to_owned());
+        assert_eq!([running.next().await, running.next().await], [host(12), host(13)]);
+        assert_eq!([running.next().await, running.next().await], [slow(10), slow(11)]);
+    }
+
+    #[tokio::test]
+    async fn what_the_event_doesnt_say_is_looked_up_in_order() {
+        let mut running = start(Cached::Current(Owner::Host));
+        let mut nameless = opened(HOST, 10, Kind::Pidfd);
+        nameless.comm = None;
+        running.events.send(nameless).unwrap();
+        running.events.send(opened(HOST, 11, Kind::Pidfd)).unwrap();
+        assert_eq!(running.next().await.2, "looked up");
+        assert_eq!(running.next().await.1, 11);
+    }
+
+    #[tokio::test]
+    async fn an_old_owner_serves_while_it_is_looked_up_again() {
+        let mut running = start(Cached::Old(Owner::Host));
+        for pid in 10..20 {
+            running.events.send(opened(HOST, pid, Kind::Pidfd)).unwrap();
+        }
+        for pid in 10..20 {
+            assert_eq!(running.next().await, ("host".into(), pid, "zoo".into()));
+        }
+        running.events.send(opened(NEW, 20, Kind::Pidfd)).unwrap();
+        assert_eq!(running.next().await.1, 20);
+        // Once, however many events ask for it meanwhile.
+        assert_eq!(running.registry.0.lock().unwrap().get(&HOST), Some(&1));
+    }
+
+    #[tokio::test]
+    async fn what_probes_cant_be_sure_of_requests_an_audit() {
+        let running = start(Cached::Current(Owner::Host));
+        for event in [event(0, 0, Change::Uncertain), opened(HOST, 10, Kind::Fanotify)] {
+            running.events.send(event).unwrap();
+            timeout(Duration::from_secs(10), running.audits.notified()).await.unwrap();
+        }
+        running.events.send(event(HOST, 10, Change::Exited(Counts::default()))).unwrap();
+        assert!(timeout(TAKES, running.audits.notified()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn subscribers_are_told_what_was_lost() {
+        let mut running = start(Cached::Current(Owner::Host));
+        *running.lost.lock().unwrap() = 7;
+        sleep(Lost::EVERY).await;
+        running.events.send(opened(HOST, 10, Kind::Pidfd)).unwrap();
+        assert_eq!(running.next().await.1, 10);
+        assert_eq!(running.subscription.next().await.unwrap().notice.lost, Some(7));
+    }
+}

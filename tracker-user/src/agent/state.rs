@@ -1,0 +1,432 @@
+//! What the agent knows, and the thread that owns it.
+//!
+//! Others send that thread work ([`Handle::with`]), one after another, or read a [`Snapshot`], which
+//! doesn't change any more. Nobody else has a reference to any of it.
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use thiserror::Error;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tracker_ebpf::Loss;
+
+use super::{
+    hidden::HiddenScans,
+    snapshot::{AuditStats, Reloads, Snapshot},
+};
+use crate::{
+    bpf::{Audit, Auditing, BpfError, Choice, Iterators, Kernel, Program, Rings, Sizes},
+    inventory::{Detail, Inventory, Ledger},
+    runtime::{Container, Directory, Hierarchy, HierarchyError, Owners, Resolver},
+    standing::Standings,
+    verdict::{Assessment, Judge, Verdict},
+};
+
+/// Why the agent can't start, or can't tell what it knows.
+#[derive(Debug, Error)]
+pub enum StateError {
+    /// The kernel side.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// Containers can't be told apart.
+    #[error(transparent)]
+    Hierarchy(#[from] HierarchyError),
+    /// The thread can't be started.
+    #[error("start a thread for the agent's state")]
+    Thread(#[source] io::Error),
+    /// The work has panicked, which is logged, or the agent is ending.
+    #[error("the agent's state can't be asked: see its log")]
+    Gone,
+}
+
+/// Everything that the agent knows.
+pub struct State {
+    kernel: Kernel,
+    owners: Arc<Owners>,
+    directory: Arc<Directory>,
+    /// What containers had counted in cgroups that have gone.
+    ledger: Ledger,
+    hidden: HiddenScans,
+    audits: AuditStats,
+    reloads: Reloads,
+    /// The histories of containers; `None` if containers aren't inspected.
+    histories: Option<Standings>,
+    judge: watch::Sender<Arc<Judge>>,
+    ready: watch::Sender<bool>,
+}
+
+/// A piece of work for the thread that owns the state.
+type Work = Box<dyn FnOnce(&mut State) + Send>;
+
+/// Sends work to the thread that owns the state. Once all handles are gone, the thread ends, and what it
+/// had attached is detached.
+#[derive(Clone)]
+pub struct Handle {
+    work: mpsc::Sender<Work>,
+    judge: watch::Receiver<Arc<Judge>>,
+    ready: watch::Receiver<bool>,
+    owners: Arc<Owners>,
+    live: bool,
+    /// The snapshot that was made last.
+    latest: Arc<Mutex<Option<Arc<Snapshot>>>>,
+}
+
+/// Work that waits for the thread, at the most. Whoever has more waits before sending it.
+const QUEUE: usize = 64;
+
+/// Loads the programs and attaches a feeder. Counts are those of the last audit, and with a feeder live
+/// from then on. Containers are called as the directory says.
+///
+/// # Errors
+/// When the machine lacks something.
+pub fn start(
+    judge: Judge,
+    sizes: Sizes,
+    choice: Choice,
+    directory: Arc<Directory>,
+) -> Result<(Handle, Rings), StateError> {
+    let hierarchy = Hierarchy::find()?;
+    let (kernel, rings) = Kernel::start(&hierarchy, sizes, choice)?;
+    let resolver = Resolver::new(hierarchy.clone(), Arc::clone(&directory));
+    let owners = Arc::new(Owners::new(hierarchy, resolver));
+    let state = State {
+        hidden: HiddenScans::new(kernel.impossible_looks().to_vec()),
+        kernel,
+        owners: Arc::clone(&owners),
+        directory,
+        ledger: Ledger::default(),
+        audits: AuditStats::default(),
+        reloads: Reloads { successful: true, succeeded_at: SystemTime::now() },
+        histories: None,
+        judge: watch::Sender::new(Arc::new(judge)),
+        ready: watch::Sender::new(false),
+    };
+    Ok((Handle::spawn(state, owners)?, rings))
+}
+
+impl Handle {
+    fn spawn(state: State, owners: Arc<Owners>) -> Result<Self, StateError> {
+        let (work, queue) = mpsc::channel::<Work>(QUEUE);
+        let (judge, ready) = (state.judge.subscribe(), state.ready.subscribe());
+        let live = state.kernel.feeder().is_live();
+        std::thread::Builder::new()
+            .name("state".into())
+            .spawn(move || run(state, queue))
+            .map_err(StateError::Thread)?;
+        Ok(Self { work, judge, ready, owners, live, latest: Arc::default() })
+    }
+
+    /// Has the thread do something with the state, and waits for it.
+    ///
+    /// # Errors
+    /// Those of the work; and when it panics, or the thread has ended.
+    pub async fn with<T: Send + 'static, E: Into<StateError> + Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut State) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, StateError> {
+        let (sender, result) = oneshot::channel();
+        let work: Work = Box::new(move |state| {
+            // An error means that nobody waits any more.
+            let _ = sender.send(work(state).map_err(Into::into));
+        });
+        self.work.send(work).await.map_err(|_| StateError::Gone)?;
+        result.await.unwrap_or(Err(StateError::Gone))
+    }
+
+    /// The same, of work that can't fail.
+    ///
+    /// # Errors
+    /// When the work panics, or the thread has ended.
+    pub async fn tell<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut State) -> T + Send + 'static,
+    ) -> Result<T, StateError> {
+        self.with(|state| Ok::<_, StateError>(work(state))).await
+    }
+
+    /// What the agent knows at a moment after this was called. Whoever asks while one is made for others
+    /// shares the next.
+    ///
+    /// # Errors
+    /// When the kernel's maps can't be read.
+    pub async fn snapshot(&self) -> Result<Arc<Snapshot>, StateError> {
+        let asked = Instant::now();
+        let mut latest = self.latest.lock().await;
+        if let Some(latest) = latest.as_ref().filter(|latest| latest.begun >= asked) {
+            return Ok(Arc::clone(latest));
+        }
+        let snapshot = Arc::new(self.with(State::snapshot).await?);
+        *latest = Some(Arc::clone(&snapshot));
+        Ok(snapshot)
+    }
+
+    /// Whether counts are current at every moment, and not only at audits.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// Whether what was open before the start has been adopted.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        *self.ready.borrow()
+    }
+
+    /// Says what CRIU would make of files.
+    #[must_use]
+    pub fn judge(&self) -> Arc<Judge> {
+        Arc::clone(&self.judge.borrow())
+    }
+
+    /// The judge, whenever it becomes another.
+    #[must_use]
+    pub fn judges(&self) -> watch::Receiver<Arc<Judge>> {
+        self.judge.clone()
+    }
+
+    /// Whose cgroups are.
+    #[must_use]
+    pub fn owners(&self) -> &Arc<Owners> {
+        &self.owners
+    }
+}
+
+/// The thread that owns the state.
+fn run(mut state: State, mut queue: mpsc::Receiver<Work>) {
+    while let Some(work) = queue.blocking_recv() {
+        // Whoever sent the work is told by its sender, which goes with it. A panic left nothing half done
+        // that matters: counts are the kernel's, and the rest is replaced as a whole.
+        let _ = catch_unwind(AssertUnwindSafe(|| work(&mut state)));
+    }
+}
+
+impl State {
+    /// From now on this judge says what CRIU would make of files. Returns whether it is another: then what
+    /// inspections have found is known no more.
+    pub fn replace_judge(&mut self, judge: Judge) -> bool {
+        if **self.judge.borrow() == judge {
+            return false;
+        }
+        self.judge.send_replace(Arc::new(judge));
+        if let Some(histories) = &mut self.histories {
+            histories.forget_looks();
+        }
+        true
+    }
+
+    /// Takes note of what became of reading the configuration anew.
+    pub fn note_reload(&mut self, successful: bool) {
+        self.reloads.successful = successful;
+        if successful {
+            self.reloads.succeeded_at = SystemTime::now();
+        }
+    }
+
+    /// From now on containers are inspected: what wasn't yet is unknown.
+    pub fn expect_inspections(&mut self) {
+        self.histories.get_or_insert_default();
+    }
+
+    /// What was open before the start has been adopted.
+    pub fn become_ready(&mut self) {
+        self.ready.send_replace(true);
+    }
+
+    /// Begins an audit. While it waits, the state is free for others.
+    ///
+    /// # Errors
+    /// When the kernel's lists or maps can't be read.
+    pub fn begin_audit(&mut self) -> Result<Auditing, BpfError> {
+        self.kernel.begin_audit()
+    }
+
+    /// Looks again at what seemed to be wrong.
+    ///
+    /// # Errors
+    /// When the kernel's lists or maps can't be read.
+    pub fn continue_audit(&mut self, mut audit: Auditing) -> Result<Auditing, BpfError> {
+        self.kernel.look_again(&mut audit)?;
+        Ok(audit)
+    }
+
+    /// Ends an audit.
+    ///
+    /// # Errors
+    /// When the kernel's maps can't be read or written.
+    pub fn finish_audit(&mut self, audit: Auditing) -> Result<Audit, BpfError> {
+        self.kernel.finish_audit(audit)
+    }
+
+    /// Attaches what is needed only where certain files are open. Returns whether it did: then changes may
+    /// have been missed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_on_demand(&mut self) -> Result<bool, BpfError> {
+        self.kernel.attach_on_demand()
+    }
+
+    /// Takes note of what came of an audit.
+    pub fn note_audit(&mut self, audit: Option<&Audit>) {
+        let live = self.kernel.feeder().is_live();
+        self.audits.note(audit, live);
+    }
+
+    /// Takes over what cgroups that have gone had counted, so that the kernel's map stays small and counters
+    /// never fall.
+    ///
+    /// # Errors
+    /// When the kernel's maps can't be read or written.
+    pub fn retire_flows(&mut self) -> Result<(), BpfError> {
+        let containers = self.owners.refresh();
+        for (cgroup, flow) in self.kernel.flows()? {
+            let resolver = self.owners.resolver();
+            if resolver.is_gone(cgroup) {
+                let owner = resolver.last_owner(cgroup);
+                drop(resolver);
+                self.ledger.retire(&owner, &flow);
+                self.kernel.forget_flow(cgroup)?;
+            }
+        }
+        self.owners.resolver().forget_gone();
+        self.ledger.retain_containers(|cgroup| containers.iter().any(|c| c.cgroup == cgroup));
+        Ok(())
+    }
+
+    /// Opens the iterators of a hidden scan.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn open_hidden_scan(&mut self) -> Result<Iterators, BpfError> {
+        self.kernel.open_look()
+    }
+
+    /// Takes over what a hidden scan found.
+    pub fn hidden_mut(&mut self) -> &mut HiddenScans {
+        &mut self.hidden
+    }
+
+    /// All containers. Of others no history is kept.
+    pub fn containers(&mut self) -> Vec<Arc<Container>> {
+        let containers = self.owners.refresh();
+        if let Some(histories) = &mut self.histories {
+            histories.retain(containers.iter().map(|container| container.cgroup.as_str()));
+        }
+        containers
+    }
+
+    /// Takes over what an inspection found, which was judged by `judge`. Returns whether the container can be
+    /// dumped, if that is news.
+    pub fn learn(
+        &mut self,
+        container: &Container,
+        assessment: &Arc<Assessment>,
+        judge: &Arc<Judge>,
+    ) -> Option<bool> {
+        if !Arc::ptr_eq(judge, &self.judge.borrow()) {
+            return None;
+        }
+        let now = (Instant::now(), SystemTime::now());
+        self.histories.as_mut()?.learn(&container.cgroup, Arc::clone(assessment), now)
+    }
+
+    /// What the last inspection of a container found is known no more.
+    pub fn forget_inspection(&mut self, container: &Container) {
+        if let Some(histories) = &mut self.histories {
+            histories.forget_look(&container.cgroup);
+        }
+    }
+
+    /// The container of this cgroup as it is called now.
+    pub fn current(&self, container: Arc<Container>) -> Arc<Container> {
+        self.owners.current(container)
+    }
+
+    /// How often something was lost, at any stage in the kernel.
+    ///
+    /// # Errors
+    /// When the kernel doesn't tell of a program.
+    pub fn losses(&mut self) -> Result<u64, BpfError> {
+        let lost: u64 = Loss::ALL.iter().map(|loss| self.kernel.lost(*loss)).sum();
+        Ok(lost + self.kernel.missed()?)
+    }
+
+    /// Takes note of what each container comes to now: its history moves by this, and by inspections.
+    ///
+    /// # Errors
+    /// When the kernel's maps can't be read.
+    pub fn note_verdicts(&mut self) -> Result<(), BpfError> {
+        let (inventory, _) = self.inventory()?;
+        let Some(histories) = &mut self.histories else { return Ok(()) };
+        let now = (Instant::now(), SystemTime::now());
+        for (container, entry) in &inventory.containers {
+            let verdict = if entry.stale { Verdict::Unknown } else { entry.judged.verdict };
+            histories.note(&container.cgroup, verdict, now);
+        }
+        histories.retain(inventory.containers.iter().map(|(container, _)| container.cgroup.as_str()));
+        Ok(())
+    }
+
+    /// Who holds what, now, and what that comes to. With the state of the programs, which are asked once.
+    fn inventory(&self) -> Result<(Inventory, Vec<Program>), BpfError> {
+        // Containers before tables: a table's cgroup that isn't known by then is looked up by itself.
+        let containers = self.owners.refresh();
+        let kernel = &self.kernel;
+        let (tables, flows, programs) = (kernel.tables()?, kernel.flows()?, kernel.programs()?);
+        let mut uncounted = kernel.uncounted(&programs);
+        uncounted.any |= !self.hidden.succeeded();
+        let hidden = &self.hidden.found;
+        let owner = |cgroup| self.owners.look_up(cgroup, false);
+        let mut inventory =
+            Inventory::take(&tables, &flows, hidden, &self.ledger, containers, &uncounted, owner);
+        if let Some(histories) = &self.histories {
+            let now = (Instant::now(), SystemTime::now());
+            for (container, entry) in &mut inventory.containers {
+                let assessment = histories.assessment(&container.cgroup);
+                entry.detail = assessment.map_or(Detail::Pending, Detail::Known);
+                entry.history = histories.summary(&container.cgroup, now);
+            }
+        }
+        inventory.judge(&self.judge.borrow());
+        Ok((inventory, programs))
+    }
+
+    /// Everything that is told, at one moment.
+    ///
+    /// # Errors
+    /// When the kernel's maps can't be read.
+    pub fn snapshot(&mut self) -> Result<Snapshot, BpfError> {
+        let begun = Instant::now();
+        let kernel = &self.kernel;
+        let lost = Loss::ALL.iter().map(|loss| (loss.stage(), kernel.lost(*loss))).collect();
+        let ready = *self.ready.borrow();
+        // Until adoption is done, counts would be too small.
+        let (inventory, programs) = match ready.then(|| self.inventory()).transpose()? {
+            Some((inventory, programs)) => (Some(inventory), programs),
+            None => (None, kernel.programs()?),
+        };
+        let fills = match &inventory {
+            Some(inventory) => kernel.fills(inventory.tables.total(), inventory.flows)?,
+            None => Vec::new(),
+        };
+        Ok(Snapshot {
+            begun,
+            inventory,
+            judge: Arc::clone(&self.judge.borrow()),
+            feeder: kernel.feeder(),
+            lost,
+            programs,
+            fills,
+            ring: kernel.ring(),
+            audits: self.audits,
+            hidden: self.hidden.clone(),
+            runtime_lookups: self.directory.counts(),
+            ready,
+            reloads: self.reloads,
+        })
+    }
+}

@@ -1,0 +1,242 @@
+//! One event, as users are told of it.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use tracker_ebpf::Kind;
+
+use super::{Count, OwnerLabels, count_rows, names_path, timestamp};
+use crate::{
+    bpf::{Change, Event},
+    inventory::Counts,
+    runtime::Owner,
+    verdict::{Blocker, Judge},
+};
+
+/// The event of a container that can be dumped again.
+pub const UNBLOCKED: &str = "unblocked";
+
+/// What an event doesn't say itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Details {
+    /// When it happened.
+    pub time: Option<SystemTime>,
+    /// The process's name, if the event has none.
+    pub comm: Option<String>,
+    /// What the fd's link says, of a kind that has no name of its own.
+    pub link: Option<String>,
+}
+
+/// One line of `tail -o json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// When it happened: RFC 3339, UTC, microseconds.
+    pub time: String,
+    /// `opened`, `closed`, `forked`, `execed`, `exited`, `unshared`, `moved`, `blocked`, `unblocked`, or `lost`.
+    pub event: String,
+    /// The container's name; `host` for the host.
+    pub container: String,
+    /// The container's full id.
+    pub container_id: String,
+    /// What runs it.
+    pub runtime: String,
+    /// Kubernetes namespace.
+    pub namespace: Option<String>,
+    /// Kubernetes pod.
+    pub pod: Option<String>,
+    /// Process, in the initial pid namespace.
+    pub pid: u32,
+    /// Thread that caused it.
+    pub tid: u32,
+    /// The thread's name.
+    pub comm: String,
+    /// `opened`: the fd number; `closed`: the same, where the probe could tell (the kprobe feeder can at `close` and `dup2`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd: Option<u32>,
+    /// `opened`, `closed`: the file's kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// `opened`, `closed`: what CRIU would make of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
+    /// `opened`, of a kind that has no name of its own: what the fd's link in `/proc` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
+    /// `forked`, `execed`, `exited`, `unshared`, `moved`: all of the table's fds that are counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub counts: Vec<Count>,
+    /// `blocked`: the first thing that stands in the way, by its stable code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// `blocked`: what CRIU would say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// `lost`: how many events were not shown. Counts are exact all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<u64>,
+}
+
+impl Notice {
+    /// Describes an event; `None` for one that is only for the agent itself.
+    #[must_use]
+    pub fn new(event: &Event, owner: &Owner, details: Details, judge: &Judge) -> Option<Self> {
+        let OwnerLabels { id, name, runtime, namespace, pod, .. } = OwnerLabels::of(owner);
+        let mut notice = Self {
+            time: details.time.map(timestamp).unwrap_or_default(),
+            event: String::new(),
+            container: name,
+            container_id: id,
+            runtime,
+            namespace,
+            pod,
+            pid: event.pid,
+            tid: event.tid,
+            comm: event.comm.clone().or(details.comm).unwrap_or_default(),
+            fd: None,
+            kind: None,
+            verdict: None,
+            link: details.link,
+            counts: Vec::new(),
+            reason: None,
+            message: None,
+            lost: None,
+        };
+        match &event.change {
+            Change::Opened { fd, tag } => notice.slot("opened", Some(*fd), tag.kind()?, judge),
+            Change::Closed { fd, tag } => notice.slot("closed", *fd, tag.kind()?, judge),
+            Change::Forked(counts) => notice.table("forked", counts, judge),
+            Change::Execed(counts) => notice.table("execed", counts, judge),
+            Change::Exited(counts) => notice.table("exited", counts, judge),
+            Change::Unshared(counts) => notice.table("unshared", counts, judge),
+            Change::Moved(counts) => notice.table("moved", counts, judge),
+            Change::Uncertain => return None,
+        }
+        Some(notice)
+    }
+
+    /// Says that a container can't be dumped any more, and what stands in the way; or that it can be again.
+    #[must_use]
+    pub fn verdict_changed(owner: &Owner, blocker: Option<&Blocker>) -> Self {
+        let OwnerLabels { id, name, runtime, namespace, pod, .. } = OwnerLabels::of(owner);
+        let mut notice =
+            Self { container: name, container_id: id, runtime, namespace, pod, lost: None, ..Self::lost(0) };
+        notice.event = UNBLOCKED.into();
+        if let Some(Blocker { pid, comm, fd, kind, link, judgement }) = blocker {
+            notice.event = "blocked".into();
+            (notice.pid, notice.tid, notice.comm) = (*pid, *pid, comm.clone());
+            (notice.fd, notice.kind) = (*fd, Some(kind.name().into()));
+            notice.link = Some(link.clone());
+            notice.verdict = Some(judgement.verdict.name().into());
+            notice.reason = Some(judgement.reason.clone());
+            notice.message = Some(judgement.message.clone());
+        }
+        notice
+    }
+
+    /// Says that a reader was too slow for the events, or the agent for the kernel.
+    #[must_use]
+    pub fn lost(count: u64) -> Self {
+        let unknown = OwnerLabels::of(&Owner::Unknown);
+        Self {
+            time: timestamp(SystemTime::now()),
+            event: "lost".into(),
+            container: unknown.name,
+            container_id: unknown.id,
+            runtime: unknown.runtime,
+            namespace: None,
+            pod: None,
+            pid: 0,
+            tid: 0,
+            comm: String::new(),
+            fd: None,
+            kind: None,
+            verdict: None,
+            link: None,
+            counts: Vec::new(),
+            reason: None,
+            message: None,
+            lost: Some(count),
+        }
+    }
+
+    fn slot(&mut self, event: &str, fd: Option<u32>, kind: Kind, judge: &Judge) {
+        self.event = event.into();
+        self.fd = fd;
+        self.kind = Some(kind.name().into());
+        self.verdict = Some(judge.kind(kind).name().into());
+    }
+
+    fn table(&mut self, event: &str, counts: &Counts, judge: &Judge) {
+        self.event = event.into();
+        self.counts = count_rows(counts.judged(judge));
+    }
+
+    /// Whether it names a file by its path.
+    #[must_use]
+    pub fn has_paths(&self) -> bool {
+        self.link.iter().chain(&self.message).any(|text| names_path(text))
+    }
+
+    /// Leaves out what names a file by its path.
+    pub fn hide_paths(&mut self) {
+        for text in [&mut self.link, &mut self.message] {
+            text.take_if(|text| names_path(text));
+        }
+    }
+
+    /// Whether this is about a kind. What was lost is about every kind.
+    #[must_use]
+    pub fn is_about(&self, kind: &str) -> bool {
+        self.lost.is_some()
+            || self.kind.as_deref() == Some(kind)
+            || self.counts.iter().any(|count| count.kind == kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracker_ebpf::Tag;
+
+    use super::*;
+    use crate::{
+        host::KernelVersion,
+        verdict::{Profile, Rules},
+    };
+
+    fn judge() -> Judge {
+        let kernel = KernelVersion { major: 6, minor: 1 };
+        Judge::new(Rules::embedded().unwrap(), Profile::new("4.0".parse().ok(), None, kernel))
+    }
+
+    fn notice(change: Change, details: Details) -> Notice {
+        let event = Event { pid: 7, tid: 8, comm: Some("ibus".into()), time_ns: 1, cgroup_id: 1, change };
+        Notice::new(&event, &Owner::Host, details, &judge()).unwrap()
+    }
+
+    #[test]
+    fn the_fields_of_an_opened_fd() {
+        let tag = Tag::new(Kind::Pidfd.index() as u64, 0);
+        let time = Some(std::time::UNIX_EPOCH);
+        let notice = notice(Change::Opened { fd: 9, tag }, Details { time, ..Details::default() });
+        assert_eq!(
+            serde_json::to_string(&notice).unwrap(),
+            r#"{"time":"1970-01-01T00:00:00.000000Z","event":"opened","container":"host","container_id":"host","runtime":"host","namespace":null,"pod":null,"pid":7,"tid":8,"comm":"ibus","fd":9,"kind":"pidfd","verdict":"blocked"}"#
+        );
+    }
+
+    #[test]
+    fn the_fields_of_an_exit() {
+        let mut n = [0_u32; Kind::COUNT];
+        n[Kind::Eventfd.index()] = 2;
+        let notice = notice(Change::Exited(Counts::from(&n)), Details::default());
+        let json = serde_json::to_value(&notice).unwrap();
+        assert_eq!(json["counts"], serde_json::json!([{"kind": "eventfd", "verdict": "ok", "count": 2}]));
+        assert!(json.get("fd").is_none());
+        assert!(notice.is_about("eventfd") && !notice.is_about("pidfd"));
+    }
+
+    #[test]
+    fn a_loss_is_about_everything() {
+        assert!(Notice::lost(3).is_about("pidfd"));
+    }
+}
