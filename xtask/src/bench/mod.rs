@@ -4,6 +4,7 @@
 
 mod audit;
 mod check;
+mod latency;
 
 use std::{
     fs,
@@ -28,6 +29,8 @@ enum What {
     Audit(audit::Audit),
     /// Measure how long `fdtracker check` takes for a tree of processes (as root)
     Check(check::Check),
+    /// Measure how late `fdtracker tail` shows an event, with many containers and scrapes (as root)
+    Latency(latency::Latency),
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -43,6 +46,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.what {
         What::Audit(args) => audit::run(args, binaries)?,
         What::Check(args) => check::run(args, binaries)?,
+        What::Latency(args) => latency::run(args, binaries)?,
     }
     println!("\nload {} at the end", load()?);
     Ok(())
