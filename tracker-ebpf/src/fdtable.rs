@@ -1,34 +1,36 @@
-//! Reading a `files_struct`: its slots, and which of them are in use.
+//! Reads a `files_struct`: its slots, and which of them are in use.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
 use tracker_ebpf::Tag;
 
 use crate::{
     file_kind::{NOT_COUNTED, kind_of},
-    kernel::{OFF_FDT_FD, OFF_FDT_MAX_FDS, OFF_FDT_OPEN_FDS, OFF_FILES_FDT, Probe, Read as _},
+    kernel::{
+        Ptr,
+        layout::{FdTable, File, Files, OFF_FDT_FD, OFF_FDT_MAX_FDS, OFF_FDT_OPEN_FDS, OFF_FILES_FDT},
+    },
 };
 
-/// The `struct file` in a slot; 0 if there is none.
 #[inline(always)]
-pub(crate) fn file_at(files: u64, fd: u32) -> u64 {
-    // SAFETY: pointers and integers are plain data.
-    unsafe {
-        let fdt = Probe::pointer(files as *const u8, &OFF_FILES_FDT);
-        if fd >= Probe::read::<u32>(fdt, &OFF_FDT_MAX_FDS) {
-            return 0;
-        }
-        let slot = Probe::pointer(fdt, &OFF_FDT_FD).wrapping_add(fd as usize * 8);
-        bpf_probe_read_kernel(slot.cast::<u64>()).unwrap_or(0)
+fn fd_table(files: u64) -> Ptr<FdTable> {
+    Ptr::<Files>::new(files).follow(&OFF_FILES_FDT)
+}
+
+/// The file in a slot; null if there is none.
+#[inline(always)]
+pub(crate) fn file_at(files: u64, fd: u32) -> Ptr<File> {
+    let table = fd_table(files);
+    if fd >= table.read(&OFF_FDT_MAX_FDS) {
+        return Ptr::new(0);
     }
+    table.follow(&OFF_FDT_FD).element(fd.into()).target()
 }
 
 /// What a file is; [`Tag::EMPTY`] if it isn't counted.
 #[inline(always)]
-pub(crate) fn tag_of(file: u64) -> Tag {
-    // SAFETY: a pointer that is no longer valid reads as anything.
-    match unsafe { kind_of::<Probe>(file as *const u8) } {
+pub(crate) fn tag_of(file: Ptr<File>) -> Tag {
+    match kind_of(file) {
         NOT_COUNTED => Tag::EMPTY,
-        kind => Tag::new(kind, file),
+        kind => Tag::new(kind, file.address()),
     }
 }
 
@@ -42,17 +44,14 @@ pub(crate) fn read_slot(files: u64, fd: u32) -> Tag {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn slot_tag(files: u64, fd: u32) -> u64 {
-    match file_at(files, fd) {
-        0 => Tag::EMPTY.0,
-        file => tag_of(file).0,
-    }
+    let file = file_at(files, fd);
+    if file.is_null() { Tag::EMPTY.0 } else { tag_of(file).0 }
 }
 
 /// How many fds a table has room for.
 #[inline(always)]
 pub(crate) fn max_fds(files: u64) -> u32 {
-    // SAFETY: pointers and integers are plain data.
-    unsafe { Probe::read(Probe::pointer(files as *const u8, &OFF_FILES_FDT), &OFF_FDT_MAX_FDS) }
+    fd_table(files).read(&OFF_FDT_MAX_FDS)
 }
 
 /// Which of the fds `word * 64 ..` are open.
@@ -63,10 +62,5 @@ pub(crate) fn open_fds(files: u64, word: u32) -> u64 {
     if word * 64 >= max_fds(files) {
         return 0;
     }
-    // SAFETY: pointers and integers are plain data.
-    unsafe {
-        let fdt = Probe::pointer(files as *const u8, &OFF_FILES_FDT);
-        let bitmap = Probe::pointer(fdt, &OFF_FDT_OPEN_FDS).wrapping_add(word as usize * 8);
-        bpf_probe_read_kernel(bitmap.cast::<u64>()).unwrap_or(0)
-    }
+    fd_table(files).follow(&OFF_FDT_OPEN_FDS).element(word.into()).load()
 }

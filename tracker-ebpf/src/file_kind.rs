@@ -8,11 +8,15 @@ use tracker_ebpf::{Fop, Kind, classify};
 
 use crate::{
     kernel::{
-        OFF_DENTRY_NAME, OFF_FILE_DENTRY, OFF_FILE_INODE, OFF_FILE_OP, OFF_FILE_PRIVATE, OFF_INODE_MODE,
-        OFF_INODE_RDEV, OFF_INODE_SB, OFF_SB_MAGIC, OFF_SK_FAMILY, OFF_SK_PROTOCOL, OFF_SOCKET_SK,
-        OFF_SOCKET_TYPE, Probe, Read,
+        Access, Ptr,
+        layout::{
+            File, OFF_DENTRY_NAME, OFF_FILE_DENTRY, OFF_FILE_INODE, OFF_FILE_OP, OFF_FILE_PRIVATE,
+            OFF_INODE_MODE, OFF_INODE_RDEV, OFF_INODE_SB, OFF_SB_MAGIC, OFF_SK_FAMILY, OFF_SK_PROTOCOL,
+            OFF_SOCKET_SK, OFF_SOCKET_TYPE, Sock, Socket,
+        },
     },
     maps::{ANON_NAMES, FOPS},
+    value::Find as _,
 };
 
 /// The index of a file's kind, or [`NOT_COUNTED`].
@@ -22,26 +26,19 @@ pub(crate) type KindIndex = u64;
 pub(crate) const NOT_COUNTED: KindIndex = u64::MAX;
 
 /// Classifies an open file.
-///
-/// # Safety
-/// `file` is a `struct file *` that `R` can read.
 #[inline(always)]
-pub(crate) unsafe fn kind_of<R: Read>(file: *const u8) -> KindIndex {
-    // SAFETY: pointers and integers are plain data.
-    unsafe {
-        let inode = R::pointer(file, &OFF_FILE_INODE);
-        if inode.is_null() {
-            return NOT_COUNTED;
-        }
-        let mode = R::read::<u16>(inode, &OFF_INODE_MODE);
-        let magic = || R::read::<u64>(R::pointer(inode, &OFF_INODE_SB), &OFF_SB_MAGIC);
-        match classify::file(mode.into(), magic) {
-            classify::File::CharDevice => char_device(R::read(inode, &OFF_INODE_RDEV)),
-            classify::File::AnonymousInode => anon_inode(file),
-            classify::File::Socket => socket(file),
-            classify::File::Counted(kind) => kind.index() as u64,
-            classify::File::NotCounted => NOT_COUNTED,
-        }
+pub(crate) fn kind_of<R: Access>(file: Ptr<File, R>) -> KindIndex {
+    let inode = file.follow(&OFF_FILE_INODE);
+    if inode.is_null() {
+        return NOT_COUNTED;
+    }
+    let magic = || inode.follow(&OFF_INODE_SB).read(&OFF_SB_MAGIC);
+    match classify::file(inode.read(&OFF_INODE_MODE).into(), magic) {
+        classify::File::CharDevice => char_device(inode.read(&OFF_INODE_RDEV)),
+        classify::File::AnonymousInode => anon_inode(file.probed()),
+        classify::File::Socket => socket(file.probed()),
+        classify::File::Counted(kind) => kind.index() as u64,
+        classify::File::NotCounted => NOT_COUNTED,
     }
 }
 
@@ -62,58 +59,42 @@ fn char_device(rdev: u32) -> KindIndex {
 }
 
 /// By family, type and protocol.
-///
-/// # Safety
-/// As [`kind_of`].
 #[inline(always)]
-unsafe fn socket(file: *const u8) -> KindIndex {
-    // SAFETY: pointers and integers are plain data.
-    unsafe {
-        let (socket, sk) = sock(file);
-        if sk.is_null() {
-            return NOT_COUNTED;
-        }
-        let family = Probe::read::<u16>(sk, &OFF_SK_FAMILY);
-        let (kind, protocol) = if classify::is_inet(family) {
-            (Probe::read(socket, &OFF_SOCKET_TYPE), Probe::read(sk, &OFF_SK_PROTOCOL))
-        } else {
-            (0, 0)
-        };
-        index(classify::socket(family, kind, protocol).counted())
+fn socket(file: Ptr<File>) -> KindIndex {
+    let (socket, sk) = socket_of(file);
+    if sk.is_null() {
+        return NOT_COUNTED;
     }
+    let family = sk.read(&OFF_SK_FAMILY);
+    let (kind, protocol) = if classify::is_inet(family) {
+        (socket.read(&OFF_SOCKET_TYPE), sk.read(&OFF_SK_PROTOCOL))
+    } else {
+        (0, 0)
+    };
+    index(classify::socket(family, kind, protocol).counted())
 }
 
-/// A socket's `struct socket` and `struct sock`.
+/// The `struct socket` and the `struct sock` of a file that is a socket.
 ///
-/// # Safety
-/// As [`kind_of`], of a socket.
+/// By probe reads: `private_data` is a `void *`, through which the verifier allows no plain load.
 #[inline(always)]
-pub(crate) unsafe fn sock(file: *const u8) -> (*const u8, *const u8) {
-    // `private_data` is a `void *`: nothing that the verifier would let a plain load follow.
-    // SAFETY: pointers are plain data; a null pointer leads to another.
-    unsafe {
-        let socket = Probe::pointer(file, &OFF_FILE_PRIVATE);
-        (socket, Probe::pointer(socket, &OFF_SOCKET_SK))
-    }
+pub(crate) fn socket_of(file: Ptr<File>) -> (Ptr<Socket>, Ptr<Sock>) {
+    let socket = file.follow(&OFF_FILE_PRIVATE).cast::<Socket>();
+    (socket, socket.follow(&OFF_SOCKET_SK))
 }
 
 /// By the file's operations, which stand for the inode's name once that was read.
 ///
-/// # Safety
-/// As [`kind_of`].
+/// By probe reads: what they give is a number to the verifier, as `learn`'s arguments must be.
 #[inline(always)]
-unsafe fn anon_inode(file: *const u8) -> KindIndex {
-    // Probe reads also in iterators: what they give is a number to the verifier, as `learn`'s
-    // arguments must be. SAFETY: pointers and integers are plain data.
-    unsafe {
-        let f_op: u64 = Probe::read(file, &OFF_FILE_OP);
-        // An entry is never changed once it is there.
-        if let Some(fop) = FOPS.get(f_op) {
-            return fop.kind;
-        }
-        let name = Probe::pointer(Probe::pointer(file, &OFF_FILE_DENTRY), &OFF_DENTRY_NAME);
-        learn(f_op, name as u64)
+fn anon_inode(file: Ptr<File>) -> KindIndex {
+    let operations = file.follow(&OFF_FILE_OP).address();
+    // An entry is never changed once it is there.
+    if let Some(known) = FOPS.find(operations) {
+        return known.kind().get();
     }
+    let name = file.follow(&OFF_FILE_DENTRY).follow(&OFF_DENTRY_NAME);
+    learn(operations, name.address())
 }
 
 /// Learns what a `file_operations` stands for. `alloc_file_pseudo` names the dentry on every
@@ -137,9 +118,8 @@ extern "C" fn learn(f_op: u64, name: u64) -> u64 {
         return fop.kind;
     };
     debug!((), "learnt an anonymous inode, {} bytes of name", read.len());
-    // SAFETY: user space fills the map before it attaches anything, and never changes it.
-    if let Some(kind) = unsafe { ANON_NAMES.get(&fop.name) } {
-        fop.kind = *kind;
+    if let Some(kind) = ANON_NAMES.find(&fop.name) {
+        fop.kind = kind.get();
     } else if fop.name[..4] == *b"kvm-" {
         // kvm-vm, kvm-vcpu:N, and a name for each kind of device
         fop.kind = Kind::Kvm.index() as u64;

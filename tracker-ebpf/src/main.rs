@@ -17,6 +17,7 @@
 mod edges;
 mod fdtable;
 mod file_kind;
+mod iterator;
 mod kernel;
 mod maps;
 mod notify;
@@ -24,6 +25,7 @@ mod programs;
 mod scan;
 mod slots;
 mod tables;
+mod value;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -7,6 +7,8 @@ use aya_ebpf::{
 };
 use tracker_ebpf::{ANON_NAME_LEN, Control, Flow, Fop, Kind, Loss, Slot, Table, Tag};
 
+use crate::value::Find as _;
+
 /// `files_struct` → counts: the truth that users read.
 #[map]
 pub(crate) static TABLES: HashMap<u64, Table> = HashMap::with_max_entries(16_384, 0);
@@ -90,20 +92,10 @@ pub(crate) struct Scratch {
     pub(crate) remote_task: u64,
 }
 
-/// `*counter += delta`, atomically. `AtomicU64::fetch_add` doesn't exist for BPF targets, and an add that gives the
-/// old value back needs Linux 5.12.
-#[inline(always)]
-pub(crate) fn add(counter: *mut u64, delta: u64) {
-    // SAFETY: every caller passes a pointer into a map value, which the verifier checks.
-    unsafe {
-        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) delta);
-    }
-}
-
 /// Counts a loss.
 #[inline(always)]
 pub(crate) fn lose(loss: Loss) {
-    if let Some(counter) = LOSSES.get_ptr_mut(loss as u32) {
-        add(counter, 1);
+    if let Some(counter) = LOSSES.find(loss as u32) {
+        counter.add(1);
     }
 }

@@ -4,11 +4,12 @@ use aya_ebpf::{
     helpers::{bpf_get_current_comm, generated::bpf_ktime_get_boot_ns},
     maps::ring_buf::RingBufEntry,
 };
-use tracker_ebpf::{COMM_LEN, Header, Kind, Loss, SlotEvent, Table, TableEvent, Tag, event, mode};
+use tracker_ebpf::{COMM_LEN, Header, Loss, SlotEvent, TableEvent, Tag, event, mode};
 
 use crate::{
     kernel::{current_pid, current_tgid},
     maps::{EVENTS, TABLES, lose},
+    value::{Find as _, TableRef, ValueRef},
 };
 
 /// Whom an event is about.
@@ -25,48 +26,42 @@ pub(crate) enum Who {
 
 /// Fills a record's head in place: a record put together on the stack would be copied byte by byte.
 #[inline(always)]
-fn fill(header: *mut Header, event: u32, files: u64, fd: u32, table: *const Table, who: Who) {
-    // SAFETY: the pointer is into a ring entry that was just reserved.
-    unsafe {
-        (*header).event = event;
-        (*header).fd = fd;
-        // SAFETY: the helper has no precondition.
-        (*header).time_ns = bpf_ktime_get_boot_ns();
-        (*header).files = files;
-        (*header).cgroup_id = (*table).cgroup_id;
-        if who == Who::Current {
-            (*header).tgid = current_tgid();
-            (*header).pid = current_pid();
-        } else {
-            (*header).tgid = (*table).tgid;
-            (*header).pid = (*table).tgid;
-        }
-        (*header).comm = match who {
-            // A child begins with its parent's name.
-            Who::Current | Who::Child => bpf_get_current_comm().unwrap_or([0; COMM_LEN]),
-            Who::User => [0; COMM_LEN],
-        };
+fn fill(header: ValueRef<Header>, event: u32, files: u64, fd: u32, table: TableRef, who: Who) {
+    header.event().set(event);
+    header.fd().set(fd);
+    // SAFETY: the helper has no precondition.
+    header.time_ns().set(unsafe { bpf_ktime_get_boot_ns() });
+    header.files().set(files);
+    header.cgroup_id().set(table.cgroup_id().get());
+    if who == Who::Current {
+        header.tgid().set(current_tgid());
+        header.pid().set(current_pid());
+    } else {
+        header.tgid().set(table.tgid().get());
+        header.pid().set(table.tgid().get());
     }
+    header.comm().set(match who {
+        // A child begins with its parent's name.
+        Who::Current | Who::Child => bpf_get_current_comm().unwrap_or([0; COMM_LEN]),
+        Who::User => [0; COMM_LEN],
+    });
 }
 
-/// A slot was filled or emptied.
+/// Tells that a slot was filled or emptied.
 #[inline(always)]
-pub(crate) fn slot(code: u32, files: u64, fd: u32, tag: Tag, table: *const Table, mode: u32) {
+pub(crate) fn slot(code: u32, files: u64, fd: u32, tag: Tag, table: TableRef, mode: u32) {
     let Some(mut entry): Option<RingBufEntry<SlotEvent>> = EVENTS.reserve(0) else {
         lose(Loss::Ring);
         return;
     };
-    let record = entry.as_mut_ptr();
-    // SAFETY: the entry was reserved for this type.
-    unsafe {
-        let who = if mode & mode::REMOTE == 0 { Who::Current } else { Who::User };
-        fill(&raw mut (*record).header, code, files, fd, table, who);
-        (*record).tag = tag;
-    }
+    let event = ValueRef::reserved(&mut entry);
+    let who = if mode & mode::REMOTE == 0 { Who::Current } else { Who::User };
+    fill(event.header(), code, files, fd, table, who);
+    event.tag().set(tag);
     entry.submit(0);
 }
 
-/// Something happened to a whole table. Nothing is said of a table that holds nothing, unless `always`.
+/// Tells that something happened to a whole table. Nothing is said of a table that holds nothing, unless `always`.
 #[inline(always)]
 pub(crate) fn table(code: u32, files: u64, who: Who, always: bool) {
     table_event(code, files, who as u32, u32::from(always));
@@ -77,7 +72,7 @@ pub(crate) fn table(code: u32, files: u64, who: Who, always: bool) {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn table_event(code: u32, files: u64, who: u32, always: u32) -> u32 {
-    let Some(table) = TABLES.get_ptr(files) else { return 0 };
+    let Some(table) = TABLES.find(files) else { return 0 };
     let Some(mut entry): Option<RingBufEntry<TableEvent>> = EVENTS.reserve(0) else {
         lose(Loss::Ring);
         return 0;
@@ -87,17 +82,14 @@ extern "C" fn table_event(code: u32, files: u64, who: u32, always: u32) -> u32 {
         1 => Who::Child,
         _ => Who::User,
     };
-    let record = entry.as_mut_ptr();
+    let event = ValueRef::reserved(&mut entry);
     let mut sum = 0;
-    // SAFETY: the entry was reserved for this type, and `table` comes from the map.
-    unsafe {
-        fill(&raw mut (*record).header, code, files, 0, table, who);
-        for kind in 0..Kind::COUNT {
-            // Volatile, or all are loaded before any is stored.
-            let n = core::ptr::read_volatile(&raw const (*table).n[kind]) as u32;
-            (*record).n[kind] = n;
-            sum |= n;
-        }
+    fill(event.header(), code, files, 0, table, who);
+    for (to, n) in event.n().elements().zip(table.n().elements()) {
+        // Volatile, or all are loaded before any is stored.
+        let n = n.get_volatile() as u32;
+        to.set(n);
+        sum |= n;
     }
     if sum != 0 || always != 0 {
         entry.submit(0);
@@ -107,9 +99,9 @@ extern "C" fn table_event(code: u32, files: u64, who: u32, always: u32) -> u32 {
     0
 }
 
-/// Something happened to a table that isn't known: an audit must look.
+/// Requests an audit: something may have happened to a table that no probe can tell.
 #[inline(always)]
-pub(crate) fn uncertain() {
+pub(crate) fn request_audit() {
     let Some(mut entry): Option<RingBufEntry<u64>> = EVENTS.reserve(0) else {
         lose(Loss::Ring);
         return;

@@ -9,6 +9,7 @@ use crate::{
     maps::{TABLES, lose},
     slots::sync_slot,
     tables::mark_stale,
+    value::Find as _,
 };
 
 /// Visits the slots `word * 64 ..` whose bits are set, as the feeder does: follows them, or counts them.
@@ -47,11 +48,7 @@ pub(crate) fn scan(files: u64, mode: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn scan_range(files: u64, first: u32, last: u32, mode: u32) -> u32 {
-    let high = match TABLES.get_ptr(files) {
-        // SAFETY: the pointer comes from the map.
-        Some(table) => unsafe { (*table).high_fd },
-        None => 0,
-    };
+    let high = TABLES.find(files).map_or(0, |table| table.high_fd().get());
     // One branch only in the loop, because the verifier walks each turn's.
     let room = max_fds(files);
     let end = (if last < room { last + 1 } else { room }).div_ceil(64);

@@ -9,14 +9,15 @@
 //! whatever made the other come. Insertion into a hash map is the one atomic test-and-set that Linux 5.10 has.
 
 use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST};
-use tracker_ebpf::{Loss, Slot, TABLE_STALE, Table, Tag, mode};
+use tracker_ebpf::{Loss, Slot, TABLE_STALE, Tag, mode};
 
 use crate::{
     fdtable::{open_fds, read_slot},
     kernel::current_tgid,
-    maps::{LOCKS, LockKey, RECORDED, SLOTS, TABLES, add, lose},
+    maps::{LOCKS, LockKey, RECORDED, SLOTS, TABLES, lose},
     scan::{BLOCKS, WORDS},
     tables::{EEXIST, mark_stale, new_table, record},
+    value::{Find as _, TableRef},
 };
 
 /// How often a slot is read again when it moves meanwhile.
@@ -27,13 +28,11 @@ const NO_ROOM: u32 = u32::MAX;
 
 /// What is recorded of a slot.
 #[inline(always)]
-fn recorded(table: Option<*mut Table>, files: u64, fd: u32) -> Tag {
+fn recorded(table: Option<TableRef>, files: u64, fd: u32) -> Tag {
     let Some(table) = table else { return Tag::EMPTY };
-    // SAFETY: the pointer comes from the map; a torn or stale value is found by the next read.
-    unsafe {
-        let key = Slot { files, generation: (*table).generation, fd, pad: 0 };
-        SLOTS.get(&key).copied().unwrap_or(Tag::EMPTY)
-    }
+    let key = Slot { files, generation: table.generation().get(), fd, pad: 0 };
+    // A stale value is found by the next read.
+    SLOTS.find(&key).map_or(Tag::EMPTY, |tag| tag.get())
 }
 
 /// Makes the record of a slot equal to the kernel's. Returns the number of changes.
@@ -44,7 +43,7 @@ pub(crate) extern "C" fn sync_slot(files: u64, fd: u32, mode: u32) -> u32 {
     // Probes mostly find nothing to do, and audits something.
     let mut is_known = mode & mode::AUDIT != 0;
     for _ in 0..RETRIES {
-        if !is_known && read_slot(files, fd) == recorded(TABLES.get_ptr_mut(files), files, fd) {
+        if !is_known && read_slot(files, fd) == recorded(TABLES.find(files), files, fd) {
             return changes;
         }
         is_known = false;
@@ -69,7 +68,7 @@ pub(crate) extern "C" fn sync_slot(files: u64, fd: u32, mode: u32) -> u32 {
 /// `resync::PEEK`
 #[inline(always)]
 pub(crate) fn differs(files: u64, fd: u32) -> u32 {
-    u32::from(read_slot(files, fd) != recorded(TABLES.get_ptr_mut(files), files, fd))
+    u32::from(read_slot(files, fd) != recorded(TABLES.find(files), files, fd))
 }
 
 /// Reads a slot and records what it holds. The caller holds the slot's lock.
@@ -77,7 +76,7 @@ pub(crate) fn differs(files: u64, fd: u32) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn change_slot(files: u64, fd: u32, mode: u32) -> u32 {
     let now = read_slot(files, fd);
-    let mut entry = TABLES.get_ptr_mut(files);
+    let mut entry = TABLES.find(files);
     if entry.is_none() && now != Tag::EMPTY {
         entry = new_table(files, mode);
         if entry.is_none() {
@@ -89,25 +88,22 @@ extern "C" fn change_slot(files: u64, fd: u32, mode: u32) -> u32 {
     if was == now {
         return 0;
     }
-    // SAFETY: the pointer comes from the map, and the verifier checks every access.
-    unsafe {
-        let key = Slot { files, generation: (*table).generation, fd, pad: 0 };
-        if now == Tag::EMPTY {
-            forget_slot(&key);
-        } else if !record_slot(&key, now) {
-            lose(Loss::Slots);
-            (*table).flags |= TABLE_STALE;
-            return NO_ROOM;
-        }
-        // Two CPUs may get in each other's way here; then a scan misses a record, which an audit finds.
-        if fd >= (*table).high_fd {
-            (*table).high_fd = fd + 1;
-        }
-        if mode & mode::REMOTE == 0 {
-            (*table).tgid = current_tgid();
-        }
-        record(table, files, fd, was, now, mode);
+    let key = Slot { files, generation: table.generation().get(), fd, pad: 0 };
+    if now == Tag::EMPTY {
+        forget_slot(&key);
+    } else if !record_slot(&key, now) {
+        lose(Loss::Slots);
+        table.mark(TABLE_STALE);
+        return NO_ROOM;
     }
+    // Two CPUs may get in each other's way here; then a scan misses a record, which an audit finds.
+    if fd >= table.high_fd().get() {
+        table.high_fd().set(fd + 1);
+    }
+    if mode & mode::REMOTE == 0 {
+        table.tgid().set(current_tgid());
+    }
+    record(table, files, fd, was, now, mode);
     1
 }
 
@@ -186,7 +182,7 @@ fn record_slot(slot: &Slot, tag: Tag) -> bool {
 
 #[inline(always)]
 fn count_record(delta: u64) {
-    if let Some(n) = RECORDED.get_ptr_mut(0) {
-        add(n, delta);
+    if let Some(n) = RECORDED.find(0) {
+        n.add(delta);
     }
 }

@@ -1,105 +1,85 @@
 //! The auditor: the iterator, which reads the absolute truth, and the program by which user space acts on it.
 
-use aya_ebpf::{
-    bindings::seq_file, cty::c_void, helpers::generated::bpf_seq_write, programs::RawTracePointContext,
-};
+use aya_ebpf::{cty::c_void, programs::RawTracePointContext};
 use tracker_ebpf::{
-    FileRecord, MAX_SCANNED_FDS, MET_CGROUP, MET_TGID, Met, Slot, TABLE_STALE, Tag, kind_sum, mode, resync,
-    slot_sum, walk,
+    FileRecord, MAX_SCANNED_FDS, MET_CGROUP, MET_TGID, Met, Slot, Tag, kind_sum, mode, resync, slot_sum, walk,
 };
 
 use crate::{
     edges::{adjust, measure},
     file_kind::{NOT_COUNTED, kind_of},
+    iterator::TaskFile,
     kernel::{
-        Direct, OFF_TASK_FILES, OFF_TASK_FLAGS, OFF_TASK_STATE, OFF_TASK_TGID, Probe, Read, cgroup_id, is_own,
+        Access, Ptr, cgroup_id, is_own,
+        layout::{OFF_TASK_FILES, OFF_TASK_FLAGS, OFF_TASK_STATE, OFF_TASK_TGID, Task},
     },
     maps::{CONTROL, FLOWS, TABLES},
     notify::Who,
     programs::lifecycle,
     scan::scan,
     slots::{differs, forget_slot, sync_slot},
-    tables::{follow_move, hold, mark_stale, on_behalf_of, release, remove_table},
+    tables::{follow_move, lock_table, mark_stale, on_behalf_of, remove_table, unlock_table},
+    value::Find as _,
 };
 
-/// Context of `iter/task_file` (kernel: `struct bpf_iter__task_file`).
-#[repr(C)]
-pub(super) struct TaskFile {
-    pub(super) meta: *const Meta,
-    pub(super) task: *const u8,
-    fd: u32,
-    pub(super) file: *const u8,
-}
-
-/// Head of `struct bpf_iter_meta`.
-#[repr(C)]
-pub(super) struct Meta {
-    pub(super) seq: *mut seq_file,
-}
-
-/// Meets every slot that holds a file that is counted: writes a [`FileRecord`] for it, or adds it to its table's entry ([`walk`]).
+/// Visits every slot that holds a file that is counted: writes a [`FileRecord`] for it, or adds it to its table's
+/// entry ([`walk`]).
 ///
 /// Runs for each fd of each table once, under a reference to the file. aya has no macro for iterators.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
-extern "C" fn audit(ctx: *const TaskFile) -> i32 {
-    // SAFETY: the context is the kernel's; `task` and `file` may be null at the end of the walk, and are then not
-    // used. The rest are loads that the verifier checks.
-    unsafe {
-        let (task, file) = ((*ctx).task, (*ctx).file);
-        if task.is_null() || file.is_null() {
+extern "C" fn audit(slot: &TaskFile) -> i32 {
+    let (task, file) = (slot.task, slot.file);
+    if task.is_null() || file.is_null() {
+        return 0;
+    }
+    let tgid = task.read(&OFF_TASK_TGID);
+    if is_own(tgid) {
+        return 0;
+    }
+    // A number to the verifier, as a probe read gives.
+    let files = task.probed().read(&OFF_TASK_FILES);
+    let Some(control) = CONTROL.find(0) else { return 0 };
+    let table = TABLES.find(files);
+    if let Some(table) = table
+        && table.visited().get() != control.pass().get()
+    {
+        table.visited().set(control.pass().get());
+        table.met().set(Met { task: task.address(), file: 0, slots: 0, kinds: 0, users: 0 });
+    }
+    let kind = kind_of(file);
+    if kind == NOT_COUNTED || !is_alive(task) {
+        return 0;
+    }
+    let (fd, cgroup_id) = (slot.fd, cgroup_id(task));
+    if let Some(table) = table
+        && control.walk().get() == walk::SUMS
+    {
+        let met = table.met();
+        if met.task().get() == task.address() {
+            // Through memory it becomes a number, with which the verifier allows arithmetic.
+            met.file().set_volatile(file.address());
+            let tag = Tag::new(kind, met.file().get_volatile());
+            met.slots().set(met.slots().get().wrapping_add(slot_sum(fd, tag)));
+            met.kinds().set(met.kinds().get().wrapping_add(kind_sum(kind)));
+        }
+        if table.cgroup_id().get() == cgroup_id {
+            met.users().set(met.users().get() | MET_CGROUP);
+        }
+        if table.tgid().get() == tgid {
+            met.users().set(met.users().get() | MET_TGID);
+        }
+        return 0;
+    }
+    if control.walk().get() == walk::TABLES {
+        if control.last().get() == files && fd < MAX_SCANNED_FDS {
             return 0;
         }
-        let tgid: u32 = Direct::read(task, &OFF_TASK_TGID);
-        if is_own(tgid) {
-            return 0;
-        }
-        // A number to the verifier, as a probe read gives.
-        let files: u64 = Probe::read(task, &OFF_TASK_FILES);
-        let Some(control) = CONTROL.get_ptr_mut(0) else { return 0 };
-        let table = TABLES.get_ptr_mut(files);
-        if let Some(table) = table
-            && (*table).visited != (*control).pass
-        {
-            (*table).visited = (*control).pass;
-            (*table).met = Met { task: task as u64, file: 0, slots: 0, kinds: 0, users: 0 };
-        }
-        let kind = kind_of::<Direct>(file);
-        if kind == NOT_COUNTED || !is_alive::<Direct>(task) {
-            return 0;
-        }
-        let (fd, cgroup_id) = ((*ctx).fd, cgroup_id::<Direct>(task));
-        if let Some(table) = table
-            && (*control).walk == walk::SUMS
-        {
-            let met = &raw mut (*table).met;
-            if (*met).task == task as u64 {
-                // Through memory it becomes a number, with which the verifier allows arithmetic.
-                (&raw mut (*met).file).write_volatile(file as u64);
-                let tag = Tag::new(kind, (&raw const (*met).file).read_volatile());
-                (*met).slots = (*met).slots.wrapping_add(slot_sum(fd, tag));
-                (*met).kinds = (*met).kinds.wrapping_add(kind_sum(kind));
-            }
-            if (*table).cgroup_id == cgroup_id {
-                (*met).users |= MET_CGROUP;
-            }
-            if (*table).tgid == tgid {
-                (*met).users |= MET_TGID;
-            }
-            return 0;
-        }
-        if (*control).walk == walk::TABLES {
-            if (*control).last == files && fd < MAX_SCANNED_FDS {
-                return 0;
-            }
-            (*control).last = 0;
-        }
-        let record = FileRecord { files, task: task as u64, file: file as u64, kind, cgroup_id, tgid, fd };
-        // Room is made by the kernel, which runs the program again for this file.
-        let size = size_of::<FileRecord>() as u32;
-        if bpf_seq_write((*(*ctx).meta).seq, (&raw const record).cast(), size) == 0 {
-            (*control).last = files;
-        }
+        control.last().set(0);
+    }
+    let (task, file) = (task.address(), file.address());
+    if slot.meta.output.write(&FileRecord { files, task, file, kind, cgroup_id, tgid, fd }) {
+        control.last().set(files);
     }
     0
 }
@@ -124,27 +104,26 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
     }
 }
 
-/// `resync::FORGET`
+/// Does `resync::FORGET`.
 #[inline(always)]
 fn forget(ctx: &RawTracePointContext) -> u32 {
     let files: u64 = ctx.arg(1);
-    if !hold(files) {
+    if !lock_table(files) {
         return 0;
     }
     let mut done = 0;
-    if let Some(table) = TABLES.get_ptr(files) {
-        // SAFETY: the pointer comes from the map.
-        if unsafe { ((*table).generation, (*table).seq) } == (ctx.arg(2), ctx.arg(3)) {
-            lifecycle::end(files, table, Who::User);
-            done = 1;
-        }
+    if let Some(table) = TABLES.find(files)
+        && (table.generation().get(), table.seq().get()) == (ctx.arg(2), ctx.arg(3))
+    {
+        lifecycle::end(files, table, Who::User);
+        done = 1;
     }
-    release(files);
+    unlock_table(files);
     done
 }
 
-/// Writes to a table on behalf of a task that has it. Arguments are read where they are used: the stack is nearly all taken by what a
-/// scan calls.
+/// Writes to a table on behalf of a task that has it. Arguments are read where they are used: the stack is nearly
+/// all taken by what a scan calls.
 #[inline(always)]
 fn act(ctx: &RawTracePointContext) -> u32 {
     let known = generation(ctx.arg(1)) != 0;
@@ -156,11 +135,10 @@ fn act(ctx: &RawTracePointContext) -> u32 {
         // The new entry has a generation of its own, to which no recorded slot belongs.
         remove_table(ctx.arg(1));
     } else if ctx.arg::<u64>(0) == resync::SCAN
-        && let Some(table) = TABLES.get_ptr_mut(ctx.arg::<u64>(1))
+        && let Some(table) = TABLES.find(ctx.arg::<u64>(1))
     {
         // The scan marks it again if it fails.
-        // SAFETY: the pointer comes from the map.
-        unsafe { (*table).flags &= !TABLE_STALE };
+        table.unmark_stale();
     }
     let mode = ctx.arg::<u32>(3) | mode::REMOTE | mode::AUDIT;
     let result = match ctx.arg::<u64>(0) {
@@ -171,53 +149,51 @@ fn act(ctx: &RawTracePointContext) -> u32 {
     if is_in_use(ctx.arg(4), ctx.arg(1)) {
         return result;
     }
-    // Its last task, perhaps, began to exit meanwhile: it may have found nothing to forget, or told what isn't known any more.
+    // Perhaps its last task began to exit meanwhile: it may have found nothing to forget, or told what isn't
+    // known any more.
     if known {
         mark_stale(ctx.arg(1));
-    } else if let Some(table) = TABLES.get_ptr(ctx.arg::<u64>(1)) {
+    } else if let Some(table) = TABLES.find(ctx.arg::<u64>(1)) {
         lifecycle::forget(ctx.arg(1), table, Who::User);
     }
     resync::REFUSED
 }
 
-/// Puts right whose a table is, where that is `charged` and `listed`, which it isn't; an entry that is made next is the same task's.
+/// Corrects whose a table is, where that is `charged` and `listed`, which is wrong; and says that an entry that is
+/// made next is the same task's.
 ///
-/// What the task's cgroup is, is read here and not taken from user space: it may have been moved since the iterator saw it.
+/// The task's cgroup is read here and not taken from user space: it may have been moved since the iterator
+/// saw it.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn assign(files: u64, task: u64, charged: u64, listed: u32) -> u32 {
-    let task = task as *const u8;
-    // SAFETY: integers are plain data.
-    let mut tgid: u32 = unsafe { Probe::read(task, &OFF_TASK_TGID) };
-    let own_cgroup = cgroup_id::<Probe>(task);
+    let task = Ptr::<Task>::new(task);
+    let mut tgid = task.read(&OFF_TASK_TGID);
+    let own_cgroup = cgroup_id(task);
     let mut cgroup = own_cgroup;
-    if let Some(table) = TABLES.get_ptr_mut(files) {
-        // SAFETY: the pointer comes from the map.
-        unsafe {
-            if (*table).cgroup_id == charged {
-                (*table).cgroup_id = cgroup;
-                follow_move(table, task, cgroup);
-            }
-            if (*table).tgid == listed {
-                (*table).tgid = tgid;
-            }
-            (tgid, cgroup) = ((*table).tgid, (*table).cgroup_id);
+    if let Some(table) = TABLES.find(files) {
+        if table.cgroup_id().get() == charged {
+            table.cgroup_id().set(cgroup);
+            follow_move(table, task, cgroup);
         }
+        if table.tgid().get() == listed {
+            table.tgid().set(tgid);
+        }
+        (tgid, cgroup) = (table.tgid().get(), table.cgroup_id().get());
     }
     // What is charged otherwise has another user there.
-    on_behalf_of(tgid, cgroup, if cgroup == own_cgroup { task } else { core::ptr::null() });
+    on_behalf_of(tgid, cgroup, if cgroup == own_cgroup { task } else { Ptr::new(0) });
     0
 }
 
 /// A table's generation; 0 if it isn't recorded.
 #[inline(always)]
 fn generation(files: u64) -> u64 {
-    // SAFETY: the pointer comes from the map.
-    TABLES.get_ptr(files).map_or(0, |table| unsafe { (*table).generation })
+    TABLES.find(files).map_or(0, |table| table.generation().get())
 }
 
-/// The table that was looked at may have ended since, and what is at its address be another's, or nobody's: memory that was freed,
-/// which still looks like a table.
+/// Whether a table is still the one that user space means, and a task still has it. Otherwise what is at its
+/// address may be another's, or nobody's: memory that was freed still looks like a table.
 #[inline(always)]
 fn may_act(files: u64, wanted: u64, task: u64) -> bool {
     (wanted == resync::ANY || wanted == generation(files)) && is_in_use(task, files)
@@ -226,24 +202,17 @@ fn may_act(files: u64, wanted: u64, task: u64) -> bool {
 /// Whether a task has a table, and hasn't begun to exit.
 #[inline(always)]
 fn is_in_use(task: u64, files: u64) -> bool {
-    let task = task as *const u8;
-    // SAFETY: integers are plain data; an address that is no longer valid reads as anything.
-    unsafe { Probe::read::<u64>(task, &OFF_TASK_FILES) == files && is_alive::<Probe>(task) }
+    let task = Ptr::<Task>::new(task);
+    task.read(&OFF_TASK_FILES) == files && is_alive(task)
 }
 
-/// Whether a task has begun to live, and hasn't begun to exit. One that is being made is in the first cgroup for a while, and then in its
-/// own (kernel: `cgroup_fork`, `cgroup_post_fork`); of one that exits the table may be forgotten already.
-///
-/// # Safety
-/// `task` is a `struct task_struct *` that `R` can read.
+/// Whether a task has begun to live, and hasn't begun to exit. One that is being made is in the first cgroup for a
+/// while, and then in its own (kernel: `cgroup_fork`, `cgroup_post_fork`); of one that exits the table may be
+/// forgotten already.
 #[inline(always)]
-unsafe fn is_alive<R: Read>(task: *const u8) -> bool {
+fn is_alive<R: Access>(task: Ptr<Task, R>) -> bool {
     // include/linux/sched.h
     const PF_EXITING: u32 = 4;
     const TASK_NEW: u32 = 0x800;
-    // SAFETY: integers are plain data.
-    unsafe {
-        R::read::<u32>(task, &OFF_TASK_FLAGS) & PF_EXITING == 0
-            && R::read::<u32>(task, &OFF_TASK_STATE) & TASK_NEW == 0
-    }
+    task.read(&OFF_TASK_FLAGS) & PF_EXITING == 0 && task.read(&OFF_TASK_STATE) & TASK_NEW == 0
 }

@@ -1,55 +1,51 @@
 //! Iterators over the agent's own maps: how user space reads them.
 //!
-//! Reading a map by system call makes the kernel skip all kprobes and tracepoints of the CPU for that long (kernel:
-//! `bpf_disable_instrumentation`): for as long as the reader doesn't run, if it is preempted in between, as it can be on preemptible
-//! kernels. Iterators don't.
+//! Reading a map by system call makes the kernel skip all kprobes and tracepoints of the CPU for that long
+//! (kernel: `bpf_disable_instrumentation`). On a preemptible kernel the reader may be preempted meanwhile,
+//! and that can be long. Iterators don't do this.
 
-use aya_ebpf::helpers::generated::bpf_seq_write;
 use tracker_ebpf::{Flow, Slot, Table, Tag};
 
-use super::audit::Meta;
+use crate::{
+    iterator::Meta,
+    kernel::{Direct, Ptr},
+};
 
-/// Context of `iter/bpf_map_elem` (kernel: `struct bpf_iter__bpf_map_elem`).
+/// Context of `iter/bpf_map_elem` (kernel: `struct bpf_iter__bpf_map_elem`), for maps of these types: the
+/// verifier checks that their sizes are those of the map. Key and value are null at the end of the walk.
 #[repr(C)]
-struct MapElem {
-    meta: *const Meta,
-    map: *const u8,
-    key: *const u8,
-    value: *const u8,
+struct MapElement<K: 'static, V: 'static> {
+    meta: &'static Meta,
+    map: Ptr<(), Direct>,
+    key: Option<&'static K>,
+    value: Option<&'static V>,
 }
 
-/// Writes an entry of a map of these types: the key, and then the value.
+/// Writes an entry: the key, and then the value.
 #[inline(always)]
-fn dump<K, V>(ctx: *const MapElem) -> i32 {
-    // SAFETY: the context is the kernel's; key and value are null at the end of the walk, and are then not used. The verifier
-    // checks their sizes against the map that the program is attached to.
-    unsafe {
-        let (key, value) = ((*ctx).key, (*ctx).value);
-        if key.is_null() || value.is_null() {
-            return 0;
-        }
-        let seq = (*(*ctx).meta).seq;
-        // If there is no room for both the kernel takes back what was written, and runs the program again.
-        bpf_seq_write(seq, key.cast_mut().cast(), size_of::<K>() as u32);
-        bpf_seq_write(seq, value.cast_mut().cast(), size_of::<V>() as u32);
+fn dump<K, V>(entry: &MapElement<K, V>) -> i32 {
+    if let (Some(key), Some(value)) = (entry.key, entry.value) {
+        // If there is no room for both, the kernel takes back what was written, and runs the program again.
+        entry.meta.output.write(key);
+        entry.meta.output.write(value);
     }
     0
 }
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_map_elem")]
-extern "C" fn dump_tables(ctx: *const MapElem) -> i32 {
-    dump::<u64, Table>(ctx)
+extern "C" fn dump_tables(entry: &MapElement<u64, Table>) -> i32 {
+    dump(entry)
 }
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_map_elem")]
-extern "C" fn dump_flows(ctx: *const MapElem) -> i32 {
-    dump::<u64, Flow>(ctx)
+extern "C" fn dump_flows(entry: &MapElement<u64, Flow>) -> i32 {
+    dump(entry)
 }
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_map_elem")]
-extern "C" fn dump_slots(ctx: *const MapElem) -> i32 {
-    dump::<Slot, Tag>(ctx)
+extern "C" fn dump_slots(entry: &MapElement<Slot, Tag>) -> i32 {
+    dump(entry)
 }

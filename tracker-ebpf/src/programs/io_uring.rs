@@ -4,7 +4,12 @@
 use aya_ebpf::{Global, macros::tracepoint, programs::TracePointContext};
 use tracker_ebpf::{TABLE_STALE, TABLE_URING, TABLE_URING_CLOSES};
 
-use crate::{kernel::current_files, maps::TABLES, slots::follow, tables::doubt};
+use crate::{
+    kernel::{Plain, current_files},
+    maps::TABLES,
+    slots::follow,
+    value::Find as _,
+};
 
 /// Where the opcode is in a submission's record, and the result in a completion's: 0 where this kernel tells neither.
 #[unsafe(no_mangle)]
@@ -22,33 +27,38 @@ fn io_uring_submit(ctx: TracePointContext) -> u32 {
     const OPENAT2: u8 = 28;
     const SOCKET: u8 = 45;
     const FIXED_FD_INSTALL: u8 = 54;
-    // SAFETY: the record is plain data.
-    let Ok(opcode) = (unsafe { ctx.read_at::<u8>(OFF_URING_OPCODE.load() as usize) }) else { return 0 };
+    let Ok(opcode) = field::<u8>(&ctx, &OFF_URING_OPCODE) else { return 0 };
     let flag = match opcode {
         ACCEPT | OPENAT | OPENAT2 | SOCKET | FIXED_FD_INSTALL => TABLE_URING,
         CLOSE => TABLE_URING_CLOSES,
         _ => return 0,
     };
-    if let Some(table) = TABLES.get_ptr_mut(current_files()) {
-        // SAFETY: the pointer comes from the map.
-        unsafe { (*table).flags |= flag };
+    if let Some(table) = TABLES.find(current_files()) {
+        table.mark(flag);
     }
     0
 }
 
-/// A request is done. What it was isn't told: a result may be an fd, and 0 may be a close, of which an audit finds the slot.
+/// A request is done. Which one isn't told: a result may be an fd, and 0 may be a close, of which an audit finds
+/// the slot.
 #[tracepoint]
 fn io_uring_complete(ctx: TracePointContext) -> u32 {
     let files = current_files();
-    let Some(table) = TABLES.get_ptr_mut(files) else { return 0 };
-    // SAFETY: the pointer comes from the map; the record is plain data.
-    let (flags, result) =
-        unsafe { ((*table).flags, ctx.read_at::<i32>(OFF_URING_RESULT.load() as usize).unwrap_or(-1)) };
+    let Some(table) = TABLES.find(files) else { return 0 };
+    let flags = table.flags().get();
+    let result = field::<i32>(&ctx, &OFF_URING_RESULT).unwrap_or(-1);
     if result > 0 && flags & TABLE_URING != 0 {
         follow(files, result as u32, 0);
     }
     if result == 0 && flags & TABLE_URING_CLOSES != 0 && flags & TABLE_STALE == 0 {
-        doubt(table);
+        table.request_audit();
     }
     0
+}
+
+/// A field of a tracepoint's record.
+#[inline(always)]
+fn field<T: Plain>(ctx: &TracePointContext, offset: &Global<u64>) -> Result<T, i32> {
+    // SAFETY: the helper that reads it checks the address, and any bytes are a value of a plain type.
+    unsafe { ctx.read_at(offset.load() as usize) }
 }

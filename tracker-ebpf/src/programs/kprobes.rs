@@ -14,15 +14,16 @@ use crate::{
     edges::{emptied, filled, is_adopted},
     fdtable::{file_at, open_fds, tag_of},
     kernel::{
-        OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_TASK_FILES, OFF_TASK_FLAGS, OFF_TASK_TGID, Probe, Read as _,
-        another_process_has, cgroup_id, current, current_files, current_tgid, is_own, syscall_arg,
-        syscall_number,
+        Ptr, another_process_has, cgroup_id, current, current_files, current_tgid, is_own,
+        layout::{OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_TASK_FILES, OFF_TASK_FLAGS, OFF_TASK_TGID, Task},
+        syscall_arg, syscall_number,
     },
     maps::TABLES,
     notify::{self, Who},
     programs::lifecycle::forget_predecessor,
     scan::scan,
-    tables::{hold, on_behalf_of, release},
+    tables::{lock_table, on_behalf_of, unlock_table},
+    value::Find as _,
 };
 
 // arch/x86/entry/syscalls/syscall_64.tbl
@@ -42,7 +43,7 @@ const CLOSE_RANGE: u64 = 436;
 #[kprobe]
 fn fd_install(ctx: ProbeContext) -> u32 {
     let (Some(fd), Some(file)) = (ctx.arg::<u32>(0), ctx.arg::<u64>(1)) else { return 0 };
-    let tag = tag_of(file);
+    let tag = tag_of(Ptr::new(file));
     let files = if tag == Tag::EMPTY { 0 } else { current_files() };
     if files != 0 {
         filled(files, fd, tag);
@@ -58,13 +59,13 @@ fn do_dup2(ctx: ProbeContext) -> u32 {
     else {
         return 0;
     };
-    let tag = tag_of(file);
+    let tag = tag_of(Ptr::new(file));
     if tag == Tag::EMPTY || is_own(current_tgid()) {
         return 0;
     }
     // EBUSY: another thread has reserved the slot, and hasn't filled it yet.
     let reserved = open_fds(files, fd / 64) >> (fd % 64) & 1 != 0;
-    if !(reserved && file_at(files, fd) == 0) {
+    if !(reserved && file_at(files, fd).is_null()) {
         filled(files, fd, tag);
     }
     0
@@ -82,7 +83,7 @@ fn filp_close(ctx: ProbeContext) -> u32 {
     if current_files() != files {
         return emptied_by_another(files, file);
     }
-    let tag = tag_of(file);
+    let tag = tag_of(Ptr::new(file));
     if tag == Tag::EMPTY {
         return 0;
     }
@@ -101,21 +102,21 @@ fn filp_close(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn emptied_by_another(files: u64, file: u64) -> u32 {
     // A table that goes with its last user was forgotten when that began to exit (kernel: `exit_files` clears `task->files` first).
-    if TABLES.get_ptr(files).is_none() || is_stillborn() {
+    if TABLES.find(files).is_none() || is_stillborn() {
         return 0;
     }
-    let tag = tag_of(file);
+    let tag = tag_of(Ptr::new(file));
     if tag == Tag::EMPTY {
         return 0;
     }
     // An audit may be about to forget the table, with what is left in it.
-    let held = hold(files);
-    if TABLES.get_ptr(files).is_some() {
+    let locked = lock_table(files);
+    if TABLES.find(files).is_some() {
         // The end of a table is told as a whole.
         emptied(files, NO_FD, tag, mode::QUIET);
     }
-    if held {
-        release(files);
+    if locked {
+        unlock_table(files);
     }
     0
 }
@@ -143,8 +144,7 @@ fn is_forking() -> bool {
     const FORK_32: u64 = 2;
     const CLONE_32: u64 = 120;
     const VFORK_32: u64 = 190;
-    // SAFETY: integers are plain data.
-    let flags: u32 = unsafe { Probe::read(current(), &OFF_TASK_FLAGS) };
+    let flags = current().read(&OFF_TASK_FLAGS);
     let syscall = syscall_number();
     flags & PF_KTHREAD != 0 || is_fork(syscall) || matches!(syscall, FORK_32 | CLONE_32 | VFORK_32)
 }
@@ -164,10 +164,10 @@ fn dup_fd(ctx: RetProbeContext) -> u32 {
     }
     if another_process_has(copied) {
         // The other is left with a table that is charged and listed, perhaps, as this one's.
-        notify::uncertain();
+        notify::request_audit();
     }
     forget_predecessor(files);
-    if is_adopted() && TABLES.get_ptr(copied).is_none() {
+    if is_adopted() && TABLES.find(copied).is_none() {
         return 0;
     }
     scan(files, mode::QUIET);
@@ -181,10 +181,8 @@ fn dup_fd(ctx: RetProbeContext) -> u32 {
 /// `wake_up_new_task(task)`, at the end of a fork: the child has its pid, its cgroup and its table now, and doesn't run yet.
 #[kprobe]
 fn wake_up_new_task(ctx: ProbeContext) -> u32 {
-    let Some(child) = ctx.arg::<*const u8>(0) else { return 0 };
-    // SAFETY: integers are plain data.
-    let (files, tgid): (u64, u32) =
-        unsafe { (Probe::read(child, &OFF_TASK_FILES), Probe::read(child, &OFF_TASK_TGID)) };
+    let Some(child) = ctx.arg(0).map(Ptr::<Task>::new) else { return 0 };
+    let (files, tgid) = (child.read(&OFF_TASK_FILES), child.read(&OFF_TASK_TGID));
     let parents = current_files();
     // A thread, or a process made with CLONE_FILES: no new table.
     if files == 0 || files == parents || is_own(tgid) {
@@ -192,10 +190,10 @@ fn wake_up_new_task(ctx: ProbeContext) -> u32 {
     }
     forget_predecessor(files);
     // Of the agent's own table nothing is known.
-    if is_adopted() && parents != 0 && TABLES.get_ptr(parents).is_none() {
+    if is_adopted() && parents != 0 && TABLES.find(parents).is_none() {
         return 0;
     }
-    on_behalf_of(tgid, cgroup_id::<Probe>(child), child);
+    on_behalf_of(tgid, cgroup_id(child), child);
     scan(files, mode::QUIET | mode::REMOTE);
     notify::table(event::FORKED, files, Who::Child, false);
     0

@@ -4,18 +4,20 @@ use aya_ebpf::{
     macros::{raw_tracepoint, tracepoint},
     programs::{RawTracePointContext, TracePointContext},
 };
-use tracker_ebpf::{Kind, Table, event, mode};
+use tracker_ebpf::{event, mode};
 
 use crate::{
     kernel::{
-        OFF_TASK_FILES, OFF_TASK_LEADER, OFF_TASK_TGID, Probe, Read as _, another_process_has, cgroup_id,
-        counts_edges, current, current_files, current_tgid, live_threads, sharers, threads_of,
+        Ptr, another_process_has, cgroup_id, counts_edges, current, current_files, current_tgid,
+        layout::{OFF_TASK_FILES, OFF_TASK_LEADER, OFF_TASK_TGID, Task},
+        live_threads, sharers, threads_of,
     },
-    maps::{TABLES, add},
+    maps::TABLES,
     notify::{self, Who},
     scan::scan,
     slots::forget_slots,
-    tables::{doubt, flow_of, hold, on_behalf_of, release, remove_table},
+    tables::{flow_of, lock_table, on_behalf_of, remove_table, unlock_table},
+    value::{Find as _, TableRef},
 };
 
 /// `sched_process_fork(parent, child)`: the child's table is final, nobody else has it, and the child doesn't run yet.
@@ -24,11 +26,9 @@ use crate::{
 /// per-CPU scratch space doesn't allow, so there it isn't attached, and [`forked`] does it all.
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 fn sched_process_fork(ctx: RawTracePointContext) -> i32 {
-    let child: *const u8 = ctx.arg(1);
-    // SAFETY: integers are plain data.
-    let (files, tgid): (u64, u32) =
-        unsafe { (Probe::read(child, &OFF_TASK_FILES), Probe::read(child, &OFF_TASK_TGID)) };
-    on_behalf_of(tgid, cgroup_id::<Probe>(child), child);
+    let child = Ptr::<Task>::new(ctx.arg(1));
+    let (files, tgid) = (child.read(&OFF_TASK_FILES), child.read(&OFF_TASK_TGID));
+    on_behalf_of(tgid, cgroup_id(child), child);
     born(files, tgid, event::FORKED, Who::Child);
     0
 }
@@ -46,8 +46,7 @@ pub(crate) fn forked() {
 /// Whether a table is recorded as one of this thread group.
 #[inline(always)]
 fn is_listed(files: u64, tgid: u32) -> bool {
-    // SAFETY: the pointer comes from the map.
-    TABLES.get_ptr(files).is_some_and(|table| unsafe { (*table).tgid } == tgid)
+    TABLES.find(files).is_some_and(|table| table.tgid().get() == tgid)
 }
 
 /// The current task asked for a table of its own.
@@ -56,7 +55,7 @@ pub(crate) fn unshared(files: u64) {
     let tgid = current_tgid();
     // Another process may be left with the table that this one had, which is charged and listed as if it weren't.
     if sharers(files) == 1 && !is_listed(files, tgid) {
-        notify::uncertain();
+        notify::request_audit();
     }
     born(files, tgid, event::UNSHARED, Who::Current);
 }
@@ -77,30 +76,28 @@ fn born(files: u64, tgid: u32, code: u32, who: Who) {
 /// The kernel reuses addresses: what is recorded under this one is of a table that has gone unseen.
 #[inline(always)]
 pub(super) fn forget_predecessor(files: u64) {
-    if TABLES.get_ptr(files).is_none() {
+    if TABLES.find(files).is_none() {
         return;
     }
     // An audit may be about to forget it, too.
-    let held = hold(files);
-    if let Some(table) = TABLES.get_ptr(files) {
+    let locked = lock_table(files);
+    if let Some(table) = TABLES.find(files) {
         end(files, table, Who::User);
     }
-    if held {
-        release(files);
+    if locked {
+        unlock_table(files);
     }
 }
 
 /// A table is no more, and all its slots with it.
 #[inline(always)]
-pub(super) fn end(files: u64, table: *const Table, who: Who) {
-    // SAFETY: the pointer comes from the map. An audit may re-read the table at the same moment; the next one finds that.
-    unsafe {
-        if let Some(flow) = flow_of((*table).cgroup_id) {
-            for kind in 0..Kind::COUNT {
-                let n = (*table).n[kind];
-                if n > 0 {
-                    add(&raw mut (*flow).closed[kind], n as u64);
-                }
+pub(super) fn end(files: u64, table: TableRef, who: Who) {
+    // An audit may re-read the table at the same moment; the next one finds that.
+    if let Some(flow) = flow_of(table.cgroup_id().get()) {
+        for (closed, n) in flow.closed().elements().zip(table.n().elements()) {
+            let n = n.get();
+            if n > 0 {
+                closed.add(n as u64);
             }
         }
     }
@@ -115,10 +112,10 @@ fn sched_process_exec(_ctx: TracePointContext) -> u32 {
     if files == 0 {
         return 0;
     }
-    let had = TABLES.get_ptr(files).is_some();
+    let had = TABLES.find(files).is_some();
     if !counts_edges() && scan(files, mode::QUIET) > 0 && !had {
         // A copy, made because another process has the table, or a table that was missed.
-        notify::uncertain();
+        notify::request_audit();
     }
     notify::table(event::EXECED, files, Who::Current, had);
     0
@@ -131,18 +128,18 @@ fn sched_process_exit(_ctx: TracePointContext) -> u32 {
     if files == 0 {
         return 0;
     }
-    let Some(table) = TABLES.get_ptr_mut(files) else { return 0 };
+    let Some(table) = TABLES.find(files) else { return 0 };
     if sharers(files) > 1 {
         let is_last = live_threads() == 0;
         if counts_edges() {
             if is_last && another_process_has(files) {
                 // It is charged and listed, perhaps, as the one that goes.
-                notify::uncertain();
+                notify::request_audit();
             }
         } else if is_last || !is_leaders(files) {
             // Threads that exit at once may all find the table shared; other processes may share it (CLONE_FILES). Only the
             // kernel's own list of tables tells.
-            doubt(table);
+            table.request_audit();
         }
         return 0;
     }
@@ -152,11 +149,9 @@ fn sched_process_exit(_ctx: TracePointContext) -> u32 {
 
 /// [`end`], and what is recorded of the slots.
 #[inline(always)]
-pub(super) fn forget(files: u64, table: *const Table, who: Who) {
+pub(super) fn forget(files: u64, table: TableRef, who: Who) {
     if !counts_edges() {
-        // SAFETY: the pointer comes from the map.
-        let (generation, high) = unsafe { ((*table).generation, (*table).high_fd) };
-        forget_slots(files, generation, high);
+        forget_slots(files, table.generation().get(), table.high_fd().get());
     }
     end(files, table, who);
 }
@@ -164,9 +159,7 @@ pub(super) fn forget(files: u64, table: *const Table, who: Who) {
 /// Whether a table is that of the current process's first thread, whose other threads mostly have it, too.
 #[inline(always)]
 fn is_leaders(files: u64) -> bool {
-    // SAFETY: pointers and integers are plain data.
-    let leaders: u64 = unsafe { Probe::read(Probe::pointer(current(), &OFF_TASK_LEADER), &OFF_TASK_FILES) };
-    leaders == files
+    current().follow(&OFF_TASK_LEADER).read(&OFF_TASK_FILES) == files
 }
 
 /// `cgroup_attach_task(dst_cgrp, path, task, threadgroup)`, after the migration: charges the table to the new cgroup.
@@ -174,23 +167,19 @@ fn is_leaders(files: u64) -> bool {
 /// raw_tp, because the perf-style form gives no task. A run that is lost is made good by the next audit.
 #[raw_tracepoint(tracepoint = "cgroup_attach_task")]
 fn cgroup_attach_task(ctx: RawTracePointContext) -> i32 {
-    let task: *const u8 = ctx.arg(2);
-    // SAFETY: a `u64` is plain data.
-    let files: u64 = unsafe { Probe::read(task, &OFF_TASK_FILES) };
+    let task = Ptr::<Task>::new(ctx.arg(2));
+    let files = task.read(&OFF_TASK_FILES);
     // Threads with tables of their own have moved too, and only the leader is told of (kernel: cgroup_attach_task).
     if threads_of(task) > 1 {
-        notify::uncertain();
+        notify::request_audit();
     }
-    let Some(table) = TABLES.get_ptr_mut(files) else { return 0 };
-    let cgroup = cgroup_id::<Probe>(task);
-    // SAFETY: the pointer comes from the map.
-    unsafe {
-        // A move in another hierarchy leaves this one's cgroup as it is.
-        if (*table).cgroup_id != cgroup {
-            (*table).cgroup_id = cgroup;
-            add(&raw mut (*table).seq, 1);
-            notify::table(event::MOVED, files, Who::User, false);
-        }
+    let Some(table) = TABLES.find(files) else { return 0 };
+    let cgroup = cgroup_id(task);
+    // A move in another hierarchy leaves this one's cgroup as it is.
+    if table.cgroup_id().get() != cgroup {
+        table.cgroup_id().set(cgroup);
+        table.seq().add(1);
+        notify::table(event::MOVED, files, Who::User, false);
     }
     0
 }

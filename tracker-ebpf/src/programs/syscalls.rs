@@ -10,13 +10,18 @@ use tracker_ebpf::{Kind, Loss, mode};
 
 use crate::{
     fdtable::{file_at, tag_of},
-    kernel::{OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_REGS_ARG2, OFF_REGS_ARG3, current_files, syscall_arg, user},
+    kernel::{
+        Ptr, current_files,
+        layout::{File, OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_REGS_ARG2, OFF_REGS_ARG3},
+        syscall_arg, user,
+    },
     maps::{TABLES, lose},
     notify,
     programs::lifecycle,
     scan::{scan, scan_range},
     slots::follow,
     tables::mark_stale,
+    value::Find as _,
 };
 
 /// What a syscall returns. The format is the same for all: `/sys/kernel/tracing/events/syscalls/*/format`.
@@ -61,7 +66,7 @@ fn ioctl(ctx: TracePointContext) -> u32 {
     const SECCOMP_IOCTL_NOTIF_ADDFD: u32 = 0x4018_2103;
     let fd = returned(&ctx);
     if fd >= 0 && syscall_arg(&OFF_REGS_ARG1) as u32 == SECCOMP_IOCTL_NOTIF_ADDFD {
-        notify::uncertain();
+        notify::request_audit();
         return 0;
     }
     if fd > 0 {
@@ -83,7 +88,7 @@ fn ioctl(ctx: TracePointContext) -> u32 {
 #[tracepoint]
 fn close(_ctx: TracePointContext) -> u32 {
     let files = current_files();
-    if files != 0 && TABLES.get_ptr(files).is_some() {
+    if files != 0 && TABLES.find(files).is_some() {
         follow(files, syscall_arg(&OFF_REGS_ARG0) as u32, 0);
     }
     0
@@ -101,7 +106,7 @@ fn close_range(ctx: TracePointContext) -> u32 {
     let files = current_files();
     if flags & CLOSE_RANGE_UNSHARE != 0 {
         lifecycle::unshared(files);
-    } else if flags & CLOSE_RANGE_CLOEXEC == 0 && files != 0 && TABLES.get_ptr(files).is_some() {
+    } else if flags & CLOSE_RANGE_CLOEXEC == 0 && files != 0 && TABLES.find(files).is_some() {
         let (first, last) = (syscall_arg(&OFF_REGS_ARG0) as u32, syscall_arg(&OFF_REGS_ARG1) as u32);
         scan_range(files, first, last, 0);
     }
@@ -191,10 +196,7 @@ fn read(ctx: TracePointContext) -> u32 {
         return 0;
     }
     let files = current_files();
-    let fanotify = TABLES.get_ptr(files).is_some_and(|table| {
-        // SAFETY: the pointer comes from the map.
-        unsafe { (*table).n[Kind::Fanotify.index()] > 0 }
-    });
+    let fanotify = TABLES.find(files).is_some_and(|table| table.count(Kind::Fanotify.index()) > 0);
     if fanotify && is_fanotify(file_at(files, syscall_arg(&OFF_REGS_ARG0) as u32)) {
         scan(files, 0);
     }
@@ -202,7 +204,7 @@ fn read(ctx: TracePointContext) -> u32 {
 }
 
 #[inline(always)]
-fn is_fanotify(file: u64) -> bool {
+fn is_fanotify(file: Ptr<File>) -> bool {
     tag_of(file).kind_index() == Kind::Fanotify.index()
 }
 
