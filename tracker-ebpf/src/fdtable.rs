@@ -1,6 +1,6 @@
 //! Reads a `files_struct`: its slots, and which of them are in use.
 
-use tracker_ebpf::Tag;
+use tracker_ebpf::{MAX_SCANNED_FDS, Tag};
 
 use crate::{
     file_kind::{NOT_COUNTED, kind_of},
@@ -9,6 +9,12 @@ use crate::{
         layout::{FdTable, File, Files, OFF_FDT_FD, OFF_FDT_MAX_FDS, OFF_FDT_OPEN_FDS, OFF_FILES_FDT},
     },
 };
+
+/// Words of the bitmap of open fds that make a block, and blocks that make a table. The verifier walks a
+/// loop turn by turn, so one loop over all words would be too long for it; functions that don't inline it
+/// verifies once.
+pub(crate) const WORDS: u32 = 16;
+pub(crate) const BLOCKS: u32 = MAX_SCANNED_FDS / 64 / WORDS;
 
 #[inline(always)]
 fn fd_table(files: u64) -> Ptr<FdTable> {

@@ -1,25 +1,32 @@
 //! The BPF programs. See the crate's library for the contract, `docs/architecture.md` for the whole picture.
 //!
-//! - `kernel`: where things are in this kernel, and how to read them;
-//! - `file_kind`: what kind of file is this;
+//! - `kernel`: the kernel's structs, and how they are read;
+//! - `value`: typed pointers to what is in maps;
 //! - `maps`: all state;
-//! - `fdtable`: reading a table's slots;
+//! - `file_kind`: what kind of file is this;
+//! - `fdtable`: reads a table's slots;
 //! - `tables`: the counts, and how a change is written into them;
-//! - `slots`: following slots one by one (tracepoint feeder);
-//! - `edges`: counting changes (kprobe feeder);
-//! - `scan`: walking whole tables;
-//! - `notify`: events;
+//! - `slots`: follows slots one by one (tracepoint feeder);
+//! - `deltas`: counts changes (kprobe feeder);
+//! - `scan`: walks whole tables;
+//! - `measure`: measures tables for the auditor;
+//! - `notify`, `loss`: events, and what was lost;
+//! - `iterator`: what iterators are given, and what they write;
 //! - `programs`: what is attached.
+//!
+//! `unsafe` is in `kernel` and `value`, and where a helper wants it.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
-mod edges;
+mod deltas;
 mod fdtable;
 mod file_kind;
 mod iterator;
 mod kernel;
+mod loss;
 mod maps;
+mod measure;
 mod notify;
 mod programs;
 mod scan;

@@ -7,8 +7,6 @@ use aya_ebpf::{
 };
 use tracker_ebpf::{ANON_NAME_LEN, Control, Flow, Fop, Kind, Loss, Slot, Table, Tag};
 
-use crate::value::Find as _;
-
 /// `files_struct` → counts: the truth that users read.
 #[map]
 pub(crate) static TABLES: HashMap<u64, Table> = HashMap::with_max_entries(16_384, 0);
@@ -40,7 +38,7 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 const MMAPABLE: u32 = BPF_F_MMAPABLE;
 
 #[map]
-static LOSSES: Array<u64> = Array::with_max_entries(Loss::ALL.len() as u32, MMAPABLE);
+pub(crate) static LOSSES: Array<u64> = Array::with_max_entries(Loss::ALL.len() as u32, MMAPABLE);
 
 #[map]
 pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
@@ -90,12 +88,4 @@ pub(crate) struct Scratch {
     pub(crate) remote_cgroup_id: u64,
     /// The task that is in that cgroup; 0 if it is charged otherwise.
     pub(crate) remote_task: u64,
-}
-
-/// Counts a loss.
-#[inline(always)]
-pub(crate) fn lose(loss: Loss) {
-    if let Some(counter) = LOSSES.find(loss as u32) {
-        counter.add(1);
-    }
 }

@@ -8,7 +8,8 @@ use tracker_ebpf::{COMM_LEN, Header, Loss, SlotEvent, TableEvent, Tag, event, mo
 
 use crate::{
     kernel::{current_pid, current_tgid},
-    maps::{EVENTS, TABLES, lose},
+    loss::lose,
+    maps::{EVENTS, TABLES},
     value::{Find as _, TableRef, ValueRef},
 };
 
@@ -107,6 +108,6 @@ pub(crate) fn request_audit() {
         return;
     };
     // The code is the first word of every record, and the rest of this one nothing.
-    entry.write(u64::from(event::UNCERTAIN.to_le()));
+    entry.write(u64::from(event::AUDIT_REQUEST.to_le()));
     entry.submit(0);
 }

@@ -3,10 +3,11 @@
 use tracker_ebpf::{Loss, MAX_SCANNED_FDS, mode};
 
 use crate::{
-    edges::count_slot,
-    fdtable::{max_fds, open_fds},
-    kernel::counts_edges,
-    maps::{TABLES, lose},
+    deltas::count_slot,
+    fdtable::{BLOCKS, WORDS, max_fds, open_fds},
+    kernel::counts_deltas,
+    loss::lose,
+    maps::TABLES,
     slots::sync_slot,
     tables::mark_stale,
     value::Find as _,
@@ -20,16 +21,11 @@ extern "C" fn sync_word(files: u64, word: u32, bits: u64, mode: u32) -> u32 {
     for bit in 0..64 {
         if bits >> bit & 1 != 0 {
             let fd = word * 64 + bit;
-            changes += if counts_edges() { count_slot(files, fd, mode) } else { sync_slot(files, fd, mode) };
+            changes += if counts_deltas() { count_slot(files, fd, mode) } else { sync_slot(files, fd, mode) };
         }
     }
     changes
 }
-
-/// Words of a block, and blocks of a table. The verifier walks a loop turn by turn, so one loop over all words would be too
-/// long for it; functions that don't inline it verifies once.
-pub(crate) const WORDS: u32 = 16;
-pub(crate) const BLOCKS: u32 = MAX_SCANNED_FDS / 64 / WORDS;
 
 /// Visits every slot of a table: those that are open, and those that were recorded. Returns the number of changes.
 ///

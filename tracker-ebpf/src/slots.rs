@@ -12,10 +12,10 @@ use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST};
 use tracker_ebpf::{Loss, Slot, TABLE_STALE, Tag, mode};
 
 use crate::{
-    fdtable::{open_fds, read_slot},
+    fdtable::{BLOCKS, WORDS, open_fds, read_slot},
     kernel::current_tgid,
-    maps::{LOCKS, LockKey, RECORDED, SLOTS, TABLES, lose},
-    scan::{BLOCKS, WORDS},
+    loss::lose,
+    maps::{LOCKS, LockKey, RECORDED, SLOTS, TABLES},
     tables::{EEXIST, mark_stale, new_table, record},
     value::{Find as _, TableRef},
 };
@@ -65,7 +65,7 @@ pub(crate) extern "C" fn sync_slot(files: u64, fd: u32, mode: u32) -> u32 {
     changes
 }
 
-/// `resync::PEEK`
+/// `resync::COMPARE_SLOT`
 #[inline(always)]
 pub(crate) fn differs(files: u64, fd: u32) -> u32 {
     u32::from(read_slot(files, fd) != recorded(TABLES.find(files), files, fd))

@@ -4,8 +4,9 @@ use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns};
 use tracker_ebpf::{Loss, REMOVALS_BEGUN, REMOVALS_DONE, TABLE_STALE, Tag, event, mode, slot_sum};
 
 use crate::{
-    kernel::{Ptr, cgroup_id, counts_edges, current, current_tgid, layout::Task},
-    maps::{FLOWS, LOCKS, LockKey, REMOVALS, SCRATCH, TABLES, lose},
+    kernel::{Ptr, cgroup_id, counts_deltas, current, current_tgid, layout::Task},
+    loss::lose,
+    maps::{FLOWS, LOCKS, LockKey, REMOVALS, SCRATCH, TABLES},
     notify,
     value::{Find as _, FlowRef, TableRef},
 };
@@ -159,7 +160,7 @@ pub(crate) fn record(table: TableRef, files: u64, fd: u32, was: Tag, now: Tag, m
         n.add(1);
     }
     table.seq().add(1);
-    if !counts_edges() {
+    if !counts_deltas() {
         table.slots().add(slot_sum(fd, now).wrapping_sub(slot_sum(fd, was)));
     }
     if mode & mode::ADOPT == 0 {

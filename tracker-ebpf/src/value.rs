@@ -6,7 +6,7 @@ use core::{
 };
 
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ring_buf::RingBufEntry};
-use tracker_ebpf::{COMM_LEN, Control, Flow, Fop, Header, Kind, Met, SlotEvent, Table, TableEvent, Tag};
+use tracker_ebpf::{COMM_LEN, Control, Flow, Fop, Header, Kind, SlotEvent, Sums, Table, TableEvent, Tag};
 
 use crate::maps::Scratch;
 
@@ -139,9 +139,9 @@ macro_rules! members {
 members! {
     Table {
         n: [i64; Kind::COUNT], seq: u64, generation: u64, cgroup_id: u64, tgid: u32, visited: u32,
-        high_fd: u32, flags: u32, slots: u64, met: Met
+        high_fd: u32, flags: u32, slots: u64, sums: Sums
     }
-    Met { task: u64, file: u64, slots: u64, kinds: u64, users: u64 }
+    Sums { task: u64, file: u64, slots: u64, kinds: u64, users: u64 }
     Flow { opened: [u64; Kind::COUNT], closed: [u64; Kind::COUNT] }
     Fop { kind: u64 }
     Control { pass: u32, adopted: u32, walk: u32, last: u64 }

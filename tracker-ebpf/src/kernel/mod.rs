@@ -34,12 +34,12 @@ static OWN_TGID: Global<u32> = Global::new(0);
 
 /// The kprobe feeder counts: each change of a slot is an edge, and no slot is recorded. Else slots are followed one by one.
 #[unsafe(no_mangle)]
-static COUNT_EDGES: Global<u8> = Global::new(0);
+static COUNT_DELTAS: Global<u8> = Global::new(0);
 
 /// Whether the kprobe feeder counts.
 #[inline(always)]
-pub(crate) fn counts_edges() -> bool {
-    COUNT_EDGES.load() != 0
+pub(crate) fn counts_deltas() -> bool {
+    COUNT_DELTAS.load() != 0
 }
 
 /// The current task.

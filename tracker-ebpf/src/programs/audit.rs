@@ -2,11 +2,11 @@
 
 use aya_ebpf::{cty::c_void, programs::RawTracePointContext};
 use tracker_ebpf::{
-    FileRecord, MAX_SCANNED_FDS, MET_CGROUP, MET_TGID, Met, Slot, Tag, kind_sum, mode, resync, slot_sum, walk,
+    FileRecord, MAX_SCANNED_FDS, SEEN_IN_CGROUP, SEEN_IN_TGID, Slot, Sums, Tag, kind_sum, mode, resync,
+    slot_sum, walk,
 };
 
 use crate::{
-    edges::{adjust, measure},
     file_kind::{NOT_COUNTED, kind_of},
     iterator::TaskFile,
     kernel::{
@@ -14,6 +14,7 @@ use crate::{
         layout::{OFF_TASK_FILES, OFF_TASK_FLAGS, OFF_TASK_STATE, OFF_TASK_TGID, Task},
     },
     maps::{CONTROL, FLOWS, TABLES},
+    measure::{adjust, measure},
     notify::Who,
     programs::lifecycle,
     scan::scan,
@@ -45,7 +46,7 @@ extern "C" fn audit(slot: &TaskFile) -> i32 {
         && table.visited().get() != control.pass().get()
     {
         table.visited().set(control.pass().get());
-        table.met().set(Met { task: task.address(), file: 0, slots: 0, kinds: 0, users: 0 });
+        table.sums().set(Sums { task: task.address(), file: 0, slots: 0, kinds: 0, users: 0 });
     }
     let kind = kind_of(file);
     if kind == NOT_COUNTED || !is_alive(task) {
@@ -55,19 +56,19 @@ extern "C" fn audit(slot: &TaskFile) -> i32 {
     if let Some(table) = table
         && control.walk().get() == walk::SUMS
     {
-        let met = table.met();
-        if met.task().get() == task.address() {
+        let sums = table.sums();
+        if sums.task().get() == task.address() {
             // Through memory it becomes a number, with which the verifier allows arithmetic.
-            met.file().set_volatile(file.address());
-            let tag = Tag::new(kind, met.file().get_volatile());
-            met.slots().set(met.slots().get().wrapping_add(slot_sum(fd, tag)));
-            met.kinds().set(met.kinds().get().wrapping_add(kind_sum(kind)));
+            sums.file().set_volatile(file.address());
+            let tag = Tag::new(kind, sums.file().get_volatile());
+            sums.slots().set(sums.slots().get().wrapping_add(slot_sum(fd, tag)));
+            sums.kinds().set(sums.kinds().get().wrapping_add(kind_sum(kind)));
         }
         if table.cgroup_id().get() == cgroup_id {
-            met.users().set(met.users().get() | MET_CGROUP);
+            sums.users().set(sums.users().get() | SEEN_IN_CGROUP);
         }
         if table.tgid().get() == tgid {
-            met.users().set(met.users().get() | MET_TGID);
+            sums.users().set(sums.users().get() | SEEN_IN_TGID);
         }
         return 0;
     }
@@ -94,7 +95,7 @@ extern "C" fn resync(ctx: *mut c_void) -> u32 {
     match operation {
         resync::SCAN | resync::SLOT | resync::ADJUST => act(&ctx),
         resync::FORGET => forget(&ctx),
-        resync::PEEK => differs(files, ctx.arg(2)),
+        resync::COMPARE_SLOT => differs(files, ctx.arg(2)),
         resync::FORGET_SLOT => {
             u32::from(forget_slot(&Slot { files, generation: ctx.arg(2), fd: ctx.arg(3), pad: 0 }))
         }

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use tracker_ebpf::{NO_FD, Tag, event, mode};
 
 use crate::{
-    edges::{emptied, filled, is_adopted},
+    deltas::{emptied, filled, is_adopted},
     fdtable::{file_at, open_fds, tag_of},
     kernel::{
         Ptr, another_process_has, cgroup_id, current, current_files, current_tgid, is_own,

@@ -8,7 +8,7 @@ use tracker_ebpf::{event, mode};
 
 use crate::{
     kernel::{
-        Ptr, another_process_has, cgroup_id, counts_edges, current, current_files, current_tgid,
+        Ptr, another_process_has, cgroup_id, counts_deltas, current, current_files, current_tgid,
         layout::{OFF_TASK_FILES, OFF_TASK_LEADER, OFF_TASK_TGID, Task},
         live_threads, sharers, threads_of,
     },
@@ -113,7 +113,7 @@ fn sched_process_exec(_ctx: TracePointContext) -> u32 {
         return 0;
     }
     let had = TABLES.find(files).is_some();
-    if !counts_edges() && scan(files, mode::QUIET) > 0 && !had {
+    if !counts_deltas() && scan(files, mode::QUIET) > 0 && !had {
         // A copy, made because another process has the table, or a table that was missed.
         notify::request_audit();
     }
@@ -131,7 +131,7 @@ fn sched_process_exit(_ctx: TracePointContext) -> u32 {
     let Some(table) = TABLES.find(files) else { return 0 };
     if sharers(files) > 1 {
         let is_last = live_threads() == 0;
-        if counts_edges() {
+        if counts_deltas() {
             if is_last && another_process_has(files) {
                 // It is charged and listed, perhaps, as the one that goes.
                 notify::request_audit();
@@ -150,7 +150,7 @@ fn sched_process_exit(_ctx: TracePointContext) -> u32 {
 /// [`end`], and what is recorded of the slots.
 #[inline(always)]
 pub(super) fn forget(files: u64, table: TableRef, who: Who) {
-    if !counts_edges() {
+    if !counts_deltas() {
         forget_slots(files, table.generation().get(), table.high_fd().get());
     }
     end(files, table, who);

@@ -15,7 +15,8 @@ use crate::{
         layout::{File, OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_REGS_ARG2, OFF_REGS_ARG3},
         syscall_arg, user,
     },
-    maps::{TABLES, lose},
+    loss::lose,
+    maps::TABLES,
     notify,
     programs::lifecycle,
     scan::{scan, scan_range},
@@ -274,7 +275,7 @@ extern "C" fn received(files: u64, msghdr: u64) -> u32 {
         }
         let level = user::<u32>(at.wrapping_add(8));
         if level == SOL_SOCKET && matches!(user::<u32>(at.wrapping_add(12)), SCM_RIGHTS | SCM_PIDFD) {
-            received_fds(files, at.wrapping_add(CMSGHDR), ((cmsg_len - CMSGHDR) / 4) as u32);
+            received_fds(files, at.wrapping_add(CMSGHDR), (cmsg_len - CMSGHDR) / 4);
         }
         // CMSG_NEXT
         at = at.wrapping_add((cmsg_len + 7) & !7);
@@ -289,14 +290,14 @@ extern "C" fn received(files: u64, msghdr: u64) -> u32 {
 /// Follows `count` fds from an array in the current process's memory.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn received_fds(files: u64, array: u64, count: u32) -> u32 {
+extern "C" fn received_fds(files: u64, array: u64, count: u64) -> u32 {
     /// net/core/scm.c
-    const SCM_MAX_FD: u32 = 253;
+    const SCM_MAX_FD: u64 = 253;
     for i in 0..SCM_MAX_FD {
         if i >= count {
             break;
         }
-        follow(files, user::<u32>(array.wrapping_add(u64::from(i) * 4)), 0);
+        follow(files, user::<u32>(array.wrapping_add(i * 4)), 0);
     }
     0
 }

@@ -78,13 +78,13 @@ impl Kernel {
         let start = Instant::now();
         let adopt = self.pass == 0;
         let misses = self.missed()?;
-        let changes = match (self.feeder.counts_edges(), adopt) {
+        let changes = match (self.feeder.counts_deltas(), adopt) {
             (true, true) => self.adopt_counts()?,
             (false, true) => self.adopt_slots()?,
             (_, false) => 0,
         };
         let room = Room::note(self);
-        let found = match self.feeder.counts_edges() {
+        let found = match self.feeder.counts_deltas() {
             // At the first audit, a change that was under way.
             true => self.find_counts()?,
             false if adopt => Found::Slots(slots::Plan::default()),
@@ -102,7 +102,7 @@ impl Kernel {
     pub fn look_again(&mut self, audit: &mut Auditing) -> Result<(), BpfError> {
         match &mut audit.found {
             Found::Slots(plan) => plan.retain_slots(|files, fd| {
-                self.resync(&[resync::PEEK, files, fd.into()]).map(|differs| differs != 0)
+                self.resync(&[resync::COMPARE_SLOT, files, fd.into()]).map(|differs| differs != 0)
             }),
             Found::Counts { suspects, .. } => suspects.iter_mut().try_for_each(|(suspect, measure)| {
                 measure.confirm(&self.measure(suspect)?);
@@ -207,7 +207,7 @@ impl Kernel {
         let mut adopted = 0;
         for suspect in &plan.suspects {
             let measure = self.measure(suspect)?;
-            let mode = if measure.exact { mode::ADOPT } else { mode::ADOPT | mode::DOUBT };
+            let mode = if measure.exact { mode::ADOPT } else { mode::ADOPT | mode::INEXACT };
             adopted += room.watch(self, suspect.cgroup_id, |k| k.adjust(suspect, &measure.delta, mode))?;
         }
         // Tables that went meanwhile.
@@ -324,7 +324,7 @@ impl Kernel {
     fn glance(&mut self) -> Result<Option<Vec<Gone>>, BpfError> {
         let Pass { before, seen } = self.look(walk::SUMS)?;
         let tables = self.tables()?.into_iter().collect();
-        let recorded = (!self.feeder.counts_edges()).then(|| self.shared.recorded.get());
+        let recorded = (!self.feeder.counts_deltas()).then(|| self.shared.recorded.get());
         let agree = auditor::agree(self.pass, &seen, &tables, recorded);
         Ok(agree.then(|| auditor::gone(self.pass, &before, &tables)))
     }

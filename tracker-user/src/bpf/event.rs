@@ -63,7 +63,7 @@ impl Event {
         // The code is the first word of every record.
         let code: u32 = sys::read(record)?;
         let (header, change) = match code {
-            event::UNCERTAIN => return Some(Self::new(&NOBODY, Change::Uncertain)),
+            event::AUDIT_REQUEST => return Some(Self::new(&NOBODY, Change::Uncertain)),
             event::OPENED | event::CLOSED => {
                 let SlotEvent { header, tag } = sys::read(record)?;
                 tag.kind()?;
@@ -164,7 +164,7 @@ mod tests {
             Event::decode(&bytes(&SlotEvent { header: header(event::OPENED), tag: Tag(u64::MAX) })),
             None
         );
-        let uncertain = bytes(&u64::from(event::UNCERTAIN));
+        let uncertain = bytes(&u64::from(event::AUDIT_REQUEST));
         assert_eq!(Event::decode(&uncertain).map(|event| event.change), Some(Change::Uncertain));
         assert_eq!(Event::decode(&bytes(&TableEvent { header: header(99), n: [0; Kind::COUNT] })), None);
     }

@@ -72,7 +72,7 @@ impl Feeder {
     }
 
     /// Whether the programs count edges and record no slots.
-    pub(super) const fn counts_edges(self) -> bool {
+    pub(super) const fn counts_deltas(self) -> bool {
         matches!(self, Self::Kprobe(_))
     }
 }

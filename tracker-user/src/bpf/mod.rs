@@ -430,19 +430,19 @@ fn open(
 ) -> Result<(Ebpf, Vec<Impossible>), BpfError> {
     let btf = kernel_btf()?;
     let globals = Globals::find(&btf, hierarchy, kernel)?;
-    let count_edges = u8::from(feeder.counts_edges());
+    let count_deltas = u8::from(feeder.counts_deltas());
     let (opcode, result) = feeder::io_uring_offsets();
     let mut loader = EbpfLoader::new();
     globals.set(&mut loader);
     loader
         .map_max_entries("TABLES", sizes.tables)
-        .map_max_entries("SLOTS", if feeder.counts_edges() { 1 } else { sizes.slots })
+        .map_max_entries("SLOTS", if feeder.counts_deltas() { 1 } else { sizes.slots })
         .map_max_entries("EVENTS", sizes.ring);
     // Off, the programs' log calls are removed before the verifier looks at them, and their ring is as small as can be.
     let log_level: u8 = if log { aya_log::Level::Debug as u8 } else { 0 };
     // The verifier's reason is told at any level; its every step is a tenth of its time.
     loader.verifier_log_level(if log { VerifierLogLevel::DEBUG } else { VerifierLogLevel::STATS });
-    loader.override_global("COUNT_EDGES", &count_edges, true);
+    loader.override_global("COUNT_DELTAS", &count_deltas, true);
     loader.override_global("OFF_URING_OPCODE", &opcode, true);
     loader.override_global("OFF_URING_RESULT", &result, true);
     loader.override_global("AYA_LOG_LEVEL", &log_level, true);

@@ -12,7 +12,7 @@ use crate::{host::KernelVersion, runtime::Hierarchy};
 /// (`None`: an address is computed, nothing is read).
 type Offset = (&'static str, &'static str, &'static str, Option<u32>);
 
-/// One for each global in tracker-ebpf/src/kernel.rs that isn't set by [`Globals::find`] itself.
+/// One for each global in tracker-ebpf/src/kernel/layout.rs that isn't set by [`Globals::find`] itself.
 #[rustfmt::skip]
 const OFFSETS: &[Offset] = &[
     ("OFF_TASK_FLAGS",    "task_struct",  "flags",          Some(4)),

@@ -102,7 +102,7 @@ impl Kernel {
             Fill { map: "tables", entries: tables as u64, capacity: self.capacity("TABLES")? },
             Fill { map: "flows", entries: flows as u64, capacity: self.capacity("FLOWS")? },
         ];
-        if !self.feeder.counts_edges() {
+        if !self.feeder.counts_deltas() {
             let entries = self.shared.recorded.get();
             fills.push(Fill { map: "slots", entries, capacity: self.capacity("SLOTS")? });
         }

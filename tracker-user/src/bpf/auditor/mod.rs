@@ -19,7 +19,7 @@ use std::{
 };
 
 use tracker_ebpf::{
-    FileRecord, Kind, MAX_SCANNED_FDS, MET_CGROUP, MET_TGID, TABLE_STALE, Table, Tag, kind_sum,
+    FileRecord, Kind, MAX_SCANNED_FDS, SEEN_IN_CGROUP, SEEN_IN_TGID, TABLE_STALE, Table, Tag, kind_sum,
 };
 
 use super::sys;
@@ -50,7 +50,7 @@ impl Seen {
     /// A table whose users have files open, but none to count.
     fn idle(table: &Table) -> Self {
         Self {
-            task: table.met.task,
+            task: table.sums.task,
             tgids: HashSet::from([table.tgid]),
             cgroup_ids: HashSet::from([table.cgroup_id]),
             slots: HashMap::new(),
@@ -179,18 +179,18 @@ pub(super) fn agree(
     // Only tables without an entry are seen.
     seen.is_empty()
         && recorded.is_none_or(|recorded| recorded == counted)
-        && met.all(|table| was_met_as_recorded(table, recorded.is_some()))
+        && met.all(|table| is_as_recorded(table, recorded.is_some()))
 }
 
-fn was_met_as_recorded(Table { n, flags, slots, met, .. }: &Table, by_slots: bool) -> bool {
+fn is_as_recorded(Table { n, flags, slots, sums, .. }: &Table, by_slots: bool) -> bool {
     let weigh = |sum: u64, (index, n): (usize, &i64)| {
         sum.wrapping_add(kind_sum(index as u64).wrapping_mul(n.cast_unsigned()))
     };
     flags & TABLE_STALE == 0
-        && met.kinds == n.iter().enumerate().fold(0, weigh)
-        && (!by_slots || met.slots == *slots)
+        && sums.kinds == n.iter().enumerate().fold(0, weigh)
+        && (!by_slots || sums.slots == *slots)
         // Of a table with nothing to count it isn't known who has it.
-        && (n.iter().all(|n| *n == 0) || met.users == MET_CGROUP | MET_TGID)
+        && (n.iter().all(|n| *n == 0) || sums.users == SEEN_IN_CGROUP | SEEN_IN_TGID)
 }
 
 /// Reads everything that the iterator writes.
@@ -214,7 +214,7 @@ fn note(seen: &mut HashMap<u64, Seen>, record: &FileRecord) {
 
 #[cfg(test)]
 mod tests {
-    use tracker_ebpf::{Met, slot_sum};
+    use tracker_ebpf::{Sums, slot_sum};
 
     use super::*;
 
@@ -224,9 +224,14 @@ mod tests {
         let mut n = [0; Kind::COUNT];
         n[Kind::Pidfd.index()] = 1;
         let kinds = kind_sum(Kind::Pidfd.index() as u64);
-        let met =
-            Met { task: 0x2000, file: 0x1000, slots: slot_sum(3, tag), kinds, users: MET_CGROUP | MET_TGID };
-        Table { n, visited: 5, slots: slot_sum(3, tag), met, ..Table::EMPTY }
+        let sums = Sums {
+            task: 0x2000,
+            file: 0x1000,
+            slots: slot_sum(3, tag),
+            kinds,
+            users: SEEN_IN_CGROUP | SEEN_IN_TGID,
+        };
+        Table { n, visited: 5, slots: slot_sum(3, tag), sums, ..Table::EMPTY }
     }
 
     #[test]
@@ -236,9 +241,9 @@ mod tests {
         assert!(agrees(Table { visited: 5, ..Table::EMPTY }, Some(0)), "nothing to count");
         assert!(!agrees(met_table(), Some(2)), "a slot of a table that is no more");
         let spoil: [fn(&mut Table); 5] = [
-            |table| table.met.kinds = 0,
-            |table| table.met.users = MET_CGROUP,
-            |table| table.met.users = MET_TGID,
+            |table| table.sums.kinds = 0,
+            |table| table.sums.users = SEEN_IN_CGROUP,
+            |table| table.sums.users = SEEN_IN_TGID,
             |table| table.flags = TABLE_STALE,
             |table| table.n[Kind::Eventfd.index()] = 1,
         ];

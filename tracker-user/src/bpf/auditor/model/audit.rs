@@ -7,8 +7,8 @@ use std::{
 };
 
 use tracker_ebpf::{
-    FileRecord, Kind, MAX_SCANNED_FDS, MET_CGROUP, MET_TGID, Met, Slot, TABLE_STALE, Table, Tag, kind_sum,
-    slot_sum, walk,
+    FileRecord, Kind, MAX_SCANNED_FDS, SEEN_IN_CGROUP, SEEN_IN_TGID, Slot, Sums, TABLE_STALE, Table, Tag,
+    kind_sum, slot_sum, walk,
 };
 
 use super::{
@@ -29,7 +29,7 @@ impl Machine {
     pub(super) fn audit(&mut self) -> u64 {
         self.unsettled = false;
         let adopt = self.pass == 0;
-        match (self.counts_edges, adopt) {
+        match (self.counts_deltas, adopt) {
             (true, true) => self.adopt_counts() + self.audit_counts(),
             (true, false) => self.audit_counts(),
             (false, true) => self.adopt_slots(),
@@ -249,7 +249,7 @@ impl Machine {
 
     fn glance(&mut self) -> Option<Vec<Gone>> {
         let (before, seen) = self.look(walk::SUMS);
-        let recorded = (!self.counts_edges).then_some(self.slots.len() as u64);
+        let recorded = (!self.counts_deltas).then_some(self.slots.len() as u64);
         let agree = agree(self.pass, &seen, &self.tables, recorded);
         agree.then(|| gone(self.pass, &before, &self.tables))
     }
@@ -284,7 +284,7 @@ impl Machine {
         let mut table = self.tables.get_mut(&files);
         if let Some(table) = table.as_mut().filter(|table| table.visited != self.pass) {
             table.visited = self.pass;
-            table.met = Met { task: address, file: 0, slots: 0, kinds: 0, users: 0 };
+            table.sums = Sums { task: address, file: 0, slots: 0, kinds: 0, users: 0 };
         }
         if let Some(kind) = file.kind().filter(|_| !task.new && !task.exits) {
             let kind = kind.index() as u64;
@@ -293,12 +293,12 @@ impl Machine {
                 return;
             }
             if let Some(table) = table.filter(|_| walk == walk::SUMS) {
-                if table.met.task == address {
-                    table.met.slots = table.met.slots.wrapping_add(slot_sum(fd, file));
-                    table.met.kinds = table.met.kinds.wrapping_add(kind_sum(kind));
+                if table.sums.task == address {
+                    table.sums.slots = table.sums.slots.wrapping_add(slot_sum(fd, file));
+                    table.sums.kinds = table.sums.kinds.wrapping_add(kind_sum(kind));
                 }
-                table.met.users |= MET_CGROUP * u64::from(table.cgroup_id == cgroup_id);
-                table.met.users |= MET_TGID * u64::from(table.tgid == tgid);
+                table.sums.users |= SEEN_IN_CGROUP * u64::from(table.cgroup_id == cgroup_id);
+                table.sums.users |= SEEN_IN_TGID * u64::from(table.tgid == tgid);
                 return;
             }
             note(seen, &FileRecord { files, task: address, file: file.file(), cgroup_id, kind, tgid, fd });

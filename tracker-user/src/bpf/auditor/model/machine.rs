@@ -59,7 +59,7 @@ pub(super) struct Machine {
     pub(super) tables: HashMap<u64, Table>,
     pub(super) slots: HashMap<Slot, Tag>,
     /// Only numbers are kept.
-    pub(super) counts_edges: bool,
+    pub(super) counts_deltas: bool,
     /// What is under way when an audit goes to sleep is done when it wakes.
     pub(super) punctual: bool,
     pub(super) attached: bool,
@@ -77,10 +77,10 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(counts_edges: bool, punctual: bool) -> Self {
+    pub(super) fn new(counts_deltas: bool, punctual: bool) -> Self {
         let init = Task { tgid: 1, cgroup: 1, files: Some(1), ..Task::default() };
         let files = BTreeMap::from([(1, BTreeMap::from([(0, PLAIN)]))]);
-        Self { files, tasks: vec![init], counts_edges, punctual, ..Self::default() }
+        Self { files, tasks: vec![init], counts_deltas, punctual, ..Self::default() }
     }
 
     /// While something else is at work: the next event, if it is time.
@@ -164,7 +164,7 @@ impl Machine {
             }
             Op::Unshare => {
                 let files = self.own_table(task, files, sees(0));
-                if !self.counts_edges {
+                if !self.counts_deltas {
                     self.probe(task, sees(0), move |m| m.born(files, m.by(task)));
                 }
             }
@@ -210,7 +210,7 @@ impl Machine {
         if self.read(files, fd).is_some() {
             return;
         }
-        if self.counts_edges {
+        if self.counts_deltas {
             if sees {
                 self.filled(files, file, task);
             }
@@ -227,14 +227,16 @@ impl Machine {
         if from == to || self.read(files, to) == Some(RESERVED) {
             return;
         }
-        if self.counts_edges && sees(0) {
+        if self.counts_deltas && sees(0) {
             self.filled(files, file, task);
         }
         let was = self.file(files, to);
         self.write(files, to, file);
         match was {
-            Some(was) if self.counts_edges => self.probe(task, sees(1), move |m| m.emptied(files, was, task)),
-            _ if self.counts_edges => {}
+            Some(was) if self.counts_deltas => {
+                self.probe(task, sees(1), move |m| m.emptied(files, was, task))
+            }
+            _ if self.counts_deltas => {}
             _ => self.follow(task, files, to, sees(0)),
         }
     }
@@ -242,7 +244,7 @@ impl Machine {
     fn close(&mut self, task: usize, files: u64, fd: u32, sees: bool) {
         let Some(was) = self.file(files, fd) else { return };
         self.files.get_mut(&files).unwrap().remove(&fd);
-        if self.counts_edges {
+        if self.counts_deltas {
             self.probe(task, sees, move |m| m.emptied(files, was, task));
         } else {
             self.follow(task, files, fd, sees);
@@ -259,7 +261,7 @@ impl Machine {
         self.then(task, move |m| m.tasks[child].cgroup = m.tasks[task].cgroup);
         self.probe(task, sees(1), move |m| {
             let by = m.by(child);
-            if m.counts_edges { m.count_birth(new, files, by) } else { m.born(new, by) }
+            if m.counts_deltas { m.count_birth(new, files, by) } else { m.born(new, by) }
         });
         self.then(task, move |m| (m.tasks[child].new, m.tasks[child].asleep) = (false, false));
     }
@@ -270,7 +272,7 @@ impl Machine {
             return files;
         }
         let new = self.copy(files);
-        if self.counts_edges && sees {
+        if self.counts_deltas && sees {
             self.count_birth(new, files, self.by(task));
         }
         self.tasks[task].files = Some(new);
@@ -284,14 +286,14 @@ impl Machine {
         }
         let files = self.own_table(task, files, sees(0));
         for (i, fd) in FDS.into_iter().enumerate().filter(|(i, _)| closes >> i & 1 != 0) {
-            if self.counts_edges {
+            if self.counts_deltas {
                 self.close(task, files, fd, sees(1 + i));
             } else {
                 self.close(task, files, fd, false);
             }
         }
         self.probe(task, sees(6), move |m| {
-            if !m.counts_edges {
+            if !m.counts_deltas {
                 m.scan(files, m.by(task));
             }
         });
@@ -309,7 +311,7 @@ impl Machine {
             }
             let held = std::mem::take(m.files.get_mut(&files).unwrap());
             for (i, file) in held.into_values().enumerate() {
-                m.probe(task, m.counts_edges && sees(1 + i), move |m| {
+                m.probe(task, m.counts_deltas && sees(1 + i), move |m| {
                     if m.tables.contains_key(&files) {
                         m.emptied(files, file, task);
                     }
@@ -420,7 +422,7 @@ impl Machine {
         (was, self.classified(files, fd))
     }
 
-    /// `resync::PEEK`
+    /// `resync::COMPARE_SLOT`
     pub(super) fn differs(&mut self, files: u64, fd: u32) -> bool {
         self.tick();
         let (was, now) = self.slot(files, fd);
@@ -452,7 +454,7 @@ impl Machine {
         let fds: BTreeSet<u32> = open.chain(self.recorded(files).map(|(fd, _)| fd)).collect();
         let mut changes = 0;
         for fd in fds.range(..MAX_SCANNED_FDS) {
-            changes += if self.counts_edges {
+            changes += if self.counts_deltas {
                 let now = self.classified(files, *fd);
                 if now != Tag::EMPTY {
                     record(self.entry(files, by), Tag::EMPTY, now);
@@ -517,7 +519,7 @@ impl Machine {
         let alone = self.sharers(files) < 2;
         let Some(table) = self.tables.get_mut(&files) else { return };
         if !alone {
-            if !self.counts_edges && last {
+            if !self.counts_deltas && last {
                 table.flags |= TABLE_STALE;
             }
             return;

@@ -85,7 +85,7 @@ enum Op {
 /// What a run is made of.
 #[derive(Clone, Debug)]
 struct Scenario {
-    counts_edges: bool,
+    counts_deltas: bool,
     /// Before the probes are attached.
     before: Vec<Event>,
     events: Vec<Event>,
@@ -93,8 +93,8 @@ struct Scenario {
 
 fn scenario(losses: bool) -> impl Strategy<Value = Scenario> {
     let events = |max| prop::collection::vec(event(losses), 0..max);
-    (any::<bool>(), events(20), events(80)).prop_map(|(counts_edges, before, events)| Scenario {
-        counts_edges,
+    (any::<bool>(), events(20), events(80)).prop_map(|(counts_deltas, before, events)| Scenario {
+        counts_deltas,
         before,
         events,
     })
@@ -137,8 +137,8 @@ fn op(losses: bool) -> impl Strategy<Value = Op> {
 }
 
 /// Runs a scenario until all is quiet. Returns also how much audits corrected so far.
-fn play(Scenario { counts_edges, before, events }: Scenario, punctual: bool) -> (Machine, u64) {
-    let mut machine = Machine::new(counts_edges, punctual);
+fn play(Scenario { counts_deltas, before, events }: Scenario, punctual: bool) -> (Machine, u64) {
+    let mut machine = Machine::new(counts_deltas, punctual);
     before.iter().for_each(|event| machine.apply(event));
     if punctual {
         machine.finish();
