@@ -1,9 +1,11 @@
-//! Counts deltas: the kprobe feeder sees every change of a slot, one by one, and adds it to its table.
+//! Counts deltas: the kprobe feeder sees every change of a slot, one by one, and adds it to its
+//! table.
 //!
 //! # Why it is exact
-//! A file is counted just before it becomes visible in its slot, and taken off just after it vanished (kernel:
-//! `fd_install`, `do_dup2`, `filp_close`), so a count is never smaller than what a scan can find. Additions
-//! commute: what the auditor found missing is added too, whatever happened since the auditor measured.
+//! A file is counted just before it becomes visible in its slot, and taken off just after it
+//! vanished (kernel: `fd_install`, `do_dup2`, `filp_close`), so a count is never smaller than what
+//! a scan can find. Additions commute: what the auditor found missing is added too, whatever
+//! happened since the auditor measured.
 
 use tracker_ebpf::{Tag, mode};
 
@@ -32,7 +34,8 @@ pub(crate) fn filled(files: u64, fd: u32, tag: Tag) {
 /// Counts that a slot of a table was emptied.
 #[inline(always)]
 pub(crate) fn emptied(files: u64, fd: u32, tag: Tag, mode: u32) {
-    // A table without an entry was there before the feeder; or, if those are adopted, its birth was missed.
+    // A table without an entry was there before the feeder; or, if those are adopted, its birth was
+    // missed.
     let Some(table) = TableRef::find_or_make(files, mode) else { return };
     record(table, files, fd, tag, Tag::EMPTY, mode);
     if table.count(tag.kind_index()) < 0 && is_adopted() && !table.is_stale() {
@@ -40,7 +43,7 @@ pub(crate) fn emptied(files: u64, fd: u32, tag: Tag, mode: u32) {
     }
 }
 
-/// Counts what a slot holds: of a table that nobody else has yet; or, to measure, of any.
+/// Counts what a slot holds, of a table that nobody else has yet; or of any, to measure it.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn count_slot(files: u64, fd: u32, mode: u32) -> u32 {

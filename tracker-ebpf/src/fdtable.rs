@@ -10,9 +10,9 @@ use crate::{
     },
 };
 
-/// Words of the bitmap of open fds that make a block, and blocks that make a table. The verifier walks a
-/// loop turn by turn, so one loop over all words would be too long for it; functions that don't inline it
-/// verifies once.
+/// Words of the bitmap of open fds that make a block, and blocks that make a table. The verifier
+/// walks a loop turn by turn, so one loop over all words would be too long for it; functions that
+/// don't inline it verifies once.
 pub(crate) const WORDS: u32 = 16;
 pub(crate) const BLOCKS: u32 = MAX_SCANNED_FDS / 64 / WORDS;
 
@@ -46,7 +46,8 @@ pub(crate) fn read_slot(files: u64, fd: u32) -> Tag {
     Tag(slot_tag(files, fd))
 }
 
-/// A function of its own, because the classifier's outcomes multiply what follows them for the verifier.
+/// A function of its own, because the classifier's outcomes multiply what follows them for the
+/// verifier.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn slot_tag(files: u64, fd: u32) -> u64 {

@@ -1,4 +1,4 @@
-//! Reads what decides of which kind an open file is, and has the library decide ([`classify`]).
+//! Reads what decides of which kind an open file is, and lets the library decide ([`classify`]).
 
 use core::mem::MaybeUninit;
 
@@ -51,14 +51,14 @@ fn index(kind: Option<Kind>) -> KindIndex {
     }
 }
 
-/// By device number.
+/// Classifies a character device.
 #[inline(always)]
 fn char_device(rdev: u32) -> KindIndex {
     // The kernel's own dev_t (include/linux/kdev_t.h), not user space's.
     index(classify::char_device(rdev >> 20, rdev & 0xf_ffff).counted())
 }
 
-/// By family, type and protocol.
+/// Classifies a socket.
 #[inline(always)]
 fn socket(file: Ptr<File>) -> KindIndex {
     let (socket, sk) = socket_of(file);
@@ -83,7 +83,7 @@ pub(crate) fn socket_of(file: Ptr<File>) -> (Ptr<Socket>, Ptr<Sock>) {
     (socket, socket.follow(&OFF_SOCKET_SK))
 }
 
-/// By the file's operations, which stand for the inode's name once that was read.
+/// Classifies an anonymous inode: by the file's operations, which stand for the inode's name once that was read.
 ///
 /// By probe reads: what they give is a number to the verifier, as `learn`'s arguments must be.
 #[inline(always)]

@@ -21,8 +21,8 @@ pub(crate) struct Meta {
 pub(crate) struct Output(*mut seq_file);
 
 impl Output {
-    /// Writes a record. Returns whether there was room: if not, the kernel makes room, and runs the program
-    /// again for the same object.
+    /// Writes a record. Returns whether there was room: if not, the kernel makes room, and runs the
+    /// program again for the same object.
     #[inline(always)]
     pub(crate) fn write<T>(self, record: &T) -> bool {
         // SAFETY: the record lives through the call, which reads no more than that.
@@ -30,8 +30,8 @@ impl Output {
     }
 }
 
-/// Context of `iter/task_file` (kernel: `struct bpf_iter__task_file`). Task and file are null at the end of
-/// the walk.
+/// Context of `iter/task_file` (kernel: `struct bpf_iter__task_file`). Task and file are null at
+/// the end of the walk.
 #[repr(C)]
 pub(crate) struct TaskFile {
     pub(crate) meta: &'static Meta,

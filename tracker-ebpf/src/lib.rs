@@ -1,7 +1,7 @@
 //! The contract between the BPF programs and user space: kinds, map keys and values, events.
 //!
-//! Both sides compile this library, so a layout can't drift apart. It is `no_std`, has no dependency,
-//! and does nothing: the programs are in the bin target (`main.rs`), their loader in
+//! Both sides compile this library, so a layout can't drift apart. It is `no_std`, has no
+//! dependency, and does nothing: the programs are in the bin target (`main.rs`), their loader in
 //! `tracker-user/src/bpf`.
 //!
 //! The truth that users read is [`Table::n`], in the map `TABLES`. Events are notifications: a full

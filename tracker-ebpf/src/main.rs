@@ -1,4 +1,5 @@
-//! The BPF programs. See the crate's library for the contract, `docs/architecture.md` for the whole picture.
+//! The BPF programs. See the crate's library for the contract, `docs/architecture.md` for the whole
+//! picture.
 //!
 //! - `kernel`: the kernel's structs, and how they are read;
 //! - `value`: typed pointers to what is in maps;

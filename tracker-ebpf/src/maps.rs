@@ -1,4 +1,4 @@
-//! All state. User space sets the sizes of the bounded maps at load.
+//! All state. User space sets the sizes of the bounded maps when it loads them.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -11,11 +11,12 @@ use tracker_ebpf::{ANON_NAME_LEN, Control, Flow, Fop, Kind, Loss, Slot, Table, T
 #[map]
 pub(crate) static TABLES: HashMap<u64, Table> = HashMap::with_max_entries(16_384, 0);
 
-/// What has been counted, slot by slot (tracepoint feeder).
+/// Slot → what is counted for it (tracepoint feeder).
 #[map]
 pub(crate) static SLOTS: HashMap<Slot, Tag> = HashMap::with_max_entries(131_072, 0);
 
-/// Slots that a CPU is about to change, and tables whose entries it may remove: an entry is held only while one probe runs.
+/// Locks: slots that a CPU is about to change, and tables whose entries it may remove. An entry is
+/// there only while one probe runs.
 #[map]
 pub(crate) static LOCKS: HashMap<LockKey, u8> = HashMap::with_max_entries(4_096, 0);
 
@@ -31,19 +32,23 @@ pub(crate) static FOPS: HashMap<u64, Fop> = HashMap::with_max_entries(1_024, 0);
 #[map]
 pub(crate) static ANON_NAMES: HashMap<[u8; ANON_NAME_LEN], u64> = HashMap::with_max_entries(256, 0);
 
+/// Events, on their way to user space.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
-/// User space maps these arrays into its memory: see `programs/dump.rs` for why it makes no system calls on maps.
+/// User space maps these arrays into its memory. Why it makes no system calls on maps is said in
+/// `programs/dump.rs`.
 const MMAPABLE: u32 = BPF_F_MMAPABLE;
 
+/// How often something was lost, by [`Loss`].
 #[map]
 pub(crate) static LOSSES: Array<u64> = Array::with_max_entries(Loss::ALL.len() as u32, MMAPABLE);
 
+/// What user space tells the programs.
 #[map]
 pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
 
-/// Removals from `TABLES` that have begun, and those that are done.
+/// Counts the removals from `TABLES` that have begun, and those that are done.
 #[map]
 pub(crate) static REMOVALS: Array<u64> = Array::with_max_entries(2, MMAPABLE);
 
@@ -51,21 +56,24 @@ pub(crate) static REMOVALS: Array<u64> = Array::with_max_entries(2, MMAPABLE);
 #[map]
 pub(crate) static RECORDED: Array<u64> = Array::with_max_entries(1, MMAPABLE);
 
-/// What [`resync::MEASURE`](tracker_ebpf::resync::MEASURE) found, and [`ADJUST`](tracker_ebpf::resync::ADJUST) is to add.
+/// What [`resync::MEASURE`](tracker_ebpf::resync::MEASURE) found, and
+/// [`ADJUST`](tracker_ebpf::resync::ADJUST) is to add.
 #[map]
 pub(crate) static MEASURED: Array<[i64; Kind::COUNT]> = Array::with_max_entries(1, MMAPABLE);
 
-/// Files per kind that a look for hidden ones has met in one place, until it writes them.
+/// Files per kind that the hidden scan has counted in one place, until it writes them.
 #[map]
-pub(crate) static MET: Array<[u64; MET_PLACES]> = Array::with_max_entries(1, 0);
+pub(crate) static HIDDEN_COUNTS: Array<[u64; HIDDEN_COUNTERS]> = Array::with_max_entries(1, 0);
 
 /// Kinds, rounded up to a power of two.
-pub(crate) const MET_PLACES: usize = Kind::COUNT.next_power_of_two();
+pub(crate) const HIDDEN_COUNTERS: usize = Kind::COUNT.next_power_of_two();
 
-/// Values that are too large for the BPF stack are put together here. Programs that use it can't be preempted.
+/// Where values are put together that are too large for the BPF stack. Programs that use it can't
+/// be preempted.
 #[map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
+/// Key of [`LOCKS`].
 #[repr(C)]
 pub(crate) struct LockKey {
     pub(crate) files: u64,
@@ -77,15 +85,16 @@ impl LockKey {
     pub(crate) const TABLE: u64 = u64::MAX;
 }
 
+/// Value of [`SCRATCH`].
 #[repr(C)]
 pub(crate) struct Scratch {
     pub(crate) table: Table,
     /// Stays zero.
     pub(crate) flow: Flow,
-    /// On whose behalf a [`REMOTE`](tracker_ebpf::mode::REMOTE) scan runs.
+    /// The thread group on whose behalf a [`REMOTE`](tracker_ebpf::mode::REMOTE) scan runs.
     pub(crate) remote_tgid: u32,
     pub(crate) pad: u32,
     pub(crate) remote_cgroup_id: u64,
-    /// The task that is in that cgroup; 0 if it is charged otherwise.
+    /// The task that is in that cgroup; 0 if the table is charged to another.
     pub(crate) remote_task: u64,
 }

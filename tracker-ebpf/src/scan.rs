@@ -1,4 +1,4 @@
-//! Walking whole tables.
+//! Walks whole tables.
 
 use tracker_ebpf::{Loss, MAX_SCANNED_FDS, mode};
 
@@ -13,7 +13,8 @@ use crate::{
     value::Find as _,
 };
 
-/// Visits the slots `word * 64 ..` whose bits are set, as the feeder does: follows them, or counts them.
+/// Visits the slots `word * 64 ..` whose bits are set: counts them, or follows them, as the feeder
+/// does.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn sync_word(files: u64, word: u32, bits: u64, mode: u32) -> u32 {
@@ -27,7 +28,8 @@ extern "C" fn sync_word(files: u64, word: u32, bits: u64, mode: u32) -> u32 {
     changes
 }
 
-/// Visits every slot of a table: those that are open, and those that were recorded. Returns the number of changes.
+/// Visits every slot of a table: those that are open, and those that were recorded. Returns the
+/// number of changes.
 ///
 /// The verifier takes no more than eight functions deep, and `learn` is seven below a program.
 #[inline(always)]
@@ -40,7 +42,7 @@ pub(crate) fn scan(files: u64, mode: u32) -> u32 {
     changes
 }
 
-/// As [`scan`], for the slots `first ..= last` and some on either side.
+/// Does what [`scan`] does for the slots `first ..= last`, and some on either side.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn scan_range(files: u64, first: u32, last: u32, mode: u32) -> u32 {
@@ -60,7 +62,8 @@ pub(crate) extern "C" fn scan_range(files: u64, first: u32, last: u32, mode: u32
     changes
 }
 
-/// Visits the slots of the words `first ..`; all of those below `high`, which may have been recorded.
+/// Visits the slots of the words `first ..`; all of those below `high`, which may have been
+/// recorded.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn sync_block(files: u64, first: u32, high: u32, mode: u32) -> u32 {

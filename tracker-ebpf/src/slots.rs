@@ -1,12 +1,14 @@
-//! Following slots: [`sync_slot`] makes what is recorded of one slot equal to what the kernel holds in it.
+//! Follows slots: [`sync_slot`] makes what is recorded of one slot equal to what the kernel holds
+//! in it.
 //!
-//! It is called after every change that a slot may have gone through. It is idempotent, so a call too many does no
-//! harm, and a call that was missed is made good by any later one.
+//! It is called after every change that a slot may have gone through. It is idempotent, so a call
+//! too many does no harm, and a call that was missed is made good by any later one.
 //!
 //! # Why it is exact
-//! Two CPUs may follow the same slot of a shared table at once. Whoever inserts the slot into `LOCKS` changes the
-//! record; the other returns at once, because the holder reads the slot *again* after it has let go: it sees
-//! whatever made the other come. Insertion into a hash map is the one atomic test-and-set that Linux 5.10 has.
+//! Two CPUs may follow the same slot of a shared table at once. The one that inserts the slot into
+//! `LOCKS` has locked it, and changes the record. The other returns at once, because the first
+//! reads the slot *again* after it has unlocked it: it sees the change for which the other came.
+//! Insertion into a hash map is the one atomic test-and-set that Linux 5.10 has.
 
 use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST};
 use tracker_ebpf::{Loss, Slot, TABLE_STALE, Tag, mode};
@@ -23,7 +25,7 @@ use crate::{
 /// How often a slot is read again when it moves meanwhile.
 const RETRIES: u32 = 4;
 
-/// Returned by [`change_slot`] when a map is full.
+/// What [`change_slot`] returns when a map is full.
 const NO_ROOM: u32 = u32::MAX;
 
 /// What is recorded of a slot.
@@ -40,7 +42,7 @@ fn recorded(table: Option<TableRef>, files: u64, fd: u32) -> Tag {
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn sync_slot(files: u64, fd: u32, mode: u32) -> u32 {
     let mut changes = 0;
-    // Probes mostly find nothing to do, and audits something.
+    // A probe mostly finds nothing to do, so it compares before it locks; an audit has compared.
     let mut is_known = mode & mode::AUDIT != 0;
     for _ in 0..RETRIES {
         if !is_known && read_slot(files, fd) == recorded(TABLES.find(files), files, fd) {
@@ -65,13 +67,13 @@ pub(crate) extern "C" fn sync_slot(files: u64, fd: u32, mode: u32) -> u32 {
     changes
 }
 
-/// `resync::COMPARE_SLOT`
+/// Does [`resync::COMPARE_SLOT`](tracker_ebpf::resync::COMPARE_SLOT).
 #[inline(always)]
 pub(crate) fn differs(files: u64, fd: u32) -> u32 {
     u32::from(read_slot(files, fd) != recorded(TABLES.find(files), files, fd))
 }
 
-/// Reads a slot and records what it holds. The caller holds the slot's lock.
+/// Reads a slot and records what it holds. The caller has locked the slot.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn change_slot(files: u64, fd: u32, mode: u32) -> u32 {

@@ -11,11 +11,12 @@ use crate::{
     value::{Find as _, FlowRef, TableRef},
 };
 
+/// The error of a helper: the key is in the map already.
 pub(crate) const EEXIST: i32 = -17;
 
 impl TableRef {
-    /// The entry of a table; a new one if it has something to count for the first time. `None` if there is
-    /// no room.
+    /// The entry of a table; a new one if it has something to count for the first time. `None` if
+    /// there is no room.
     #[inline(always)]
     pub(crate) fn find_or_make(files: u64, mode: u32) -> Option<Self> {
         TABLES.find(files).or_else(|| new_table(files, mode))
@@ -33,6 +34,7 @@ impl TableRef {
         self.flags().set(self.flags().get() & !TABLE_STALE);
     }
 
+    /// Whether [`TABLE_STALE`] is set.
     #[inline(always)]
     pub(crate) fn is_stale(self) -> bool {
         self.flags().get() & TABLE_STALE != 0
@@ -82,9 +84,9 @@ pub(crate) fn new_table(files: u64, mode: u32) -> Option<TableRef> {
     TABLES.find(files)
 }
 
-/// Charges an entry to its task's cgroup, if that isn't any more what it was when it was read for the
-/// entry: whoever moved the task meanwhile found no entry to charge, or was overwritten. A second move in
-/// that moment is left to the next audit.
+/// Charges an entry to its task's cgroup, if that isn't any more what it was when it was read for
+/// the entry: whoever moved the task meanwhile found no entry to charge, or was overwritten. A
+/// second move in that moment is left to the next audit.
 #[inline(always)]
 pub(crate) fn follow_move(table: TableRef, task: Ptr<Task>, was: u64) {
     if task.is_null() {
@@ -96,7 +98,8 @@ pub(crate) fn follow_move(table: TableRef, task: Ptr<Task>, was: u64) {
     }
 }
 
-/// Removes the entry of a table. Whoever walks the map meanwhile may miss others, and is told by `REMOVALS`.
+/// Removes the entry of a table. Whoever walks the map meanwhile may miss others, and is told by
+/// `REMOVALS`.
 #[inline(always)]
 pub(crate) fn remove_table(files: u64) {
     let count = |at: u32| {
@@ -109,13 +112,14 @@ pub(crate) fn remove_table(files: u64) {
     count(REMOVALS_DONE);
 }
 
-/// Locks a table's entry against removal by others that lock it first. Returns whether it is locked: a
-/// program can't wait for long. If it isn't, that is counted as a loss, and an audit repairs what comes of
-/// it.
+/// Locks a table's entry against removal by others that lock it first. Returns whether it is
+/// locked: a program can't wait for long. If it isn't, that is counted as a loss, and an audit
+/// repairs what comes of it.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn lock_table(files: u64) -> bool {
-    /// Each takes as long as a lookup in a map, and what is done under the lock as long as some dozens.
+    /// Each takes as long as a lookup in a map, and what is done under the lock as long as some
+    /// dozens.
     const TRIES: u32 = 256;
     let lock = LockKey { files, fd: LockKey::TABLE };
     for _ in 0..TRIES {
@@ -187,8 +191,9 @@ fn record_flow(cgroup: u64, was: Tag, now: Tag) {
     }
 }
 
-/// Says whose the entry is that is made next in the mode [`REMOTE`](mode::REMOTE): a process's, and charged to a
-/// cgroup, which is that of a task unless that is null. The program can't be preempted.
+/// Says whose the entry is that is made next in the mode [`REMOTE`](mode::REMOTE): a process's, and
+/// charged to a cgroup, which is that of a task unless that is null. The program can't be
+/// preempted.
 #[inline(always)]
 pub(crate) fn on_behalf_of(tgid: u32, cgroup_id: u64, task: Ptr<Task>) {
     if let Some(scratch) = SCRATCH.find(0) {
@@ -198,6 +203,7 @@ pub(crate) fn on_behalf_of(tgid: u32, cgroup_id: u64, task: Ptr<Task>) {
     }
 }
 
+/// Marks a table stale, if it has an entry.
 #[inline(always)]
 pub(crate) fn mark_stale(files: u64) {
     if let Some(table) = TABLES.find(files) {

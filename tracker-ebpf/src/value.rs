@@ -12,10 +12,11 @@ use crate::maps::Scratch;
 
 /// A pointer to a value in a map, or to a part of one; or into an entry of the ring.
 ///
-/// Others may change the value at any time, so nothing borrows it: it is read and written like a `Cell`.
+/// Others may change the value at any time, so nothing borrows it: it is read and written like a
+/// `Cell`.
 ///
-/// Made only from what a lookup or a reservation gave. The kernel keeps that memory for as long as the
-/// program runs, and the verifier refuses a program that could go beyond it.
+/// Made only from what a lookup or a reservation gave. The kernel keeps that memory for as long as
+/// the program runs, and the verifier refuses a program that could go beyond it.
 #[repr(transparent)]
 pub(crate) struct ValueRef<V>(*mut V);
 
@@ -37,14 +38,15 @@ impl<V> Copy for ValueRef<V> {}
 impl<V: Copy> ValueRef<V> {
     #[inline(always)]
     pub(crate) fn get(self) -> V {
-        // SAFETY: the pointer is into memory that the program may use, as said at the type. A number that
-        // another CPU writes at the same time is read as it was or as it is.
+        // SAFETY: the pointer is into memory that the program may use, as said at the type. A
+        // number that another CPU writes at the same time is read as it was or as it is.
         unsafe { *self.0 }
     }
 
     #[inline(always)]
     pub(crate) fn set(self, value: V) {
-        // SAFETY: as said at the type. Another CPU that writes at the same time makes no value that isn't one.
+        // SAFETY: as said at the type. Another CPU that writes at the same time makes no value that
+        // isn't one.
         unsafe { *self.0 = value }
     }
 
@@ -73,15 +75,16 @@ impl<V> ValueRef<V> {
     /// Inserts a copy of the value into a map.
     #[inline(always)]
     pub(crate) fn insert_into<K>(self, map: &HashMap<K, V>, key: K, flags: u64) -> Result<(), i32> {
-        // SAFETY: the pointer is as said at the type, and the reference ends with the call. Only values in
-        // `SCRATCH` are inserted: nobody else writes to this CPU's while the program runs.
+        // SAFETY: the pointer is as said at the type, and the reference ends with the call. Only
+        // values in `SCRATCH` are inserted: nobody else writes to this CPU's while the program
+        // runs.
         map.insert(key, unsafe { &*self.0 }, flags)
     }
 }
 
 impl ValueRef<u64> {
-    /// Adds, atomically. `AtomicU64::fetch_add` doesn't exist for BPF targets, and an add that gives the old
-    /// value back needs Linux 5.12.
+    /// Adds, atomically. `AtomicU64::fetch_add` doesn't exist for BPF targets, and an add that
+    /// gives the old value back needs Linux 5.12.
     #[inline(always)]
     pub(crate) fn add(self, delta: u64) {
         // SAFETY: the instruction changes the value alone, and the pointer is as said at the type.

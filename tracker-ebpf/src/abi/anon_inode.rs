@@ -3,8 +3,8 @@
 /// Bytes of an anonymous inode's name that are compared.
 pub const ANON_NAME_LEN: usize = 24;
 
-/// Value of the map `FOPS`, whose key is the address of a `file_operations`: what an anonymous inode
-/// is, learnt from its name.
+/// Value of the map `FOPS`, whose key is the address of a `file_operations`: what an anonymous
+/// inode is, learnt from its name.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Fop {

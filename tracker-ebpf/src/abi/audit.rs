@@ -100,8 +100,8 @@ pub struct FileRecord {
     pub fd: u32,
 }
 
-/// Index into the array `REMOVALS`: removals from `TABLES` that have begun. A walk of the map during
-/// which none begins, and none was under way, sees every entry that was there all the time.
+/// Index into the array `REMOVALS`: removals from `TABLES` that have begun. A walk of the map
+/// during which none begins, and none was under way, sees every entry that was there all the time.
 pub const REMOVALS_BEGUN: u32 = 0;
 
 /// Index into the array `REMOVALS`: those that are done.
@@ -109,8 +109,8 @@ pub const REMOVALS_DONE: u32 = 1;
 
 /// Bits of the `mode` in which slots are read again.
 pub mod mode {
-    /// Emit no [`SlotEvent`](crate::SlotEvent): one [`TableEvent`](crate::TableEvent) stands for the
-    /// whole table.
+    /// Emit no [`SlotEvent`](crate::SlotEvent): one [`TableEvent`](crate::TableEvent) stands for
+    /// the whole table.
     pub const QUIET: u32 = 1;
     /// Leave [`Flow`](crate::Flow) alone: the slot was filled before the agent came.
     pub const ADOPT: u32 = 2;

@@ -46,8 +46,8 @@ pub struct Header {
     pub comm: [u8; COMM_LEN],
 }
 
-/// [`Header::fd`] of a slot whose number isn't known: the hook of the kprobe feeder that sees a slot
-/// emptied is given the file and the table only.
+/// [`Header::fd`] of a slot whose number isn't known: the hook of the kprobe feeder that sees a
+/// slot emptied is given the file and the table only.
 pub const NO_FD: u32 = u32::MAX;
 
 /// One slot came to hold a file that is counted, or ceased to.

@@ -1,5 +1,5 @@
-//! Where members are in the running kernel: `tracker-user/src/bpf/offsets.rs` finds each in the kernel's
-//! BTF and writes it here before it loads the programs.
+//! Where members are in the running kernel: `tracker-user/src/bpf/offsets.rs` finds each in the
+//! kernel's BTF and writes it here before it loads the programs.
 //!
 //! The values are then frozen, so the verifier knows them: `pointer + offset` keeps its BTF type.
 

@@ -20,23 +20,27 @@ use self::layout::{
 };
 pub(crate) use self::pointer::{Access, Direct, Member, Plain, Pointer, Ptr, user};
 
-/// The cgroup of a task is reached through a v1 controller's `cgroup_subsys_state`, not through `dfl_cgrp`.
+/// 1 if the cgroup of a task is reached through a v1 controller's `cgroup_subsys_state`, not
+/// through `dfl_cgrp`.
 #[unsafe(no_mangle)]
 static CGROUP_BY_CSS: Global<u8> = Global::new(0);
 
-/// The helper `bpf_task_pt_regs` exists (Linux 5.15); else the registers are found at the top of the kernel stack.
+/// 1 if the helper `bpf_task_pt_regs` exists (Linux 5.15); else the registers are found at the top
+/// of the kernel stack.
 #[unsafe(no_mangle)]
 static HAVE_TASK_PT_REGS: Global<u8> = Global::new(0);
 
-/// The agent's own thread group, which is not counted: its audits would be events that it then reports.
+/// The agent's own thread group, which is not counted: its audits would be events that it then
+/// reports.
 #[unsafe(no_mangle)]
 static OWN_TGID: Global<u32> = Global::new(0);
 
-/// The kprobe feeder counts: each change of a slot is an edge, and no slot is recorded. Else slots are followed one by one.
+/// 1 if the kprobe feeder counts: deltas are added, and no slot is recorded. Else slots are
+/// followed one by one.
 #[unsafe(no_mangle)]
 static COUNT_DELTAS: Global<u8> = Global::new(0);
 
-/// Whether the kprobe feeder counts.
+/// Whether the kprobe feeder counts: by deltas, not slot by slot.
 #[inline(always)]
 pub(crate) fn counts_deltas() -> bool {
     COUNT_DELTAS.load() != 0
@@ -49,7 +53,8 @@ pub(crate) fn current() -> Ptr<Task> {
     Ptr::new(unsafe { bpf_get_current_task() })
 }
 
-/// The current task's fd table: a `files_struct`; 0 for a task that has none, and for the agent.
+/// The current task's fd table: the address of a `files_struct`; 0 for a task that has none, and
+/// for the agent.
 #[inline(always)]
 pub(crate) fn current_files() -> u64 {
     if current_tgid() == OWN_TGID.load() {
@@ -86,26 +91,28 @@ pub(crate) fn cgroup_id<R: Access>(task: Ptr<Task, R>) -> u64 {
     cgroup.follow(&OFF_CGROUP_KN).read(&OFF_KN_ID)
 }
 
-/// How many hold a table: tasks, and on kernels before 5.11 readers of `/proc/PID/fd`.
+/// How many references a table has: of tasks, and on kernels before 5.11 of readers of
+/// `/proc/PID/fd`.
 #[inline(always)]
 pub(crate) fn sharers(files: u64) -> u32 {
     Ptr::<Files>::new(files).read(&OFF_FILES_COUNT)
 }
 
-/// Threads of the current process that have not begun to exit (`signal_struct.live`).
+/// How many threads of the current process haven't begun to exit (`signal_struct.live`).
 #[inline(always)]
 pub(crate) fn live_threads() -> u32 {
     threads_of(current())
 }
 
-/// As [`live_threads`], of a task's process.
+/// How many threads of a task's process haven't begun to exit.
 #[inline(always)]
 pub(crate) fn threads_of(task: Ptr<Task>) -> u32 {
     task.follow(&OFF_TASK_SIGNAL).read(&OFF_SIGNAL_LIVE)
 }
 
-/// Whether another process than the current one has a table of the current task's, for certain: more have it than there are threads
-/// that haven't been released (`signal_struct.nr_threads`).
+/// Whether it is certain that another process, too, has a table of the current task's: the table
+/// has more references than the process has threads that haven't been released
+/// (`signal_struct.nr_threads`).
 #[inline(always)]
 pub(crate) fn another_process_has(files: u64) -> bool {
     let threads = current().follow(&OFF_TASK_SIGNAL).read(&OFF_SIGNAL_THREADS);
@@ -129,7 +136,8 @@ pub(crate) fn syscall_arg(register: &Member<Registers, u64>) -> u64 {
     saved_registers().read(register)
 }
 
-/// The number of the system call that the current task is in. Meaningless in a kernel thread, and in a 32-bit call.
+/// The number of the system call that the current task is in. Meaningless in a kernel thread, and
+/// in a 32-bit call.
 #[inline(always)]
 pub(crate) fn syscall_number() -> u64 {
     syscall_arg(&OFF_REGS_SYSCALL)

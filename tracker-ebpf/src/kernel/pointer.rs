@@ -1,7 +1,7 @@
 //! Typed addresses in the kernel's memory, and how they are read.
 //!
-//! A `struct` of the kernel is an empty type here, and a member knows what it is a member of: to read
-//! one through a pointer to another struct doesn't compile.
+//! A `struct` of the kernel is an empty type here, and a member knows what it is a member of: to
+//! read one through a pointer to another struct doesn't compile.
 
 use core::{marker::PhantomData, mem::size_of, ptr::read_volatile};
 
@@ -29,7 +29,8 @@ plain!(u8, u16, i32, u32, u64, *const u8);
 #[repr(transparent)]
 pub(crate) struct Pointer<S>(*const u8, PhantomData<*const S>);
 
-/// How the kernel's memory is read. A read that fails gives zeroes, as one through a null pointer does.
+/// How the kernel's memory is read. A read that fails gives zeroes, as one through a null pointer
+/// does.
 pub(crate) trait Access {
     /// Reads what is at an address.
     fn load<T: Plain>(address: *const T) -> T;
@@ -41,13 +42,14 @@ pub(crate) struct Direct;
 impl Access for Direct {
     #[inline(always)]
     fn load<T: Plain>(address: *const T) -> T {
-        // SAFETY: the verifier refuses a program with a load that isn't inside of the pointer's BTF type,
-        // and the kernel makes 0 of a load that faults.
+        // SAFETY: the verifier refuses a program with a load that isn't inside of the pointer's BTF
+        // type, and the kernel makes 0 of a load that faults.
         unsafe { read_volatile(address) }
     }
 }
 
-/// `bpf_probe_read_kernel`, for addresses of which the verifier knows nothing: in all other programs.
+/// `bpf_probe_read_kernel`, for addresses of which the verifier knows nothing: in all other
+/// programs.
 pub(crate) struct Probe;
 
 impl Access for Probe {
@@ -65,8 +67,8 @@ pub(crate) fn user<T: Plain>(address: u64) -> T {
     unsafe { bpf_probe_read_user(address as *const T).unwrap_or(core::mem::zeroed()) }
 }
 
-/// The address of an `S` in the kernel's memory, which may be null, or no longer valid. `R` says how it
-/// is read.
+/// The address of an `S` in the kernel's memory, which may be null, or no longer valid. `R` says
+/// how it is read.
 #[repr(transparent)]
 pub(crate) struct Ptr<S, R = Probe>(*const u8, PhantomData<(*const S, R)>);
 
@@ -105,7 +107,8 @@ impl<S, R> Ptr<S, R> {
         Ptr(self.0, PhantomData)
     }
 
-    /// The same address, from which probe reads are made: what they give is a number to the verifier.
+    /// The same address, from which probe reads are made: what they give is a number to the
+    /// verifier.
     #[inline(always)]
     pub(crate) fn probed(self) -> Ptr<S> {
         Ptr(self.0, PhantomData)

@@ -1,4 +1,5 @@
-//! The auditor: the iterator, which reads the absolute truth, and the program by which user space acts on it.
+//! The auditor: the iterator, which reads the kernel's own list of open files, and the program by
+//! which user space repairs what is recorded.
 
 use aya_ebpf::{cty::c_void, programs::RawTracePointContext};
 use tracker_ebpf::{
@@ -15,7 +16,7 @@ use crate::{
     },
     maps::{CONTROL, FLOWS, TABLES},
     measure::{adjust, measure},
-    notify::Who,
+    notify::Subject,
     programs::lifecycle,
     scan::scan,
     slots::{differs, forget_slot, sync_slot},
@@ -23,10 +24,11 @@ use crate::{
     value::Find as _,
 };
 
-/// Visits every slot that holds a file that is counted: writes a [`FileRecord`] for it, or adds it to its table's
-/// entry ([`walk`]).
+/// Visits every slot that holds a file that is counted: writes a [`FileRecord`] for it, or adds it
+/// to its table's entry ([`walk`]).
 ///
-/// Runs for each fd of each table once, under a reference to the file. aya has no macro for iterators.
+/// Runs for each fd of each table once, under a reference to the file. aya has no macro for
+/// iterators.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 extern "C" fn audit(slot: &TaskFile) -> i32 {
@@ -85,8 +87,9 @@ extern "C" fn audit(slot: &TaskFile) -> i32 {
     0
 }
 
-/// Run by user space (`BPF_PROG_TEST_RUN`, Linux 5.10), never attached: acts on one table as a probe would, with
-/// preemption off. The arguments are [`resync`]'s. aya's macro for raw tracepoints drops what a program returns.
+/// Acts on one table as a probe would, with preemption off. User space runs it
+/// (`BPF_PROG_TEST_RUN`, Linux 5.10); it is never attached. The arguments are [`resync`]'s. aya's
+/// macro for raw tracepoints drops what a program returns.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "raw_tp/sys_exit")]
 extern "C" fn resync(ctx: *mut c_void) -> u32 {
@@ -116,15 +119,15 @@ fn forget(ctx: &RawTracePointContext) -> u32 {
     if let Some(table) = TABLES.find(files)
         && (table.generation().get(), table.seq().get()) == (ctx.arg(2), ctx.arg(3))
     {
-        lifecycle::end(files, table, Who::User);
+        lifecycle::end(files, table, Subject::User);
         done = 1;
     }
     unlock_table(files);
     done
 }
 
-/// Writes to a table on behalf of a task that has it. Arguments are read where they are used: the stack is nearly
-/// all taken by what a scan calls.
+/// Writes to a table on behalf of a task that has it. Arguments are read where they are used: the
+/// stack is nearly all taken by what a scan calls.
 #[inline(always)]
 fn act(ctx: &RawTracePointContext) -> u32 {
     let known = generation(ctx.arg(1)) != 0;
@@ -150,21 +153,21 @@ fn act(ctx: &RawTracePointContext) -> u32 {
     if is_in_use(ctx.arg(4), ctx.arg(1)) {
         return result;
     }
-    // Perhaps its last task began to exit meanwhile: it may have found nothing to forget, or told what isn't
-    // known any more.
+    // Perhaps its last task began to exit meanwhile: it may have found nothing to forget, or told
+    // what isn't known any more.
     if known {
         mark_stale(ctx.arg(1));
     } else if let Some(table) = TABLES.find(ctx.arg::<u64>(1)) {
-        lifecycle::forget(ctx.arg(1), table, Who::User);
+        lifecycle::forget(ctx.arg(1), table, Subject::User);
     }
     resync::REFUSED
 }
 
-/// Corrects whose a table is, where that is `charged` and `listed`, which is wrong; and says that an entry that is
-/// made next is the same task's.
+/// Corrects whose a table is, where that is `charged` and `listed`, which is wrong; and says that
+/// an entry that is made next is the same task's.
 ///
-/// The task's cgroup is read here and not taken from user space: it may have been moved since the iterator
-/// saw it.
+/// The task's cgroup is read here and not taken from user space: it may have been moved since the
+/// iterator saw it.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn assign(files: u64, task: u64, charged: u64, listed: u32) -> u32 {
@@ -193,8 +196,8 @@ fn generation(files: u64) -> u64 {
     TABLES.find(files).map_or(0, |table| table.generation().get())
 }
 
-/// Whether a table is still the one that user space means, and a task still has it. Otherwise what is at its
-/// address may be another's, or nobody's: memory that was freed still looks like a table.
+/// Whether a table is still the one that user space means, and a task still has it. Otherwise what
+/// is at its address may be another's, or nobody's: memory that was freed still looks like a table.
 #[inline(always)]
 fn may_act(files: u64, wanted: u64, task: u64) -> bool {
     (wanted == resync::ANY || wanted == generation(files)) && is_in_use(task, files)
@@ -207,9 +210,9 @@ fn is_in_use(task: u64, files: u64) -> bool {
     task.read(&OFF_TASK_FILES) == files && is_alive(task)
 }
 
-/// Whether a task has begun to live, and hasn't begun to exit. One that is being made is in the first cgroup for a
-/// while, and then in its own (kernel: `cgroup_fork`, `cgroup_post_fork`); of one that exits the table may be
-/// forgotten already.
+/// Whether a task has begun to live, and hasn't begun to exit. One that is being made is in the
+/// first cgroup for a while, and then in its own (kernel: `cgroup_fork`, `cgroup_post_fork`); of
+/// one that exits the table may be forgotten already.
 #[inline(always)]
 fn is_alive<R: Access>(task: Ptr<Task, R>) -> bool {
     // include/linux/sched.h

@@ -1,8 +1,8 @@
 //! Iterators over the agent's own maps: how user space reads them.
 //!
-//! Reading a map by system call makes the kernel skip all kprobes and tracepoints of the CPU for that long
-//! (kernel: `bpf_disable_instrumentation`). On a preemptible kernel the reader may be preempted meanwhile,
-//! and that can be long. Iterators don't do this.
+//! Reading a map by system call makes the kernel skip all kprobes and tracepoints of the CPU for
+//! that long (kernel: `bpf_disable_instrumentation`). On a preemptible kernel the reader may be
+//! preempted meanwhile, and that can be long. Iterators don't do this.
 
 use tracker_ebpf::{Flow, Slot, Table, Tag};
 
@@ -11,8 +11,9 @@ use crate::{
     kernel::{Direct, Ptr},
 };
 
-/// Context of `iter/bpf_map_elem` (kernel: `struct bpf_iter__bpf_map_elem`), for maps of these types: the
-/// verifier checks that their sizes are those of the map. Key and value are null at the end of the walk.
+/// Context of `iter/bpf_map_elem` (kernel: `struct bpf_iter__bpf_map_elem`), for maps of these
+/// types: the verifier checks that their sizes are those of the map. Key and value are null at the
+/// end of the walk.
 #[repr(C)]
 struct MapElement<K: 'static, V: 'static> {
     meta: &'static Meta,
@@ -25,7 +26,8 @@ struct MapElement<K: 'static, V: 'static> {
 #[inline(always)]
 fn dump<K, V>(entry: &MapElement<K, V>) -> i32 {
     if let (Some(key), Some(value)) = (entry.key, entry.value) {
-        // If there is no room for both, the kernel takes back what was written, and runs the program again.
+        // If there is no room for both, the kernel takes back what was written, and runs the
+        // program again.
         entry.meta.output.write(key);
         entry.meta.output.write(value);
     }

@@ -1,9 +1,9 @@
-//! The hidden scan: iterators that find files that no slot holds, because they are mapped, registered with
-//! io_uring, or on their way through a unix socket.
+//! The hidden scan: iterators that find files that no slot holds, because they are mapped,
+//! registered with io_uring, or on their way through a unix socket.
 //!
-//! No probe sees any of this, so user space runs the scan now and then. What the iterators walk may change
-//! meanwhile, and an address that is no longer valid reads as anything: user space believes only what two
-//! scans agree on.
+//! No probe sees any of this, so user space runs the scan now and then. What the iterators walk may
+//! change meanwhile, and an address that is no longer valid reads as anything: user space believes
+//! only what two scans agree on.
 
 use aya_ebpf::Global;
 use tracker_ebpf::{
@@ -25,13 +25,13 @@ use crate::{
             Sock, Task,
         },
     },
-    maps::{MET, MET_PLACES},
+    maps::{HIDDEN_COUNTERS, HIDDEN_COUNTS},
     value::{Find as _, ValueRef},
 };
 
 /// Whether files that are registered with a ring are counted.
 #[unsafe(no_mangle)]
-static LOOK_DIRECT: Global<u8> = Global::new(0);
+static SCAN_DIRECT: Global<u8> = Global::new(0);
 
 /// A ring's table holds pointers to nodes (Linux 6.13), not the files themselves.
 #[unsafe(no_mangle)]
@@ -40,8 +40,8 @@ static DIRECT_NODES: Global<u8> = Global::new(0);
 /// The index of the kind of rings.
 const RING: KindIndex = Kind::IoUring.index() as u64;
 
-/// Context of `iter/task_vma` (kernel: `struct bpf_iter__task_vma`). Task and mapping are null at the end of
-/// the walk.
+/// Context of `iter/task_vma` (kernel: `struct bpf_iter__task_vma`). Task and mapping are null at
+/// the end of the walk.
 #[repr(C)]
 struct TaskMapping {
     meta: &'static Meta,
@@ -49,7 +49,8 @@ struct TaskMapping {
     mapping: Ptr<Mapping, Direct>,
 }
 
-/// Context of `iter/task` (kernel: `struct bpf_iter__task`). The task is null at the end of the walk.
+/// Context of `iter/task` (kernel: `struct bpf_iter__task`). The task is null at the end of the
+/// walk.
 #[repr(C)]
 struct TaskItem {
     meta: &'static Meta,
@@ -72,7 +73,7 @@ extern "C" fn mapped(item: &TaskMapping) -> i32 {
     if kind == NOT_COUNTED {
         return 0;
     }
-    let Some(writer) = Writer::of(item.meta, task) else { return 0 };
+    let Some(writer) = SightingWriter::of(item.meta, task) else { return 0 };
     let memory = mapping.probed().follow(&OFF_VMA_MM).address();
     writer.write(sighting::MAPPED, memory, file.address(), kind, 1);
     if kind == RING {
@@ -96,7 +97,7 @@ extern "C" fn registered(item: &TaskItem) -> i32 {
     if context.is_null() {
         return 0;
     }
-    let Some(writer) = Writer::of(item.meta, task) else { return 0 };
+    let Some(writer) = SightingWriter::of(item.meta, task) else { return 0 };
     for i in 0..RINGS {
         let file = context.member(&OFF_URING_RINGS).element(i).target();
         if !file.is_null() {
@@ -107,8 +108,8 @@ extern "C" fn registered(item: &TaskItem) -> i32 {
     0
 }
 
-/// Writes every slot that holds a file that is counted; and what is registered with the ring that a slot
-/// holds.
+/// Writes every slot that holds a file that is counted; and what is registered with the ring that a
+/// slot holds.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 extern "C" fn held(slot: &TaskFile) -> i32 {
@@ -120,7 +121,7 @@ extern "C" fn held(slot: &TaskFile) -> i32 {
     if kind == NOT_COUNTED {
         return 0;
     }
-    let Some(writer) = Writer::of(slot.meta, task) else { return 0 };
+    let Some(writer) = SightingWriter::of(slot.meta, task) else { return 0 };
     writer.write(sighting::OPEN, 0, file.address(), kind, 1);
     if kind == RING {
         writer.write_direct(file.probed());
@@ -128,8 +129,8 @@ extern "C" fn held(slot: &TaskFile) -> i32 {
     0
 }
 
-/// Writes what is in the queue of each socket that a slot holds. A program of its own, because the verifier
-/// of old kernels would walk it once for each outcome of the classifier.
+/// Writes what is in the queue of each socket that a slot holds. A program of its own, because the
+/// verifier of old kernels would walk it once for each outcome of the classifier.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 extern "C" fn in_flight(slot: &TaskFile) -> i32 {
@@ -141,19 +142,19 @@ extern "C" fn in_flight(slot: &TaskFile) -> i32 {
     if inode.is_null() || u32::from(inode.read(&OFF_INODE_MODE)) & S_IFMT != S_IFSOCK {
         return 0;
     }
-    let Some(writer) = Writer::of(slot.meta, task) else { return 0 };
+    let Some(writer) = SightingWriter::of(slot.meta, task) else { return 0 };
     writer.write_in_flight(file.probed());
     0
 }
 
 /// Writes what is found at a task.
-struct Writer {
+struct SightingWriter {
     output: Output,
     tgid: u32,
     cgroup_id: u64,
 }
 
-impl Writer {
+impl SightingWriter {
     /// `None` for the agent's own tasks.
     #[inline(always)]
     fn of(meta: &Meta, task: Ptr<Task, Direct>) -> Option<Self> {
@@ -173,7 +174,7 @@ impl Writer {
     /// Writes how many files are registered with a ring.
     #[inline(always)]
     fn write_direct(&self, file: Ptr<File>) {
-        if LOOK_DIRECT.load() == 0 {
+        if SCAN_DIRECT.load() == 0 {
             return;
         }
         let ring = file.follow(&OFF_FILE_PRIVATE).address();
@@ -187,7 +188,8 @@ impl Writer {
         }
     }
 
-    /// Writes what is in the queue of a socket, and in those of connections that it hasn't accepted.
+    /// Writes what is in the queue of a socket, and in those of connections that it hasn't
+    /// accepted.
     #[inline(always)]
     fn write_in_flight(&self, file: Ptr<File>) {
         const AF_UNIX: u16 = 1;
@@ -206,7 +208,7 @@ impl Writer {
     /// Writes what was counted since [`reset_counts`] in the queue of a socket.
     #[inline(always)]
     fn write_counts(&self, sk: u64) {
-        let Some(counts) = MET.find(0) else { return };
+        let Some(counts) = HIDDEN_COUNTS.find(0) else { return };
         let (what, tgid, cgroup_id) = (sighting::IN_FLIGHT, self.tgid.into(), self.cgroup_id);
         let mut record = Sighting { what, holder: sk, file: 0, kind: 0, cgroup_id, n: 0, tgid };
         let mut kind = 0;
@@ -223,12 +225,12 @@ impl Writer {
     }
 }
 
-/// The first kind of which a file was counted, from this one on. In a function of its own, because the
-/// verifier of old kernels walks every sequence of branches in a loop.
+/// The first kind of which a file was counted, from this one on. In a function of its own, because
+/// the verifier of old kernels walks every sequence of branches in a loop.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn next_counted(first: u64) -> u64 {
-    let Some(counts) = MET.find(0) else { return u64::MAX };
+    let Some(counts) = HIDDEN_COUNTS.find(0) else { return u64::MAX };
     for more in 0..Kind::COUNT as u64 {
         if first + more >= Kind::COUNT as u64 {
             break;
@@ -241,11 +243,11 @@ extern "C" fn next_counted(first: u64) -> u64 {
     u64::MAX
 }
 
-/// The counter of a kind, or of any other number. In assembly, because the compiler would otherwise check
-/// another number than it uses, which the verifier doesn't follow.
+/// The counter of a kind, or of any other number. In assembly, because the compiler would otherwise
+/// check another number than it uses, which the verifier doesn't follow.
 #[inline(always)]
-fn counter(counts: ValueRef<[u64; MET_PLACES]>, number: &mut u64) -> ValueRef<u64> {
-    const { assert!(MET_PLACES == 64) };
+fn counter(counts: ValueRef<[u64; HIDDEN_COUNTERS]>, number: &mut u64) -> ValueRef<u64> {
+    const { assert!(HIDDEN_COUNTERS == 64) };
     // SAFETY: the instruction changes one register, which is below the length then.
     unsafe {
         core::arch::asm!("{0} &= 63", inout(reg) * number);
@@ -256,7 +258,7 @@ fn counter(counts: ValueRef<[u64; MET_PLACES]>, number: &mut u64) -> ValueRef<u6
 /// Sets all counts to 0.
 #[inline(always)]
 fn reset_counts() {
-    let Some(counts) = MET.find(0) else { return };
+    let Some(counts) = HIDDEN_COUNTS.find(0) else { return };
     for count in counts.elements().take(Kind::COUNT) {
         count.set_volatile(0);
     }
@@ -270,7 +272,7 @@ extern "C" fn count_file(at: u64) -> u32 {
     const FLAGS: u64 = 7;
     let file = Ptr::<u64>::new(at).load() & !FLAGS;
     let kind = kind_of(Ptr::<File>::new(file));
-    if let Some(n) = MET.find(0).and_then(|counts| counts.element(kind as usize)) {
+    if let Some(n) = HIDDEN_COUNTS.find(0).and_then(|counts| counts.element(kind as usize)) {
         n.set(n.get() + 1);
     }
     0
@@ -280,12 +282,13 @@ extern "C" fn count_file(at: u64) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn total_counted() -> u32 {
-    let Some(counts) = MET.find(0) else { return 0 };
+    let Some(counts) = HIDDEN_COUNTS.find(0) else { return 0 };
     counts.elements().take(Kind::COUNT).fold(0, |sum, n| sum + n.get_volatile() as u32)
 }
 
-// The verifier walks a loop turn by turn, so long ones are loops of loops: a function is walked once. None
-// returns how much was counted, because the verifier of old kernels takes each sum for a state of its own.
+// The verifier walks a loop turn by turn, so long ones are loops of loops: a function is walked
+// once. None returns how much was counted, because the verifier of old kernels takes each sum for a
+// state of its own.
 
 /// Files of a ring that are counted at the most: blocks of blocks.
 const BLOCK: u64 = 256;
@@ -352,7 +355,7 @@ extern "C" fn socket_files(sk: u64) -> u32 {
     0
 }
 
-/// Messages of a queue that are looked at: blocks of blocks.
+/// Messages of a queue that are visited at the most: blocks of blocks.
 const MESSAGES: u32 = 32;
 const BLOCKS_OF_MESSAGES: u32 = 32;
 
@@ -361,8 +364,8 @@ fn queue(sk: u64) -> Ptr<MessageQueue> {
     Ptr::<Sock>::new(sk).member(&OFF_SK_QUEUE)
 }
 
-/// The message after one, or after the head of a queue, which has its pointer where messages have theirs
-/// (`struct sk_buff_list`). 0 at the end: the queue is a ring of which its head is a part.
+/// The message after one, or after the head of a queue, which has its pointer where messages have
+/// theirs (`struct sk_buff_list`). 0 at the end: the queue is a ring of which its head is a part.
 #[inline(always)]
 fn next_message(head: u64, at: u64) -> u64 {
     let next = Ptr::<Message>::new(at).follow(&OFF_SKB_NEXT).address();

@@ -1,5 +1,5 @@
-//! io_uring fills and empties slots without a system call of its own: in task work, in kernel threads. All of these share the
-//! ring owner's table, so `current` has the right one.
+//! io_uring, which fills and empties slots without a system call: in task work, in kernel threads.
+//! All of these share the ring owner's table, so `current` has the right one.
 
 use aya_ebpf::{Global, macros::tracepoint, programs::TracePointContext};
 use tracker_ebpf::{TABLE_STALE, TABLE_URING, TABLE_URING_CLOSES};
@@ -11,13 +11,15 @@ use crate::{
     value::Find as _,
 };
 
-/// Where the opcode is in a submission's record, and the result in a completion's: 0 where this kernel tells neither.
+/// Where the opcode is in the record of a submission; 0 if this kernel doesn't tell it.
 #[unsafe(no_mangle)]
 static OFF_URING_OPCODE: Global<u64> = Global::new(0);
+
+/// Where the result is in the record of a completion; 0 if this kernel doesn't tell it.
 #[unsafe(no_mangle)]
 static OFF_URING_RESULT: Global<u64> = Global::new(0);
 
-/// A request is submitted: remembers that the table's completions matter from now on.
+/// Runs when a request is submitted, and remembers that the table's completions matter from now on.
 #[tracepoint]
 fn io_uring_submit(ctx: TracePointContext) -> u32 {
     // enum io_uring_op, include/uapi/linux/io_uring.h
@@ -39,8 +41,8 @@ fn io_uring_submit(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// A request is done. Which one isn't told: a result may be an fd, and 0 may be a close, of which an audit finds
-/// the slot.
+/// Runs when a request is done. Which request that was isn't told: a result may be an fd, and 0 may
+/// be a close, of which an audit finds the slot.
 #[tracepoint]
 fn io_uring_complete(ctx: TracePointContext) -> u32 {
     let files = current_files();
@@ -59,6 +61,7 @@ fn io_uring_complete(ctx: TracePointContext) -> u32 {
 /// A field of a tracepoint's record.
 #[inline(always)]
 fn field<T: Plain>(ctx: &TracePointContext, offset: &Global<u64>) -> Result<T, i32> {
-    // SAFETY: the helper that reads it checks the address, and any bytes are a value of a plain type.
+    // SAFETY: the helper that reads it checks the address, and any bytes are a value of a plain
+    // type.
     unsafe { ctx.read_at(offset.load() as usize) }
 }

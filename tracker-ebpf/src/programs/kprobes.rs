@@ -1,8 +1,8 @@
-//! The kprobe feeder: the functions through which every slot of every table is filled, copied and emptied, on every kernel from
-//! 5.10 on.
+//! The kprobe feeder: the functions through which every slot of every table is filled, copied and
+//! emptied, on every kernel from 5.10 on.
 //!
-//! kprobes, not fentry: a BPF trampoline skips a program that another task on its CPU is in the middle of, which on a preemptible
-//! kernel loses events. A kprobe's program can't be preempted.
+//! kprobes, not fentry: a BPF trampoline skips a program that another task on its CPU is in the
+//! middle of, which on a preemptible kernel loses events. A kprobe's program can't be preempted.
 
 use aya_ebpf::{
     macros::{kprobe, kretprobe},
@@ -19,7 +19,7 @@ use crate::{
         syscall_arg, syscall_number,
     },
     maps::TABLES,
-    notify::{self, Who},
+    notify::{self, Subject},
     programs::lifecycle::forget_predecessor,
     scan::scan,
     tables::{lock_table, on_behalf_of, unlock_table},
@@ -39,7 +39,8 @@ const EXECVEAT: u64 = 322;
 const CLONE3: u64 = 435;
 const CLOSE_RANGE: u64 = 436;
 
-/// `fd_install(fd, file)`: every way to fill an empty slot ends here. The slot is written right after.
+/// `fd_install(fd, file)`: every way to fill an empty slot ends here. The slot is written right
+/// after.
 #[kprobe]
 fn fd_install(ctx: ProbeContext) -> u32 {
     let (Some(fd), Some(file)) = (ctx.arg::<u32>(0), ctx.arg::<u64>(1)) else { return 0 };
@@ -51,8 +52,8 @@ fn fd_install(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// `do_dup2(files, file, fd, flags)`: dup2, dup3, and the kernel's own `replace_fd`. The table is locked. What the slot held is closed
-/// by `filp_close` afterwards.
+/// `do_dup2(files, file, fd, flags)`: dup2, dup3, and the kernel's own `replace_fd`. The kernel has
+/// locked the table. What the slot held is closed by `filp_close` afterwards.
 #[kprobe]
 fn do_dup2(ctx: ProbeContext) -> u32 {
     let (Some(files), Some(file), Some(fd)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1), ctx.arg::<u32>(2))
@@ -71,12 +72,14 @@ fn do_dup2(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// `filp_close(file, files)`, and `filp_flush(file, files)`, which that calls from Linux 6.6 on and which `close` calls by itself; only
-/// one of the two is probed. A slot of the table has just been emptied: by close, close_range, dup2, exec, exit.
+/// `filp_close(file, files)` or `filp_flush(file, files)`: a slot of the table has just been
+/// emptied, by close, close_range, dup2, exec or exit. From Linux 6.6 on `filp_close` calls
+/// `filp_flush`, and `close` calls it alone; only one of the two is probed.
 #[kprobe]
 fn filp_close(ctx: ProbeContext) -> u32 {
     let (Some(file), Some(files)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1)) else { return 0 };
-    // 0: a file that was in no table. The id may also be something else than a table (nfsd), but not of a file that is counted.
+    // 0: the file was in no table. The id may also be something else than a table (nfsd), but only
+    // of a file that isn't counted.
     if files == 0 || is_own(current_tgid()) {
         return 0;
     }
@@ -88,7 +91,7 @@ fn filp_close(ctx: ProbeContext) -> u32 {
         return 0;
     }
     let (fd, mode) = match syscall_number() {
-        // An exec is told as a whole.
+        // One event tells what an exec left.
         EXECVE | EXECVEAT => (NO_FD, mode::QUIET),
         CLOSE => (syscall_arg(&OFF_REGS_ARG0) as u32, 0),
         DUP2 | DUP3 => (syscall_arg(&OFF_REGS_ARG1) as u32, 0),
@@ -98,10 +101,12 @@ fn filp_close(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// A slot was emptied of a table that the current task doesn't have any more, or not yet.
+/// Counts that a slot was emptied in a table that the current task doesn't have any more, or not
+/// yet.
 #[inline(always)]
 fn emptied_by_another(files: u64, file: u64) -> u32 {
-    // A table that goes with its last user was forgotten when that began to exit (kernel: `exit_files` clears `task->files` first).
+    // A table that ends with its last task was forgotten when that began to exit (kernel:
+    // `exit_files` clears `task->files` first).
     if TABLES.find(files).is_none() || is_stillborn() {
         return 0;
     }
@@ -112,7 +117,7 @@ fn emptied_by_another(files: u64, file: u64) -> u32 {
     // An audit may be about to forget the table, with what is left in it.
     let locked = lock_table(files);
     if TABLES.find(files).is_some() {
-        // The end of a table is told as a whole.
+        // One event tells the end of a table.
         emptied(files, NO_FD, tag, mode::QUIET);
     }
     if locked {
@@ -121,8 +126,8 @@ fn emptied_by_another(files: u64, file: u64) -> u32 {
     0
 }
 
-/// Whether a table is a copy that the current task has made for a child, and that comes to nothing. What is recorded under its address
-/// is of a table that has gone.
+/// Whether a table is a copy that the current task has made for a child which doesn't come to life.
+/// What is recorded under its address is of a table that has gone.
 #[inline(always)]
 fn is_stillborn() -> bool {
     // A task without a table has begun to exit, in whatever system call that was.
@@ -134,8 +139,8 @@ fn is_fork(syscall: u64) -> bool {
     matches!(syscall, FORK | VFORK | CLONE | CLONE3)
 }
 
-/// Whether a task that copies its table does so for a child. Of other tasks nothing is said: numbers of 32-bit calls mean something else in
-/// 64-bit ones, but nothing that copies a table.
+/// Whether a task that copies its table does so for a child. Means something of such a task only: a
+/// number of a 32-bit call is another call's in 64 bits, but none of those copies a table.
 #[inline(always)]
 fn is_forking() -> bool {
     // include/linux/sched.h: a kernel thread, which starts a helper in no system call.
@@ -149,11 +154,12 @@ fn is_forking() -> bool {
     flags & PF_KTHREAD != 0 || is_fork(syscall) || matches!(syscall, FORK_32 | CLONE_32 | VFORK_32)
 }
 
-/// The return of `dup_fd`, in which every copy of a table is made: for an unshare, an exec of a shared table or a
-/// `close_range(CLOSE_RANGE_UNSHARE)`. Nobody else has it yet.
+/// The return of `dup_fd`, in which every copy of a table is made: for an unshare, an exec of a
+/// shared table or a `close_range(CLOSE_RANGE_UNSHARE)`. Nobody else has it yet.
 ///
-/// A fork's is counted when the child is known, because this function can sleep, and the kernel follows only so many calls at once to
-/// their return: see tracker-user/src/bpf/returns.rs.
+/// The copy for a fork is counted when the child is known: this function can sleep, and the kernel
+/// follows only a limited number of calls at once to their return
+/// (tracker-user/src/bpf/returns.rs).
 #[kretprobe]
 fn dup_fd(ctx: RetProbeContext) -> u32 {
     /// include/linux/err.h
@@ -163,7 +169,7 @@ fn dup_fd(ctx: RetProbeContext) -> u32 {
         return 0;
     }
     if another_process_has(copied) {
-        // The other is left with a table that is charged and listed, perhaps, as this one's.
+        // The other keeps a table that is perhaps charged and listed as this process's.
         notify::request_audit();
     }
     forget_predecessor(files);
@@ -173,12 +179,13 @@ fn dup_fd(ctx: RetProbeContext) -> u32 {
     scan(files, mode::QUIET);
     // `sched_process_exec` tells what an exec leaves.
     if matches!(syscall_number(), UNSHARE | CLOSE_RANGE) {
-        notify::table(event::UNSHARED, files, Who::Current, false);
+        notify::table(event::UNSHARED, files, Subject::Current, false);
     }
     0
 }
 
-/// `wake_up_new_task(task)`, at the end of a fork: the child has its pid, its cgroup and its table now, and doesn't run yet.
+/// `wake_up_new_task(task)`, at the end of a fork: the child has its pid, its cgroup and its table
+/// now, and doesn't run yet.
 #[kprobe]
 fn wake_up_new_task(ctx: ProbeContext) -> u32 {
     let Some(child) = ctx.arg(0).map(Ptr::<Task>::new) else { return 0 };
@@ -189,12 +196,12 @@ fn wake_up_new_task(ctx: ProbeContext) -> u32 {
         return 0;
     }
     forget_predecessor(files);
-    // Of the agent's own table nothing is known.
+    // Nothing is recorded of the agent's own table.
     if is_adopted() && parents != 0 && TABLES.find(parents).is_none() {
         return 0;
     }
     on_behalf_of(tgid, cgroup_id(child), child);
     scan(files, mode::QUIET | mode::REMOTE);
-    notify::table(event::FORKED, files, Who::Child, false);
+    notify::table(event::FORKED, files, Subject::Child, false);
     0
 }

@@ -1,5 +1,6 @@
-//! What is attached: the tracepoint feeder (`syscalls`, `io_uring`), the kprobe feeder (`kprobes`), what both need (`lifecycle`), the
-//! auditor (`audit`, `hidden`), and how user space reads what they keep (`dump`).
+//! The programs: the tracepoint feeder (`syscalls`, `io_uring`), the kprobe feeder (`kprobes`),
+//! what both need (`lifecycle`), the auditor (`audit`), the hidden scan (`hidden`), and how user
+//! space reads maps (`dump`).
 
 mod audit;
 mod dump;

@@ -1,9 +1,9 @@
-//! The tracepoint feeder's syscalls: each program is attached to the exits of all syscalls that change slots in the
-//! same way (`SYSCALLS` in tracker-user/src/bpf/feeder.rs says which).
+//! The tracepoint feeder's syscalls: each program is attached to the exits of all syscalls that
+//! change slots in the same way (`SYSCALLS` in tracker-user/src/bpf/feeder.rs says which).
 //!
-//! Perf-style tracepoints (`tp/`), not `raw_tp` or `tp_btf`: those can be preempted from Linux 7.0 on, and a program
-//! that is preempted loses the runs of other tasks on its CPU. At the exit of a syscall the arguments are still in
-//! the saved registers.
+//! Perf-style tracepoints (`tp/`), not `raw_tp` or `tp_btf`: those can be preempted from Linux 7.0
+//! on, and a program that is preempted loses the runs of other tasks on its CPU. At the exit of a
+//! syscall the arguments are still in the saved registers.
 
 use aya_ebpf::{EbpfContext as _, macros::tracepoint, programs::TracePointContext};
 use tracker_ebpf::{Kind, Loss, mode};
@@ -25,7 +25,8 @@ use crate::{
     value::Find as _,
 };
 
-/// What a syscall returns. The format is the same for all: `/sys/kernel/tracing/events/syscalls/*/format`.
+/// What a syscall returns. The format is the same for all:
+/// `/sys/kernel/tracing/events/syscalls/*/format`.
 #[inline(always)]
 fn returned(ctx: &TracePointContext) -> i64 {
     // SAFETY: the context of a syscall's exit is 24 bytes, and this its last word.
@@ -54,8 +55,8 @@ fn fcntl(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// `ioctl(2)`: most of those that make an fd return it (KVM, VFIO, perf, nsfs, userfaultfd), and it is never 0 in practice.
-/// Some leave it in the caller's memory.
+/// `ioctl(2)`: most of those that make an fd return it (KVM, VFIO, perf, nsfs, userfaultfd), and it
+/// is never 0 in practice. Some leave it in the caller's memory.
 #[tracepoint]
 fn ioctl(ctx: TracePointContext) -> u32 {
     const DMA_HEAP_IOCTL_ALLOC: u32 = 0xc018_4800;
@@ -63,7 +64,8 @@ fn ioctl(ctx: TracePointContext) -> u32 {
     const DRM_IOCTL_SYNCOBJ_HANDLE_TO_FD: u32 = 0xc010_64c1;
     const SYNC_IOC_MERGE: u32 = 0xc030_3e03;
     const KVM_CREATE_DEVICE: u32 = 0xc00c_aee0;
-    /// Fills a slot of another process, and returns its number there. Which process that is, the kernel alone knows.
+    /// Fills a slot of another process, and returns its number there. Only the kernel knows which
+    /// process that is.
     const SECCOMP_IOCTL_NOTIF_ADDFD: u32 = 0x4018_2103;
     let fd = returned(&ctx);
     if fd >= 0 && syscall_arg(&OFF_REGS_ARG1) as u32 == SECCOMP_IOCTL_NOTIF_ADDFD {
@@ -85,7 +87,8 @@ fn ioctl(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// `close(2)`. The slot is empty whatever is returned; there is nothing to do for a table that never had anything to count.
+/// `close(2)`. The slot is empty whatever is returned. A table that never had anything to count
+/// needs nothing.
 #[tracepoint]
 fn close(_ctx: TracePointContext) -> u32 {
     let files = current_files();
@@ -148,7 +151,8 @@ fn clone(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// `clone3(2)`: as `clone`; flags and the pidfd's address are the first words of `struct clone_args`.
+/// `clone3(2)`: as `clone`; flags and the pidfd's address are the first words of
+/// `struct clone_args`.
 #[tracepoint]
 fn clone3(ctx: TracePointContext) -> u32 {
     match returned(&ctx) {
@@ -164,7 +168,7 @@ fn clone3(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// `getsockopt(2)`: `SO_PEERPIDFD` (Linux 6.5) makes a pidfd. This is how D-Bus daemons come to hold dozens.
+/// `getsockopt(2)`: `SO_PEERPIDFD` (Linux 6.5) makes a pidfd. D-Bus daemons hold dozens of these.
 #[tracepoint]
 fn getsockopt(ctx: TracePointContext) -> u32 {
     const SOL_SOCKET: u32 = 1;
@@ -178,7 +182,8 @@ fn getsockopt(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// `socketpair(2)` leaves two in the caller's memory; of families other than `AF_UNIX` (TIPC) they are counted.
+/// `socketpair(2)` leaves two fds in the caller's memory. They are counted unless the family is
+/// `AF_UNIX` (TIPC).
 #[tracepoint]
 fn socketpair(ctx: TracePointContext) -> u32 {
     const AF_UNIX: u32 = 1;
@@ -190,7 +195,8 @@ fn socketpair(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// `read(2)`: of a fanotify group, it fills a slot for every event. Attached only once there is such a group.
+/// `read(2)`: of a fanotify group, it fills a slot for every event. Attached only once there is
+/// such a group.
 #[tracepoint]
 fn read(ctx: TracePointContext) -> u32 {
     if returned(&ctx) <= 0 {
@@ -248,7 +254,8 @@ fn recvmmsg(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// Follows the fds that a received message carried, as the kernel left them in the receiver's memory.
+/// Follows the fds that a received message carried: the kernel left their numbers in the receiver's
+/// memory.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn received(files: u64, msghdr: u64) -> u32 {

@@ -241,7 +241,7 @@ impl Globals {
         loader.override_global("CGROUP_BY_CSS", &self.cgroup_by_css, true);
         loader.override_global("HAVE_TASK_PT_REGS", &self.have_task_pt_regs, true);
         loader.override_global("OWN_TGID", &self.own_tgid, true);
-        loader.override_global("LOOK_DIRECT", &self.look_direct, true);
+        loader.override_global("SCAN_DIRECT", &self.look_direct, true);
         loader.override_global("DIRECT_NODES", &self.direct_nodes, true);
     }
 }
