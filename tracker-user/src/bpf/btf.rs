@@ -1,8 +1,8 @@
-//! A reader of the kernel's type information (BTF) for two questions: where in a struct is a member, and what is the
-//! value of an enumerator.
+//! A reader of the kernel's type information (BTF) for two questions: where in a struct is a
+//! member, and what is the value of an enumerator.
 //!
-//! `aya_obj` keeps members to itself, and the running kernel's layout is all that is needed: no CO-RE.
-//! Format: Documentation/bpf/btf.rst in the kernel's sources.
+//! `aya_obj` keeps members to itself, and the running kernel's layout is all that is needed: no
+//! CO-RE. Format: Documentation/bpf/btf.rst in the kernel's sources.
 
 use std::collections::HashMap;
 
@@ -100,7 +100,8 @@ struct Type {
 }
 
 impl<'a> Btf<'a> {
-    /// Parses raw BTF. Only structs of the names in `wanted` can be asked for: the kernel has tens of thousands.
+    /// Parses raw BTF. Only structs of the names in `wanted` can be asked for: the kernel has tens
+    /// of thousands.
     ///
     /// # Errors
     /// When the data isn't BTF, is cut short, or has kinds of types that this reader doesn't know.
@@ -130,8 +131,8 @@ impl<'a> Btf<'a> {
         Ok(btf)
     }
 
-    /// The place of a member, `path` being its names from the struct on: `f_path.dentry`. Members of anonymous
-    /// structs and unions are found as in C.
+    /// The place of a member, `path` being its names from the struct on: `f_path.dentry`. Members
+    /// of anonymous structs and unions are found as in C.
     ///
     /// # Errors
     /// When the struct or a member isn't there.

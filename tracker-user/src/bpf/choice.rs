@@ -67,8 +67,8 @@ impl fmt::Display for Trial {
 }
 
 impl Kernel {
-    /// Loads the programs and attaches the feeder that is wanted, once it has passed its self-test. Counts are live from the
-    /// first [`Kernel::begin_audit`] on.
+    /// Loads the programs and attaches the feeder that is wanted, once it has passed its self-test.
+    /// Counts are live from the first [`Kernel::begin_audit`] on.
     ///
     /// # Errors
     /// When the kernel lacks what all feeders need; or, if one was asked for, what that needs.
@@ -133,8 +133,8 @@ pub fn trials(hierarchy: &Hierarchy) -> Vec<Trial> {
 /// How many self-tests a feeder may fail: a probe that doesn't see a step never does.
 const TRIES: usize = 3;
 
-/// How many may fail in which the kernel skipped a program, because its CPU was busy: such a test tells nothing of the feeder, and what
-/// was skipped is a loss like any other, which audits heal.
+/// How many may fail in which the kernel skipped a program, because its CPU was busy: such a test
+/// tells nothing of the feeder, and what was skipped is a loss like any other, which audits heal.
 const TRIES_WITH_MISSES: usize = 20;
 
 /// Attaches a feeder, and has it tested.
@@ -151,7 +151,7 @@ fn attempt(
     let (mut kernel, mut rings) = Kernel::load(hierarchy, sizes, feeder)?;
     kernel.attach()?;
     let test = until_exact(&kernel, feeder)?;
-    // What the test did is nobody's business.
+    // Users aren't told what the test did.
     while rings.events.next().is_some() {}
     for (cgroup, _) in kernel.flows()? {
         kernel.forget_flow(cgroup)?;

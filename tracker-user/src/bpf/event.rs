@@ -49,7 +49,8 @@ pub enum Change {
     Unshared(Counts),
     /// A process with these was moved to another cgroup.
     Moved(Counts),
-    /// There may be a change that no probe can see: only an audit can tell. Nothing else is said of it.
+    /// There may be a change that no probe can see: only an audit can tell. Nothing else is said of
+    /// it.
     Uncertain,
 }
 

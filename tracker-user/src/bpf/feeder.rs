@@ -22,7 +22,8 @@ pub enum Feeder {
     None,
     /// Exits of syscalls, and fork, exec and exit: needs neither kprobes nor BPF trampolines.
     Tracepoint,
-    /// The functions through which every slot is filled, copied and emptied: nothing is paid by any other system call.
+    /// The functions through which every slot is filled, copied and emptied: nothing is paid by any
+    /// other system call.
     Kprobe(CloseHook),
 }
 
@@ -71,7 +72,7 @@ impl Feeder {
         !matches!(self, Self::None)
     }
 
-    /// Whether the programs count edges and record no slots.
+    /// Whether the programs count deltas and record no slots.
     pub(super) const fn counts_deltas(self) -> bool {
         matches!(self, Self::Kprobe(_))
     }
@@ -83,9 +84,11 @@ impl fmt::Display for Feeder {
     }
 }
 
-/// Which program follows the exit of which syscalls. What a kernel doesn't have (`memfd_secret` before 5.14, say) is left out.
+/// Which program follows the exit of which syscalls. What a kernel doesn't have (`memfd_secret`
+/// before 5.14, say) is left out.
 ///
-/// A syscall is here if it can fill a slot with a file of a kind that is counted, or copy, replace or empty such a slot.
+/// A syscall is here if it can fill a slot with a file of a kind that is counted, or copy, replace
+/// or empty such a slot.
 const SYSCALLS: &[(&str, &[&str])] = &[
     (
         "returns_fd",
@@ -187,7 +190,8 @@ impl Probe {
     }
 }
 
-/// Attaches a program to all returns of a function; or, where tracefs can't be written, to as many as the kernel follows by itself.
+/// Attaches a program to all returns of a function; or, where tracefs can't be written, to as many
+/// as the kernel follows by itself.
 fn attach_return(
     program: &mut KProbe,
     function: &'static str,
@@ -205,8 +209,8 @@ fn attach_return(
     }
 }
 
-/// What a feeder consists of, in the order in which it is attached: what ends tables before what begins them, so that a table that is
-/// met by an open is followed to its end.
+/// What a feeder consists of, in the order in which it is attached: first what ends tables, then
+/// what begins them, so that a table which is recorded at an open is followed to its end.
 pub(super) fn probes(feeder: Feeder, kernel: KernelVersion) -> Result<Vec<Probe>, BpfError> {
     let mut probes = Vec::new();
     match feeder {
@@ -214,7 +218,8 @@ pub(super) fn probes(feeder: Feeder, kernel: KernelVersion) -> Result<Vec<Probe>
         Feeder::Tracepoint => {
             let events = syscall_events()?;
             probes.push(Probe::raw("cgroup_attach_task"));
-            // Linux 7.0 made raw tracepoints preemptible (kernel: __DECLARE_TRACE), which this program can't be.
+            // Linux 7.0 made raw tracepoints preemptible (kernel: __DECLARE_TRACE), which this
+            // program can't be.
             if !kernel.at_least(7, 0) {
                 probes.push(Probe::raw("sched_process_fork"));
             }
@@ -268,7 +273,8 @@ fn io_uring_submit(events: &Path) -> &'static str {
     if events.join(new).exists() { new } else { "io_uring_submit_sqe" }
 }
 
-/// Where the opcode is in a submission's record, and the result in a completion's; 0 where there is none.
+/// Where the opcode is in a submission's record, and the result in a completion's; 0 where there is
+/// none.
 pub(super) fn io_uring_offsets() -> (u64, u64) {
     let Ok(tracefs) = tracefs() else { return (0, 0) };
     let events = tracefs.join("events").join(IO_URING);
@@ -288,7 +294,8 @@ fn field_offset(format: &str, field: &str) -> Option<u64> {
     line.split("offset:").nth(1)?.split(';').next()?.parse().ok()
 }
 
-/// Attaches what follows fanotify's reads: only once somebody uses it, because every other `read` pays for it.
+/// Attaches what follows fanotify's reads: only once somebody uses it, because every other `read`
+/// pays for it.
 pub(super) fn attach_read(ebpf: &mut Ebpf) -> Result<(), BpfError> {
     let probe: &mut TracePoint = program(ebpf, "read")?;
     probe.load().map_err(|e| attach_error("read", e))?;

@@ -1,4 +1,4 @@
-//! Loads programs, several at once: of a start the kernel's verifier takes the most.
+//! Loads programs, several at once: the kernel's verifier takes most of the time of a start.
 
 use std::{
     num::NonZero,
@@ -13,7 +13,7 @@ use aya::{
 
 use super::BpfError;
 
-/// At most this many at once: the rest of the machine has work, too.
+/// How many at once, at the most: the machine has other work, too.
 const THREADS: usize = 4;
 
 /// Loads these programs. Returns those that the kernel refuses, in alphabetical order.

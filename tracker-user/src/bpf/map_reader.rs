@@ -1,4 +1,5 @@
-//! Reads the agent's own maps: by iterators, or by system calls where the kernel allows no iterators over maps.
+//! Reads the agent's own maps: by iterators, or by system calls where the kernel allows no
+//! iterators over maps.
 
 use std::{
     collections::HashMap,
@@ -18,11 +19,13 @@ const BPF_ITER_CREATE: i32 = 33;
 
 /// How a map is read.
 pub(super) enum MapReader {
-    /// By a program that writes its entries, which is attached to the map by this link. Minimum kernel: 5.9.
+    /// By a program that writes its entries, which is attached to the map by this link. Minimum
+    /// kernel: 5.9.
     Iterator(OwnedFd),
-    /// By two system calls for each entry. While one of them copies an entry, the kernel skips all probes on its CPU (kernel:
-    /// `bpf_disable_instrumentation`), which counts as misses: tracker-ebpf/src/programs/dump.rs. So only where it must be: hardened
-    /// kernels refuse all programs that could write to other maps' entries.
+    /// By two system calls for each entry. While one of them copies an entry, the kernel skips all
+    /// probes on its CPU (kernel: `bpf_disable_instrumentation`), which counts as misses:
+    /// tracker-ebpf/src/programs/dump.rs. So only where it must be: hardened kernels refuse all
+    /// programs that could write to other maps' entries.
     Calls(Calls),
 }
 
@@ -52,7 +55,8 @@ struct IterCreate {
     flags: u32,
 }
 
-/// `union bpf_attr`, as commands about an entry see it. `to` is where the value goes, or the next key.
+/// `union bpf_attr`, as commands about an entry see it. `to` is where the value goes, or the next
+/// key.
 #[repr(C)]
 struct Lookup {
     map_fd: u32,
@@ -70,11 +74,13 @@ struct Entry<K, V> {
     value: V,
 }
 
-// SAFETY: both are plain, and all plain types have a size that is a multiple of their alignment, which is 8 for all keys and values.
+// SAFETY: both are plain, and all plain types have a size that is a multiple of their alignment,
+// which is 8 for all keys and values.
 unsafe impl<K: Plain, V: Plain> Plain for Entry<K, V> {}
 
 impl MapReader {
-    /// Attaches a program of the type `iter/bpf_map_elem` to a map. aya attaches only iterators without a target.
+    /// Attaches a program of the type `iter/bpf_map_elem` to a map. aya attaches only iterators
+    /// without a target.
     pub(super) fn attach(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<Self> {
         const BPF_TRACE_ITER: u32 = 28;
         // union bpf_iter_link_info
@@ -91,8 +97,8 @@ impl MapReader {
         Ok(Self::Iterator(bpf_fd(BPF_LINK_CREATE, &mut attributes)?))
     }
 
-    /// Reads the whole map. Entries that come or go meanwhile may or may not be seen. While others go, an entry may be missed, or
-    /// seen twice.
+    /// Reads the whole map. Entries that come or go meanwhile may or may not be seen. While others
+    /// go, an entry may be missed, or seen twice.
     pub(super) fn read<K: Plain + Eq + Hash, V: Plain>(&self) -> io::Result<Vec<(K, V)>> {
         match self {
             Self::Iterator(link) => {
@@ -114,7 +120,8 @@ impl Calls {
         if [self.key_size, self.value_size].map(|size| size as usize) != [size_of::<K>(), size_of::<V>()] {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        // A walk begins anew when the entry where it was has gone (kernel: `htab_map_get_next_key`): not for ever.
+        // A walk begins anew when the entry where it was has gone (kernel:
+        // `htab_map_get_next_key`): not for ever.
         const OFTEN: usize = 1000;
         let (mut found, mut last, mut seen_again) = (HashMap::new(), None, 0);
         while let Some(key) = self.next_key::<K>(last)? {

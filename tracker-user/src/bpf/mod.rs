@@ -200,18 +200,18 @@ pub struct Kernel {
     follows_reads: bool,
     /// Cgroups with tables that the last audit found no room for.
     uncounted: BTreeSet<u64>,
-    /// How often there was no room for a table when the last audit began, and in what it did itself: more is what it can't
-    /// have seen.
+    /// How often there was no room for a table until the last audit began, and in what it did
+    /// itself. What is more than that it can't have seen.
     no_room: u64,
-    /// Misses that happened before the last audit, which has repaired what they did.
+    /// Misses before the last audit, which has repaired what came of them.
     known_misses: u64,
     /// Where this kernel can't be asked for hidden files.
     impossible: Vec<Impossible>,
 }
 
 impl Kernel {
-    /// Loads the auditor, and the programs as a feeder needs them. Nothing is counted yet: that is the first
-    /// [`Kernel::begin_audit`]. Returns the ring of events too.
+    /// Loads the auditor, and the programs as a feeder needs them. Nothing is counted yet: that is
+    /// the first [`Kernel::begin_audit`]. Returns the ring of events too.
     ///
     /// # Errors
     /// When the kernel lacks something, or refuses; the message says what, and what to do.
@@ -264,8 +264,9 @@ impl Kernel {
         self.probes.iter().try_for_each(|probe| probe.attach(&mut self.ebpf, &mut self.returns))
     }
 
-    /// Attaches what is needed only on machines where certain files are open: whether they are is known from the last audit
-    /// on. Returns whether something was attached: changes that it would have seen may have been missed.
+    /// Attaches what is needed only on machines where certain files are open: whether they are is
+    /// known from the last audit on. Returns whether something was attached: changes that it would
+    /// have seen may have been missed.
     ///
     /// # Errors
     /// When the kernel refuses a program.
@@ -315,7 +316,8 @@ impl Kernel {
         self.dump("FLOWS", &self.shared.flows)
     }
 
-    /// What is recorded slot by slot. While slots are emptied, a record may be missed: an audit then looks again.
+    /// What is recorded slot by slot. While slots are emptied, a record may be missed: audits
+    /// recheck.
     fn slots(&self) -> Result<Vec<(Slot, Tag)>, BpfError> {
         self.dump("SLOTS", &self.shared.slots)
     }
@@ -334,8 +336,8 @@ impl Kernel {
         self.shared.losses.of(loss)
     }
 
-    /// Cgroups whose counts may be wrong: because a map was full, or a probe was skipped since the last audit, as the programs tell that were
-    /// asked after the counts.
+    /// Cgroups whose counts may be wrong, because a map was full or a probe was skipped since the
+    /// last audit. The state of the programs must have been read after the counts.
     #[must_use]
     pub fn uncounted(&self, programs: &[Program]) -> Uncounted {
         let any = self.lost(Loss::Tables) > self.no_room || state::missed(programs) > self.known_misses;
@@ -438,9 +440,10 @@ fn open(
         .map_max_entries("TABLES", sizes.tables)
         .map_max_entries("SLOTS", if feeder.counts_deltas() { 1 } else { sizes.slots })
         .map_max_entries("EVENTS", sizes.ring);
-    // Off, the programs' log calls are removed before the verifier looks at them, and their ring is as small as can be.
+    // If it is off, the verifier removes the programs' log calls, and their ring is as small as can
+    // be.
     let log_level: u8 = if log { aya_log::Level::Debug as u8 } else { 0 };
-    // The verifier's reason is told at any level; its every step is a tenth of its time.
+    // The verifier gives its reason at any level; to log its every step takes a tenth of its time.
     loader.verifier_log_level(if log { VerifierLogLevel::DEBUG } else { VerifierLogLevel::STATS });
     loader.override_global("COUNT_DELTAS", &count_deltas, true);
     loader.override_global("OFF_URING_OPCODE", &opcode, true);

@@ -8,11 +8,12 @@ use super::{
 };
 use crate::{host::KernelVersion, runtime::Hierarchy};
 
-/// An offset that the programs need: name of the global, struct, member, and the bytes that are read there
-/// (`None`: an address is computed, nothing is read).
+/// An offset that the programs need: name of the global, struct, member, and the bytes that are
+/// read there (`None`: an address is computed, nothing is read).
 type Offset = (&'static str, &'static str, &'static str, Option<u32>);
 
-/// One for each global in tracker-ebpf/src/kernel/layout.rs that isn't set by [`Globals::find`] itself.
+/// One for each global in tracker-ebpf/src/kernel/layout.rs that isn't set by [`Globals::find`]
+/// itself.
 #[rustfmt::skip]
 const OFFSETS: &[Offset] = &[
     ("OFF_TASK_FLAGS",    "task_struct",  "flags",          Some(4)),
@@ -52,8 +53,8 @@ const OFFSETS: &[Offset] = &[
     ("OFF_REGS_SYSCALL",  "pt_regs",      arch::SYSCALL,    Some(8)),
 ];
 
-/// For each look for hidden files what it needs, which some kernels lack. What isn't there leaves its global at 0, and the look
-/// isn't taken.
+/// For each look for hidden files what it needs, which some kernels lack. What isn't there leaves
+/// its global at 0, and the look isn't taken.
 #[rustfmt::skip]
 const MAPPED: &[Offset] = &[
     ("OFF_VMA_FILE",      "vm_area_struct", "vm_file",      Some(8)),
@@ -98,8 +99,8 @@ mod arch {
     /// The member that holds a syscall's number, until it is restarted.
     pub(super) const SYSCALL: &str = "orig_ax";
 
-    /// `THREAD_SIZE` without KASAN: where the kernel stack ends, just below which the registers are saved. Used on
-    /// kernels before 5.15 only, which have no padding there.
+    /// `THREAD_SIZE` without KASAN: where the kernel stack ends, just below which the registers are
+    /// saved. Used on kernels before 5.15 only, which have no padding there.
     pub(super) const STACK_SIZE: u64 = 16 * 1024;
 }
 
@@ -143,8 +144,8 @@ impl<'a> Looks<'a> {
     fn add(&mut self, look: Look) -> Result<(), BtfError> {
         let found = match look {
             Look::Mapped => {
-                // Without it the iterator crashes a kernel in which a process ends at the wrong moment (kernel commit
-                // 7ff94f276f8e, Linux 6.2 and stable kernels since 5.15).
+                // Without it the iterator crashes a kernel in which a process ends at the wrong
+                // moment (kernel commit 7ff94f276f8e, Linux 6.2 and stable kernels since 5.15).
                 self.btf.field("bpf_iter_seq_task_vma_info", "mm")?;
                 members(self.btf, MAPPED)?
             }

@@ -1,4 +1,5 @@
-//! What a machine must offer, each with what to do where it doesn't. The start checks it, `doctor` shows it.
+//! What a machine must offer, each with what to do where it doesn't. The start checks it, `doctor`
+//! shows it.
 
 use std::{
     ffi::CString,

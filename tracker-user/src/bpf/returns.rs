@@ -1,8 +1,8 @@
 //! Return probes that follow as many calls at once as there can be.
 //!
-//! One that is made by `perf_event_open` alone, as aya makes it, follows a handful of calls at once, and skips the others (kernel:
-//! `register_kretprobe`, where `maxactive` is 0): too few for a function that sleeps. Only tracefs lets one ask for more
-//! (Documentation/trace/kprobetrace.rst).
+//! One that is made by `perf_event_open` alone, as aya makes it, follows a handful of calls at
+//! once, and skips the others (kernel: `register_kretprobe`, where `maxactive` is 0): too few for a
+//! function that sleeps. Only tracefs lets one ask for more (Documentation/trace/kprobetrace.rst).
 
 use std::{
     fs::{self, OpenOptions},
@@ -15,7 +15,8 @@ use std::{
 use super::{prerequisites::tracefs, sys};
 use crate::host::monotonic;
 
-/// Calls that are followed at once: tasks that are inside of the function. The kernel allows no more than 4096.
+/// Calls that are followed at once: tasks that are inside of the function. The kernel allows no
+/// more than 4096.
 const AT_ONCE: u32 = 1024;
 
 /// The group of all events that are made here.
@@ -50,7 +51,8 @@ impl ReturnProbe {
         self.function
     }
 
-    /// How many calls were not followed. Older kernels don't tell of those for which there was no room.
+    /// How many calls were not followed. Older kernels don't tell of those for which there was no
+    /// room.
     pub(super) fn missed(&self) -> io::Result<u64> {
         let profile = fs::read_to_string(self.definition.file.with_file_name("kprobe_profile"))?;
         Ok(missed(&profile, &self.definition.name))
@@ -107,7 +109,8 @@ fn names(events: &str) -> impl Iterator<Item = &str> {
     full.filter_map(|name| name.split_once('/')).filter(|(group, _)| *group == GROUP).map(|(_, name)| name)
 }
 
-/// Writes a line. The file must not be opened to be written anew: the kernel would remove everybody's events.
+/// Writes a line. The file must not be opened to be written anew: the kernel would remove
+/// everybody's events.
 fn command(file: &Path, line: &str) -> io::Result<()> {
     OpenOptions::new().append(true).open(file)?.write_all(line.as_bytes())
 }

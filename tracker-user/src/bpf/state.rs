@@ -17,8 +17,8 @@ use super::{BpfError, Kernel, call, sys};
 pub struct Program {
     /// Its name.
     pub name: String,
-    /// How often the kernel skipped a run of it. A kernel before 5.12 doesn't tell, and one before 6.7 not of kprobes and perf-style
-    /// tracepoints.
+    /// How often the kernel skipped a run of it. A kernel before 5.12 doesn't tell, and one before
+    /// 6.7 not of kprobes and perf-style tracepoints.
     pub missed: u64,
     /// How often it ran; 0 if the kernel doesn't count.
     pub runs: u64,
@@ -46,8 +46,8 @@ pub struct RingFill {
     pub capacity: u64,
 }
 
-/// Has the kernel count how often, and for how long, every BPF program of the machine runs, for as long as what is returned is kept. It
-/// costs each run some tens of nanoseconds.
+/// Has the kernel count how often, and for how long, every BPF program of the machine runs, for as
+/// long as what is returned is kept. It costs each run some tens of nanoseconds.
 ///
 /// # Errors
 /// When the kernel refuses: it needs `CAP_SYS_ADMIN` and Linux 5.8.

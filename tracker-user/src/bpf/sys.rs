@@ -1,4 +1,5 @@
-//! What aya doesn't offer: arrays in shared memory, records of iterators, what the kernel knows of a program.
+//! What aya doesn't offer: arrays in shared memory, records of iterators, what the kernel knows of
+//! a program.
 
 use std::{
     io,
@@ -16,7 +17,8 @@ pub(super) unsafe trait Plain: Copy {}
 
 macro_rules! plain {
     ($($ty:ty),+) => { $(
-        // SAFETY: integers, or `repr(C)` structs of integers without padding (tested in tracker-ebpf).
+        // SAFETY: integers, or `repr(C)` structs of integers without padding (tested in
+        // tracker-ebpf).
         unsafe impl Plain for $ty {}
     )+ };
 }
@@ -45,7 +47,8 @@ pub(super) fn read_records<T: Plain>(mut iterator: impl io::Read, mut take: impl
         let read = match iterator.by_ref().read(buffer.get_mut(filled..).unwrap_or_default()) {
             Ok(0) => return Ok(()),
             Ok(read) => read,
-            // A million objects of which nothing was written: the kernel yields. Linux: bpf_seq_read, MAX_ITER_OBJECTS.
+            // A million objects of which nothing was written: the kernel yields. Linux:
+            // bpf_seq_read, MAX_ITER_OBJECTS.
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                 continue;
             }
@@ -78,7 +81,8 @@ pub(super) fn run_at_event(program: BorrowedFd<'_>, event: u64) -> io::Result<Ow
     let attributes: PerfEvent = [PERF_TYPE_TRACEPOINT | SIZE << 32, event, sample_period, 0, 0, 0, 0, 0];
     // A program runs on all CPUs, whichever its event is opened on (kernel: trace_call_bpf).
     let (all_tasks, cpu, no_group) = (-1, 0, -1);
-    // SAFETY: the kernel reads the attributes, which say how long they are, and returns a new fd or -1.
+    // SAFETY: the kernel reads the attributes, which say how long they are, and returns a new fd or
+    // -1.
     let fd = unsafe {
         let attributes = attributes.as_ptr();
         libc::syscall(libc::SYS_perf_event_open, attributes, all_tasks, cpu, no_group, PERF_FLAG_FD_CLOEXEC)
@@ -109,12 +113,14 @@ unsafe impl<T: Plain> Send for Mapped<T> {}
 unsafe impl<T: Plain> Sync for Mapped<T> {}
 
 impl<T: Plain> Mapped<T> {
-    /// Maps an array that was made with `BPF_F_MMAPABLE` (Linux 5.5) and is at least as large as `T`.
+    /// Maps an array that was made with `BPF_F_MMAPABLE` (Linux 5.5) and is at least as large as
+    /// `T`.
     pub(super) fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
         Self::map(map, 0, libc::PROT_READ | libc::PROT_WRITE)
     }
 
-    /// Maps the start of a page of a map that has pages for user space, to be read. There must be such a page, and `T` fits in it.
+    /// Maps the start of a page of a map that has pages for user space, to be read. There must be
+    /// such a page, and `T` fits in it.
     pub(super) fn page(map: BorrowedFd<'_>, page: i64) -> io::Result<Self> {
         // SAFETY: it has no precondition.
         let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
@@ -193,7 +199,8 @@ pub(super) fn program_state(program: BorrowedFd<'_>) -> io::Result<ProgramState>
 
 /// A command of `bpf(2)`, and what it returns.
 pub(super) fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i64> {
-    // SAFETY: the attributes are those of the command, and what they point to lives through the call.
+    // SAFETY: the attributes are those of the command, and what they point to lives through the
+    // call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

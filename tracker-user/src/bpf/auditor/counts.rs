@@ -1,15 +1,16 @@
 //! Audits where only numbers are kept.
 //!
-//! Between a change of a slot and the probe that counts it lie some microseconds, and between the iterator and the numbers
-//! some milliseconds. So a table whose numbers aren't those that the iterator saw is only *suspect*: a program then measures it at
-//! one moment, and again a little later. What is missing both times is missing indeed, however much the table moves: changes that
-//! are counted leave the difference as it is.
+//! Between a change of a slot and the probe that counts it lie some microseconds, and between the
+//! iterator and the numbers some milliseconds. So a table whose numbers aren't those that the
+//! iterator saw is only *suspect*: a program then measures it at one moment, and again a little
+//! later. What is missing both times is really missing, however much the table moves: a change that
+//! is counted leaves the difference as it is.
 
 use std::collections::HashMap;
 
 use tracker_ebpf::{Kind, TABLE_STALE, Table};
 
-use super::{Gone, Outdated, Seen, gone, idle};
+use super::{Gone, Outdated, SeenTable, gone, idle};
 
 /// What is to be added to a table's numbers, per kind.
 pub(in crate::bpf) type Delta = [i64; Kind::COUNT];
@@ -18,7 +19,7 @@ pub(in crate::bpf) type Delta = [i64; Kind::COUNT];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::bpf) struct Suspect {
     pub(in crate::bpf) files: u64,
-    /// What is recorded of its users and isn't so.
+    /// What is recorded of its users, and wrong.
     pub(in crate::bpf) outdated: Outdated,
     /// The cgroup that it is to be charged to.
     pub(in crate::bpf) cgroup_id: u64,
@@ -28,12 +29,12 @@ pub(in crate::bpf) struct Suspect {
     pub(in crate::bpf) task: u64,
     /// Slots that a program can't walk.
     pub(in crate::bpf) beyond_reach: Delta,
-    /// It is marked stale, or charged to a cgroup that none of its users is in, or listed under a thread group that doesn't have it:
-    /// it is written to, whatever is measured.
+    /// It is marked stale, charged to a cgroup that none of its users is in, or listed under a
+    /// thread group that doesn't have it: it is written to, whatever is measured.
     pub(in crate::bpf) marked: bool,
 }
 
-/// What an audit is to look into.
+/// What an audit is to measure, and to forget.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::bpf) struct Plan {
     pub(in crate::bpf) suspects: Vec<Suspect>,
@@ -44,7 +45,7 @@ pub(in crate::bpf) struct Plan {
 /// Compares truth and numbers. `before` was read before the iterator ran, `tables` after it.
 pub(in crate::bpf) fn compare(
     pass: u32,
-    seen: &HashMap<u64, Seen>,
+    seen: &HashMap<u64, SeenTable>,
     before: &HashMap<u64, Table>,
     tables: &HashMap<u64, Table>,
 ) -> Plan {
@@ -70,7 +71,7 @@ pub(in crate::bpf) fn compare(
 /// What was measured of a table.
 pub(in crate::bpf) struct Measure {
     pub(in crate::bpf) delta: Delta,
-    /// The table kept still meanwhile, and all looks agree.
+    /// The table kept still meanwhile, and all measurements agree.
     pub(in crate::bpf) exact: bool,
 }
 
@@ -80,7 +81,7 @@ impl Measure {
         self.exact && size(&self.delta) == 0
     }
 
-    /// Keeps what another look finds too.
+    /// Keeps what another measurement finds, too.
     pub(in crate::bpf) fn confirm(&mut self, again: &Self) {
         let both = confirmed(&self.delta, &again.delta);
         self.exact &= again.exact && both == self.delta;
@@ -114,10 +115,10 @@ mod tests {
 
     const PASS: u32 = 5;
 
-    fn seen(cgroup_id: u64, fds: &[u32]) -> Seen {
+    fn seen(cgroup_id: u64, fds: &[u32]) -> SeenTable {
         let tag = Tag::new(Kind::Pidfd.index() as u64, 0x1000);
         let slots = fds.iter().map(|fd| (*fd, tag)).collect();
-        Seen { task: 0x2000, tgids: HashSet::from([42]), cgroup_ids: HashSet::from([cgroup_id]), slots }
+        SeenTable { task: 0x2000, tgids: HashSet::from([42]), cgroup_ids: HashSet::from([cgroup_id]), slots }
     }
 
     fn table(cgroup_id: u64, pidfds: i64, visited: u32, flags: u32) -> Table {
@@ -126,7 +127,7 @@ mod tests {
         Table { n, seq: 1, generation: 7, cgroup_id, tgid: 42, visited, flags, ..Table::EMPTY }
     }
 
-    fn plan(seen: Seen, table: Table) -> Plan {
+    fn plan(seen: SeenTable, table: Table) -> Plan {
         let tables = HashMap::from([(1, table)]);
         compare(PASS, &HashMap::from([(1, seen)]), &tables, &tables)
     }

@@ -1,11 +1,12 @@
-//! The auditor, as far as it is pure: reads the absolute truth that the iterator writes, and finds what differs from the records.
+//! The auditor, as far as it is pure: reads what the iterator writes, which is the truth, and finds
+//! what differs from the records.
 //!
-//! - `slots`: where each slot is recorded (tracepoint feeder, or none), those that differ are read again by a program. That is
-//!   idempotent and follows the same locks as the probes;
+//! - `slots`: where each slot is recorded (tracepoint feeder, or none), a program reads those again
+//!   that differ. That is idempotent, and takes the same locks as the probes;
 //! - `counts`: where only numbers are kept (kprobe feeder), what is missing is measured and added.
 //!
-//! It never writes a count itself: an audit that runs while fds come and go finds false differences at worst, which the
-//! programs then turn out to be none.
+//! It never writes a count itself: an audit that runs while fds come and go finds false differences
+//! at worst, and the programs find that there is none.
 
 pub(super) mod counts;
 #[cfg(test)]
@@ -27,10 +28,10 @@ use super::sys;
 /// What an audit did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Audit {
-    /// Slots that were not as recorded, put right. At the first audit: adopted.
+    /// Slots that were not as recorded, and were repaired. At the first audit: adopted.
     pub changes: u64,
-    /// Something was left for the next audit, which should follow soon: a table that is marked stale didn't keep still, or one that
-    /// seems to be gone may only be on its way.
+    /// Something was left for the next audit, which should follow soon: a table that is marked
+    /// stale didn't keep still, or one that seems to be gone may not have ended yet.
     pub unsettled: bool,
     /// How long it took.
     pub took: Duration,
@@ -38,7 +39,7 @@ pub struct Audit {
 
 /// One table as the iterator saw it.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct SeenTable {
     /// Address of a task that has it.
     task: u64,
     tgids: HashSet<u32>,
@@ -46,7 +47,7 @@ pub(super) struct Seen {
     slots: HashMap<u32, Tag>,
 }
 
-impl Seen {
+impl SeenTable {
     /// A table whose users have files open, but none to count.
     fn idle(table: &Table) -> Self {
         Self {
@@ -67,7 +68,8 @@ impl Seen {
         count(self.slots.iter().filter(|(fd, _)| **fd >= MAX_SCANNED_FDS).map(|(_, tag)| tag))
     }
 
-    /// The cgroup that the table is to be charged to: where it is charged already, if one of its users is there.
+    /// The cgroup that the table is to be charged to: where it is charged already, if one of its
+    /// users is there.
     fn cgroup(&self, table: Option<&Table>) -> u64 {
         let charged = table.map(|table| table.cgroup_id).filter(|cgroup| self.cgroup_ids.contains(cgroup));
         charged.or_else(|| self.cgroup_ids.iter().min().copied()).unwrap_or_default()
@@ -82,8 +84,8 @@ impl Seen {
     }
 }
 
-/// What is recorded of a table's users, and is so of none of them: 0 if it is of one. What is so instead a program finds out when it
-/// writes: they may have been moved since.
+/// What is recorded of a table's users, and is true of none of them; 0 if it is true of one. A
+/// program finds out what is true when it writes: users may have been moved since.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Outdated {
     /// The cgroup that the table is charged to.
@@ -108,10 +110,10 @@ fn count<'a>(tags: impl Iterator<Item = &'a Tag>) -> [i64; Kind::COUNT] {
     counts
 }
 
-/// Tables whose users the pass met, but which hold nothing to count.
-fn idle(pass: u32, seen: &HashMap<u64, Seen>, tables: &HashMap<u64, Table>) -> HashMap<u64, Seen> {
-    let met = tables.iter().filter(|(files, table)| table.visited == pass && !seen.contains_key(files));
-    met.map(|(files, table)| (*files, Seen::idle(table))).collect()
+/// Tables whose users the pass visited, but which hold nothing to count.
+fn idle(pass: u32, seen: &HashMap<u64, SeenTable>, tables: &HashMap<u64, Table>) -> HashMap<u64, SeenTable> {
+    let visited = tables.iter().filter(|(files, table)| table.visited == pass && !seen.contains_key(files));
+    visited.map(|(files, table)| (*files, SeenTable::idle(table))).collect()
 }
 
 /// A table that no task has.
@@ -120,7 +122,8 @@ pub(super) struct Gone {
     pub(super) files: u64,
     pub(super) generation: u64,
     pub(super) seq: u64,
-    /// The slots that are still counted for it, and that nothing was said about: none if it is marked stale.
+    /// The slots that are still counted for it, and that nothing was said about: none if it is
+    /// marked stale.
     pub(super) left: u64,
 }
 
@@ -129,12 +132,13 @@ pub(super) struct Gone {
 pub(super) struct Departed(HashMap<Gone, Duration>);
 
 impl Departed {
-    /// A task that exits may rest for a while between leaving its table and emptying it, which the kprobe feeder then counts: so a table
-    /// with something to count must have been gone for longer than a task has to wait for a CPU, even where there are too few.
+    /// How long a table with something to count must have been gone before it is forgotten. A task
+    /// that exits may have to wait for a CPU between leaving its table and emptying it, which the
+    /// kprobe feeder then counts; this is longer than such a wait, even where CPUs are too few.
     pub(super) const REST: Duration = Duration::from_secs(5);
 
-    /// Notes what an audit found gone at a time, and keeps of it what is to be forgotten: what has rested. Returns whether something
-    /// hasn't yet.
+    /// Notes what an audit found gone at a time, and keeps of it what is to be forgotten: what has
+    /// been gone for so long. Returns whether something hasn't yet.
     pub(super) fn note(&mut self, gone: &mut Vec<Gone>, now: Duration, rest: Duration) -> bool {
         let earlier = std::mem::take(&mut self.0);
         let all = gone.len();
@@ -147,11 +151,12 @@ impl Departed {
     }
 }
 
-/// Tables that were there before the iterator ran, which met no task that has them, and in which nothing has moved since.
+/// Tables that were there before the iterator ran, of which it saw no task, and in which nothing
+/// has moved since.
 pub(super) fn gone(pass: u32, before: &HashMap<u64, Table>, tables: &HashMap<u64, Table>) -> Vec<Gone> {
-    let unmet = tables.iter().filter(|(_, table)| table.visited != pass);
+    let unseen = tables.iter().filter(|(_, table)| table.visited != pass);
     let gone =
-        unmet.filter(|(files, table)| before.get(files).is_some_and(|earlier| is_same(earlier, table)));
+        unseen.filter(|(files, table)| before.get(files).is_some_and(|earlier| is_same(earlier, table)));
     let gone = gone.map(|(files, table)| {
         let told = table.flags & TABLE_STALE != 0;
         let left = if told { 0 } else { table.n.iter().map(|n| n.unsigned_abs()).sum() };
@@ -165,21 +170,21 @@ fn is_same(earlier: &Table, later: &Table) -> bool {
     (earlier.generation, earlier.seq) == (later.generation, later.seq)
 }
 
-/// Whether a walk that wasn't in detail met just what is recorded: then there is nothing to compare.
+/// Whether the sums of a pass are those of what is recorded: then there is nothing to compare.
 ///
 /// `recorded` is how many slots are recorded in all; `None` where only numbers are kept.
 pub(super) fn agree(
     pass: u32,
-    seen: &HashMap<u64, Seen>,
+    seen: &HashMap<u64, SeenTable>,
     tables: &HashMap<u64, Table>,
     recorded: Option<u64>,
 ) -> bool {
-    let mut met = tables.values().filter(|table| table.visited == pass);
+    let mut visited = tables.values().filter(|table| table.visited == pass);
     let counted = tables.values().flat_map(|table| table.n).fold(0, u64::wrapping_add_signed);
-    // Only tables without an entry are seen.
+    // Only tables without an entry are in `seen`.
     seen.is_empty()
         && recorded.is_none_or(|recorded| recorded == counted)
-        && met.all(|table| is_as_recorded(table, recorded.is_some()))
+        && visited.all(|table| is_as_recorded(table, recorded.is_some()))
 }
 
 fn is_as_recorded(Table { n, flags, slots, sums, .. }: &Table, by_slots: bool) -> bool {
@@ -189,19 +194,19 @@ fn is_as_recorded(Table { n, flags, slots, sums, .. }: &Table, by_slots: bool) -
     flags & TABLE_STALE == 0
         && sums.kinds == n.iter().enumerate().fold(0, weigh)
         && (!by_slots || sums.slots == *slots)
-        // Of a table with nothing to count it isn't known who has it.
+        // It isn't known who has a table with nothing to count.
         && (n.iter().all(|n| *n == 0) || sums.users == SEEN_IN_CGROUP | SEEN_IN_TGID)
 }
 
 /// Reads everything that the iterator writes.
-pub(super) fn read(iterator: impl std::io::Read) -> std::io::Result<HashMap<u64, Seen>> {
-    let mut seen: HashMap<u64, Seen> = HashMap::new();
+pub(super) fn read(iterator: impl std::io::Read) -> std::io::Result<HashMap<u64, SeenTable>> {
+    let mut seen: HashMap<u64, SeenTable> = HashMap::new();
     sys::read_records(iterator, |record: FileRecord| note(&mut seen, &record))?;
     Ok(seen)
 }
 
-fn note(seen: &mut HashMap<u64, Seen>, record: &FileRecord) {
-    let table = seen.entry(record.files).or_insert_with(|| Seen {
+fn note(seen: &mut HashMap<u64, SeenTable>, record: &FileRecord) {
+    let table = seen.entry(record.files).or_insert_with(|| SeenTable {
         task: record.task,
         tgids: HashSet::new(),
         cgroup_ids: HashSet::new(),
@@ -218,8 +223,8 @@ mod tests {
 
     use super::*;
 
-    /// A table with one pidfd, as it is met.
-    fn met_table() -> Table {
+    /// A table with one pidfd, as a pass leaves it.
+    fn visited_table() -> Table {
         let tag = Tag::new(Kind::Pidfd.index() as u64, 0x1000);
         let mut n = [0; Kind::COUNT];
         n[Kind::Pidfd.index()] = 1;
@@ -235,11 +240,11 @@ mod tests {
     }
 
     #[test]
-    fn tables_that_are_met_as_recorded_agree() {
+    fn tables_that_are_as_recorded_agree() {
         let agrees = |table, recorded| agree(5, &HashMap::new(), &HashMap::from([(1, table)]), recorded);
-        assert!(agrees(met_table(), Some(1)) && agrees(met_table(), None));
+        assert!(agrees(visited_table(), Some(1)) && agrees(visited_table(), None));
         assert!(agrees(Table { visited: 5, ..Table::EMPTY }, Some(0)), "nothing to count");
-        assert!(!agrees(met_table(), Some(2)), "a slot of a table that is no more");
+        assert!(!agrees(visited_table(), Some(2)), "a slot of a table that is no more");
         let spoil: [fn(&mut Table); 5] = [
             |table| table.sums.kinds = 0,
             |table| table.sums.users = SEEN_IN_CGROUP,
@@ -248,14 +253,14 @@ mod tests {
             |table| table.n[Kind::Eventfd.index()] = 1,
         ];
         for spoil in spoil {
-            let mut table = met_table();
+            let mut table = visited_table();
             spoil(&mut table);
             assert!(!agrees(table, Some(1)) && !agrees(table, None), "{table:?}");
         }
         // Other slots with the same kinds.
-        let moved = Table { slots: 7, ..met_table() };
+        let moved = Table { slots: 7, ..visited_table() };
         assert!(!agrees(moved, Some(1)) && agrees(moved, None));
-        // It wasn't met.
+        // It wasn't visited.
         assert!(agrees(Table { visited: 4, ..moved }, Some(1)));
     }
 

@@ -4,14 +4,15 @@ use std::collections::{HashMap, HashSet};
 
 use tracker_ebpf::{MAX_SCANNED_FDS, Slot, TABLE_STALE, Table, Tag};
 
-use super::{Gone, Outdated, Seen, count, gone, idle, is_same};
+use super::{Gone, Outdated, SeenTable, count, gone, idle, is_same};
 
 /// How a table differs from what is recorded of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::bpf) enum Difference {
     /// A slot holds another file than is recorded; either may be none.
     Slot { fd: u32, truth: Tag, recorded: Tag },
-    /// The table is charged to a cgroup that none of its users is in, or listed under a thread group that doesn't have it.
+    /// The table is charged to a cgroup that none of its users is in, or listed under a thread
+    /// group that doesn't have it.
     Users(Outdated),
     /// As many slots of a kind are recorded as `slots`, but counted as `n`.
     Count { kind: usize, slots: i64, n: i64 },
@@ -19,9 +20,9 @@ pub(in crate::bpf) enum Difference {
     Stale,
 }
 
-/// A table that differs.
+/// A table that differs from what is recorded of it.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::bpf) struct Doubt {
+pub(in crate::bpf) struct DifferingTable {
     /// The cgroup that it is to be charged to.
     pub(in crate::bpf) cgroup_id: u64,
     /// The table's generation; 0 if it isn't recorded.
@@ -33,16 +34,16 @@ pub(in crate::bpf) struct Doubt {
     far: Vec<u32>,
 }
 
-impl Doubt {
-    /// About a table of which nothing is known, but that it has these slots among others, and all that no scan reaches.
-    pub(in crate::bpf) fn of_all(truth: &Seen) -> Self {
+impl DifferingTable {
+    /// A table of which nothing is recorded: all its slots are to be read.
+    pub(in crate::bpf) fn of_all(truth: &SeenTable) -> Self {
         let far = truth.slots.iter().filter(|(fd, _)| **fd >= MAX_SCANNED_FDS);
         let far = far.map(|(fd, tag)| Difference::Slot { fd: *fd, truth: *tag, recorded: Tag::EMPTY });
         let differences = far.chain([Difference::Stale]).collect();
         Self { cgroup_id: truth.cgroup(None), generation: 0, task: truth.task, differences, far: Vec::new() }
     }
 
-    /// Whether re-reading slots isn't enough: the numbers themselves are wrong.
+    /// Whether to read slots again isn't enough: the numbers themselves are wrong.
     pub(in crate::bpf) fn needs_recount(&self) -> bool {
         self.differences.iter().any(|difference| matches!(difference, Difference::Count { .. }))
     }
@@ -52,12 +53,12 @@ impl Doubt {
         self.differences.contains(&Difference::Stale)
     }
 
-    /// Whether single slots won't do.
+    /// Whether all slots must be read again, not only those that differ.
     pub(in crate::bpf) fn needs_scan(&self) -> bool {
         self.differences.iter().any(|difference| !matches!(difference, Difference::Slot { .. }))
     }
 
-    /// What is recorded of its users and isn't so.
+    /// What is recorded of its users, and wrong.
     pub(in crate::bpf) fn outdated(&self) -> Outdated {
         let outdated = self.differences.iter().find_map(|difference| match difference {
             Difference::Users(outdated) => Some(*outdated),
@@ -66,7 +67,8 @@ impl Doubt {
         outdated.unwrap_or_default()
     }
 
-    /// Of the slots that re-reading changed, how many that corrects. A scan for another reason than a slot only overtakes probes.
+    /// How many of the slots that changed when they were read again were wrong. A scan that was
+    /// made for another reason than a slot only comes before the probes.
     pub(in crate::bpf) fn corrections(&self, changed: u32) -> u32 {
         if self.is_stale() || self.needs_recount() {
             return changed;
@@ -74,7 +76,8 @@ impl Doubt {
         changed.min(u32::try_from(self.slots().count()).unwrap_or(u32::MAX))
     }
 
-    /// The fds whose slots are to be read one by one: those that differ and, where all is counted anew, those that no scan reaches.
+    /// The fds whose slots are to be read one by one: those that differ and, where all is counted
+    /// anew, those that no scan reaches.
     pub(in crate::bpf) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
         let differing = self.differences.iter().filter_map(|difference| match difference {
             Difference::Slot { fd, .. } => Some(*fd),
@@ -89,7 +92,7 @@ impl Doubt {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::bpf) struct Plan {
     /// Tables to re-read.
-    pub(in crate::bpf) scan: HashMap<u64, Doubt>,
+    pub(in crate::bpf) scan: HashMap<u64, DifferingTable>,
     /// Tables that are no more.
     pub(in crate::bpf) gone: Vec<Gone>,
     /// Records of slots of tables that are no more.
@@ -97,20 +100,22 @@ pub(in crate::bpf) struct Plan {
 }
 
 impl Plan {
-    /// Whether there is something that only looks like a difference, perhaps: between a change and the probe that sees it lie
-    /// some microseconds, in which the iterator is ahead. What a probe has marked stale is different indeed.
-    pub(in crate::bpf) fn is_doubtful(&self) -> bool {
-        self.scan.values().any(|doubt| !doubt.is_stale())
+    /// Whether there is a table that may not differ at the next recheck: between a change and the
+    /// probe that sees it lie some microseconds, in which the iterator is ahead. A table that a
+    /// probe has marked stale does differ.
+    pub(in crate::bpf) fn needs_recheck(&self) -> bool {
+        self.scan.values().any(|differing| !differing.is_stale())
     }
 
-    /// Keeps of the slots that differ, but for those of stale tables, those for which this is true.
+    /// Keeps of the slots that differ those for which `keep` is true, and all those of stale
+    /// tables.
     pub(in crate::bpf) fn retain_slots<E>(
         &mut self,
         mut keep: impl FnMut(u64, u32) -> Result<bool, E>,
     ) -> Result<(), E> {
         let mut result = Ok(());
-        for (files, doubt) in self.scan.iter_mut().filter(|(_, doubt)| !doubt.is_stale()) {
-            doubt.differences.retain(|difference| match difference {
+        for (files, differing) in self.scan.iter_mut().filter(|(_, differing)| !differing.is_stale()) {
+            differing.differences.retain(|difference| match difference {
                 Difference::Slot { fd, .. } if result.is_ok() => keep(*files, *fd).unwrap_or_else(|error| {
                     result = Err(error);
                     true
@@ -118,20 +123,21 @@ impl Plan {
                 _ => true,
             });
         }
-        self.scan.retain(|_, doubt| !doubt.differences.is_empty());
+        self.scan.retain(|_, differing| !differing.differences.is_empty());
         result
     }
 
-    /// Keeps of the tables to re-read those that still differ, in the same way, in a later plan; and those that are stale.
+    /// Keeps of the tables to re-read those that still differ, in the same way, in a later plan;
+    /// and those that are stale.
     pub(in crate::bpf) fn confirm(&mut self, later: &Self) {
-        self.scan.retain(|files, doubt| {
-            if doubt.is_stale() {
+        self.scan.retain(|files, differing| {
+            if differing.is_stale() {
                 return true;
             }
             let Some(again) = later.scan.get(files) else { return false };
-            doubt.differences.retain(|difference| again.differences.contains(difference));
-            doubt.generation = again.generation;
-            !doubt.differences.is_empty()
+            differing.differences.retain(|difference| again.differences.contains(difference));
+            differing.generation = again.generation;
+            !differing.differences.is_empty()
         });
     }
 }
@@ -141,7 +147,7 @@ impl Plan {
 /// `before` was read before the iterator ran, `slots` and then `tables` after it.
 pub(in crate::bpf) fn compare(
     pass: u32,
-    seen: &HashMap<u64, Seen>,
+    seen: &HashMap<u64, SeenTable>,
     before: &HashMap<u64, Table>,
     slots: &[(Slot, Tag)],
     tables: &HashMap<u64, Table>,
@@ -160,16 +166,21 @@ pub(in crate::bpf) fn compare(
     let nothing = HashMap::new();
     for (files, truth) in seen.iter().chain(&idle) {
         let recorded = recorded.get(files).unwrap_or(&nothing);
-        let doubt = doubt(truth, recorded, tables.get(files), before.get(files));
-        if !doubt.differences.is_empty() {
-            plan.scan.insert(*files, doubt);
+        let differing = differing(truth, recorded, tables.get(files), before.get(files));
+        if !differing.differences.is_empty() {
+            plan.scan.insert(*files, differing);
         }
     }
     plan.gone = gone(pass, before, tables);
     plan
 }
 
-fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, before: Option<&Table>) -> Doubt {
+fn differing(
+    truth: &SeenTable,
+    recorded: &HashMap<u32, Tag>,
+    table: Option<&Table>,
+    before: Option<&Table>,
+) -> DifferingTable {
     let mut differences = HashSet::new();
     for fd in truth.slots.keys().chain(recorded.keys()) {
         let of = |slots: &HashMap<u32, Tag>| slots.get(fd).copied().unwrap_or(Tag::EMPTY);
@@ -183,7 +194,8 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, befo
         differences.insert(Difference::Users(outdated));
     }
     if let Some(table) = table {
-        // Numbers and slots are read one after the other: they can be compared only if nothing moved meanwhile.
+        // Numbers and slots are read one after the other: they can be compared only if nothing
+        // moved meanwhile.
         if before.is_some_and(|before| is_same(before, table)) {
             differences.extend(miscounts(recorded, table));
         }
@@ -193,7 +205,7 @@ fn doubt(truth: &Seen, recorded: &HashMap<u32, Tag>, table: Option<&Table>, befo
     }
     let generation = table.map_or(0, |table| table.generation);
     let far = truth.slots.keys().copied().filter(|fd| *fd >= MAX_SCANNED_FDS).collect();
-    Doubt { cgroup_id: truth.cgroup(table), generation, task: truth.task, differences, far }
+    DifferingTable { cgroup_id: truth.cgroup(table), generation, task: truth.task, differences, far }
 }
 
 /// Where the numbers of a table aren't those of its recorded slots.
@@ -251,7 +263,7 @@ mod tests {
 
     /// The tables to re-read: address, and the cgroup that they are to be charged to.
     fn scan(plan: &Plan) -> Vec<(u64, u64)> {
-        plan.scan.iter().map(|(files, doubt)| (*files, doubt.cgroup_id)).collect()
+        plan.scan.iter().map(|(files, differing)| (*files, differing.cgroup_id)).collect()
     }
 
     #[test]
@@ -280,7 +292,7 @@ mod tests {
             let slots = [slot(1, 7, 3)];
             let plan = plan(records, &slots[..records.len()], &[(1, table(100, PASS, TABLE_STALE))]);
             assert_eq!(scan(&plan), [(1, 100)]);
-            assert!(!plan.is_doubtful());
+            assert!(!plan.needs_recheck());
         }
     }
 
@@ -290,23 +302,23 @@ mod tests {
         let first = || plan(&[record(1, 3, 100), record(2, 3, 100)], &[], &tables);
         let confirmed = |later: &Plan| {
             let mut plan = first();
-            assert!(plan.is_doubtful());
+            assert!(plan.needs_recheck());
             plan.confirm(later);
             plan
         };
         assert_eq!(confirmed(&first()).scan.len(), 2);
-        // One is gone at the second look, and one has become another difference.
+        // One is gone at the recheck, and one has become another difference.
         assert_eq!(confirmed(&plan(&[record(1, 4, 100)], &[], &tables)), Plan::default());
         assert_eq!(scan(&confirmed(&plan(&[record(2, 3, 100)], &[], &tables))), [(2, 100)]);
     }
 
     #[test]
-    fn slots_that_turn_out_equal_are_let_go() {
+    fn slots_that_turn_out_equal_are_left_out() {
         let tables = [(1, table(100, PASS, 0)), (2, table(100, PASS, TABLE_STALE))];
         let mut plan = plan(&[record(1, 3, 100), record(1, 4, 100), record(2, 3, 100)], &[], &tables);
         plan.retain_slots(|_, fd| Ok::<_, ()>(fd == 4)).unwrap();
         assert_eq!(plan.scan[&1].slots().collect::<Vec<_>>(), [4]);
-        // Of a table that is stale nothing is asked.
+        // Nothing is asked of a table that is stale.
         assert_eq!(plan.scan[&2].slots().count(), 1);
         assert_eq!(plan.retain_slots(|_, _| Err("unreadable")), Err("unreadable"));
         assert_eq!(plan.scan.len(), 2);
@@ -317,13 +329,13 @@ mod tests {
         let mut wrong = table(100, PASS, 0);
         wrong.n[Kind::Eventfd.index()] = 1;
         let plan = plan(&[record(1, 3, 100)], &[slot(1, 7, 3)], &[(1, wrong)]);
-        assert!(plan.scan[&1].needs_recount() && plan.is_doubtful());
+        assert!(plan.scan[&1].needs_recount() && plan.needs_recheck());
         let same = Difference::Count { kind: Kind::Eventfd.index(), slots: 0, n: 1 };
         assert_eq!(plan.scan[&1].differences, HashSet::from([same]));
     }
 
     #[test]
-    fn a_missed_move_is_made_good() {
+    fn a_missed_move_is_repaired() {
         let plan = plan(&[record(1, 3, 200)], &[slot(1, 7, 3)], &[(1, table(100, PASS, 0))]);
         assert_eq!(scan(&plan), [(1, 200)]);
         assert_eq!(plan.scan[&1].outdated(), Outdated { cgroup_id: 100, tgid: 0 });

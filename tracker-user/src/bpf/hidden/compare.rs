@@ -61,8 +61,8 @@ impl Sight {
         }
     }
 
-    /// A ring, or a socket, may be met several times: by several fds, in several processes, and mapped. What it has is counted once
-    /// in each cgroup.
+    /// A ring, or a socket, may be met several times: by several fds, in several processes, and
+    /// mapped. What it has is counted once in each cgroup.
     fn hold(&mut self, kind: Kind, of: Kind, sighting: &Sighting) {
         let Sighting { holder, cgroup_id, n, .. } = *sighting;
         let tgid = sighting.tgid as u32;

@@ -1,8 +1,8 @@
-//! Files that no slot holds, and that stop a dump all the same: mapped with their fds closed, registered with io_uring, or on
-//! their way through a unix socket.
+//! Files that no slot holds, and that stop a dump all the same: mapped with their fds closed,
+//! registered with io_uring, or on their way through a unix socket.
 //!
-//! No probe sees them; iterators find them now and then (tracker-ebpf/src/programs/hidden.rs). What these walk moves under
-//! their eyes, so only what two looks agree on is believed.
+//! No probe sees them; iterators find them now and then (tracker-ebpf/src/programs/hidden.rs). What
+//! these walk moves under their eyes, so only what two looks agree on is believed.
 
 mod compare;
 
@@ -58,8 +58,8 @@ const HELD: &str = "held";
 const PROGRAMS: [(Look, &str); 3] =
     [(Look::Mapped, "mapped"), (Look::Registered, "registered"), (Look::InFlight, "in_flight")];
 
-/// The programs of those looks that are possible, in the order in which they walk. What is open is looked at last: what isn't open then,
-/// and was mapped before and after, is hidden indeed.
+/// The programs of those looks that are possible, in the order in which they walk. What is open is
+/// looked at last: what isn't open then, and was mapped before and after, is hidden indeed.
 pub(super) fn programs(impossible: &[Impossible]) -> Vec<&'static str> {
     let possible = PROGRAMS.into_iter().rev().filter(|(look, _)| is_possible(*look, impossible));
     possible.map(|(_, name)| name).chain([HELD]).collect()
@@ -87,7 +87,8 @@ impl Kernel {
         &self.impossible
     }
 
-    /// Opens the iterators of one look for files that no slot holds. They are read without the kernel side.
+    /// Opens the iterators of one look for files that no slot holds. They are read without the
+    /// kernel side.
     ///
     /// # Errors
     /// When the kernel refuses.

@@ -17,7 +17,8 @@ use super::{Answer, COMMAND, Open, Step};
 /// Where `dup2` and `F_DUPFD` put their copies, out of the way of the rest.
 const FAR: RawFd = 200;
 
-/// Answers the parent until it says nothing more. `inherited` is what an earlier image of this process left open.
+/// Answers the parent until it says nothing more. `inherited` is what an earlier image of this
+/// process left open.
 ///
 /// # Errors
 /// When the parent can't be read, or answered.
@@ -51,15 +52,15 @@ struct Subject {
     pidfd: Option<OwnedFd>,
     /// Copies that are closed one by one.
     copies: Vec<OwnedFd>,
-    threads: Vec<Holder>,
+    threads: Vec<TableThread>,
     child: Option<libc::pid_t>,
 }
 
 /// A thread with a table of its own.
-struct Holder {
+struct TableThread {
     open: Open,
     /// Dropped to let the thread end.
-    hold: mpsc::Sender<()>,
+    end: mpsc::Sender<()>,
     thread: JoinHandle<()>,
 }
 
@@ -133,8 +134,8 @@ impl Subject {
                 self.thread(open, [libc::SYS_close_range, pidfd, pidfd, CLOSE_RANGE_UNSHARE])?;
             }
             Step::ThreadExit => {
-                for Holder { hold, thread, .. } in self.threads.drain(..) {
-                    drop(hold);
+                for TableThread { end, thread, .. } in self.threads.drain(..) {
+                    drop(end);
                     thread.join().map_err(|_| io::Error::other("a thread failed"))?;
                 }
                 alone()?;
@@ -150,14 +151,14 @@ impl Subject {
 
     /// A thread that does a system call which gives it a table of its own, and then waits.
     fn thread(&mut self, open: Open, [number, a, b, c]: [i64; 4]) -> io::Result<()> {
-        let (hold, held) = mpsc::channel::<()>();
+        let (end, ended) = mpsc::channel::<()>();
         let (say, said) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             let _ = say.send(call(number, [a, b, c]));
-            let _ = held.recv();
+            let _ = ended.recv();
         });
         said.recv().map_err(io::Error::other)??;
-        self.threads.push(Holder { open, hold, thread });
+        self.threads.push(TableThread { open, end, thread });
         Ok(())
     }
 
@@ -184,7 +185,8 @@ impl Subject {
     }
 }
 
-/// Waits until the kernel has let go of all other threads: `join` returns before their tables are closed.
+/// Waits until the kernel has let go of all other threads: `join` returns before their tables are
+/// closed.
 fn alone() -> io::Result<()> {
     const DEADLINE: Duration = Duration::from_secs(10);
     let start = Instant::now();
@@ -197,7 +199,8 @@ fn alone() -> io::Result<()> {
     Ok(())
 }
 
-/// A child that has begun to run, and waits for its end. (Without raw tracepoints its table is counted when `fork` returns in it.)
+/// A child that has begun to run, and waits for its end. (Without raw tracepoints its table is
+/// counted when `fork` returns in it.)
 fn fork() -> io::Result<libc::pid_t> {
     let (mut reader, mut writer) = io::pipe()?;
     // SAFETY: the child calls nothing that isn't safe after a fork.

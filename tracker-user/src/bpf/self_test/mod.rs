@@ -1,5 +1,5 @@
-//! Does this feeder count exactly on this kernel? Walks an fd through its life in a child process, and compares what is counted
-//! after each step with what the child knows to be open.
+//! Does this feeder count exactly on this kernel? Walks an fd through its life in a child process,
+//! and compares what is counted after each step with what the child knows to be open.
 //!
 //! Versions are never trusted: compilers inline functions, and distributions change kernels.
 

@@ -1,5 +1,6 @@
-//! Audits of the [`Machine`], as [`Kernel`](crate::bpf::Kernel) does them, with the code under test. Whatever can
-//! happen meanwhile does: before each [`Machine::tick`] and after it the world may be another.
+//! Audits of the [`Machine`], as [`Kernel`](crate::bpf::Kernel) does them, with the code under
+//! test. Whatever can happen meanwhile does: before each [`Machine::tick`] and after it the world
+//! may be another.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,19 +14,19 @@ use tracker_ebpf::{
 
 use super::{
     super::{
-        Departed, Gone, Outdated, Seen, agree,
+        Departed, Gone, Outdated, SeenTable, agree,
         counts::{self, Delta, Measure, Suspect},
         gone, note,
-        slots::{self, Doubt},
+        slots::{self, DifferingTable},
     },
     machine::{By, FDS, Machine},
 };
 
-/// How often an audit looks again.
-const LOOKS: usize = 3;
+/// How often an audit rechecks what seems to differ.
+const RECHECKS: usize = 3;
 
 impl Machine {
-    /// Returns how many slots it put right.
+    /// Returns how many slots it repaired.
     pub(super) fn audit(&mut self) -> u64 {
         self.unsettled = false;
         let adopt = self.pass == 0;
@@ -38,20 +39,22 @@ impl Machine {
     }
 
     fn adopt_slots(&mut self) -> u64 {
-        let (_, seen) = self.look(walk::TABLES);
-        let seen: BTreeMap<u64, Seen> = seen.into_iter().collect();
-        seen.iter().map(|(files, truth)| u64::from(self.read_again(*files, &Doubt::of_all(truth)))).sum()
+        let (_, seen) = self.run_pass(walk::TABLES);
+        let seen: BTreeMap<u64, SeenTable> = seen.into_iter().collect();
+        seen.iter()
+            .map(|(files, truth)| u64::from(self.read_again(*files, &DifferingTable::of_all(truth))))
+            .sum()
     }
 
     fn audit_slots(&mut self) -> u64 {
         let mut plan = self.compare_slots();
-        self.look_again(&mut plan);
+        self.recheck(&mut plan);
         let mut changes = 0;
-        for (files, doubt) in &plan.scan.iter().collect::<BTreeMap<_, _>>() {
-            // What a probe said itself is no news.
+        for (files, table) in &plan.scan.iter().collect::<BTreeMap<_, _>>() {
+            // What a probe has marked is no correction.
             let told = self.punctual && self.tables.get(files).is_some_and(|t| t.flags & TABLE_STALE != 0);
-            let changed = self.read_again(**files, doubt);
-            changes += u64::from(doubt.corrections(changed)) * u64::from(!told);
+            let changed = self.read_again(**files, table);
+            changes += u64::from(table.corrections(changed)) * u64::from(!told);
         }
         changes += self.forget(plan.gone);
         for slot in plan.drop {
@@ -60,9 +63,9 @@ impl Machine {
         changes
     }
 
-    fn look_again(&mut self, plan: &mut slots::Plan) {
-        for _ in 0..LOOKS {
-            if !plan.is_doubtful() {
+    fn recheck(&mut self, plan: &mut slots::Plan) {
+        for _ in 0..RECHECKS {
+            if !plan.needs_recheck() {
                 return;
             }
             self.sleep();
@@ -72,27 +75,27 @@ impl Machine {
         plan.confirm(&later);
     }
 
-    fn read_again(&mut self, files: u64, doubt: &Doubt) -> u32 {
+    fn read_again(&mut self, files: u64, table: &DifferingTable) -> u32 {
         let mut changed = 0;
-        if doubt.needs_scan() {
-            changed += self.resync(files, None, doubt, doubt.needs_recount());
+        if table.needs_scan() {
+            changed += self.resync(files, None, table, table.needs_recount());
         }
-        let mut fds: Vec<u32> = doubt.slots().collect();
+        let mut fds: Vec<u32> = table.slots().collect();
         fds.sort_unstable();
         for fd in fds {
-            changed += self.resync(files, Some(fd), doubt, false);
+            changed += self.resync(files, Some(fd), table, false);
         }
         changed
     }
 
     /// `resync::SCAN`, or `resync::SLOT`.
-    fn resync(&mut self, files: u64, fd: Option<u32>, doubt: &Doubt, recount: bool) -> u32 {
+    fn resync(&mut self, files: u64, fd: Option<u32>, table: &DifferingTable, recount: bool) -> u32 {
         self.tick();
-        let any = doubt.generation == 0 || fd.is_some() && doubt.needs_recount();
-        if self.refuses(files, (!any).then_some(doubt.generation), doubt.task) {
+        let any = table.generation == 0 || fd.is_some() && table.needs_recount();
+        if self.refuses(files, (!any).then_some(table.generation), table.task) {
             return 0;
         }
-        let by = self.on_behalf_of(files, doubt.task, doubt.outdated());
+        let by = self.on_behalf_of(files, table.task, table.outdated());
         if recount {
             self.tables.remove(&files);
         }
@@ -122,7 +125,7 @@ impl Machine {
         (task.files == Some(files) && !task.new && !task.exits).then_some(at)
     }
 
-    /// Puts right whose a table is. Returns whose.
+    /// Corrects whose a table is. Returns whose.
     fn on_behalf_of(&mut self, files: u64, task: u64, outdated: Outdated) -> By {
         let task = self.user(files, task);
         let now = task.map(|task| (self.tasks[task].tgid, self.tasks[task].cgroup));
@@ -161,7 +164,7 @@ impl Machine {
                 found.push((suspect, first));
             }
         }
-        for _ in 0..LOOKS {
+        for _ in 0..RECHECKS {
             if found.iter().all(|(_, measure)| measure.exact && counts::size(&measure.delta) == 0) {
                 break;
             }
@@ -226,10 +229,10 @@ impl Machine {
     }
 
     fn compare_slots(&mut self) -> slots::Plan {
-        if let Some(gone) = self.glance() {
+        if let Some(gone) = self.compare_sums() {
             return slots::Plan { gone, ..slots::Plan::default() };
         }
-        let (before, seen) = self.look(walk::SLOTS);
+        let (before, seen) = self.run_pass(walk::SLOTS);
         let records: Vec<(Slot, Tag)> = self.slots.iter().map(|(slot, tag)| (*slot, *tag)).collect();
         self.tick();
         slots::compare(self.pass, &seen, &before, &records, &self.tables)
@@ -237,25 +240,25 @@ impl Machine {
 
     fn compare_counts(&mut self) -> counts::Plan {
         if self.pass > 0
-            && let Some(gone) = self.glance()
+            && let Some(gone) = self.compare_sums()
         {
             return counts::Plan { gone, ..counts::Plan::default() };
         }
-        let (before, seen) = self.look(walk::SLOTS);
+        let (before, seen) = self.run_pass(walk::SLOTS);
         let mut plan = counts::compare(self.pass, &seen, &before, &self.tables);
         plan.suspects.sort_unstable_by_key(|suspect| suspect.files);
         plan
     }
 
-    fn glance(&mut self) -> Option<Vec<Gone>> {
-        let (before, seen) = self.look(walk::SUMS);
+    fn compare_sums(&mut self) -> Option<Vec<Gone>> {
+        let (before, seen) = self.run_pass(walk::SUMS);
         let recorded = (!self.counts_deltas).then_some(self.slots.len() as u64);
         let agree = agree(self.pass, &seen, &self.tables, recorded);
         agree.then(|| gone(self.pass, &before, &self.tables))
     }
 
     /// The tables, and then what the iterator sees, one fd of one task after the other.
-    fn look(&mut self, walk: u32) -> (HashMap<u64, Table>, HashMap<u64, Seen>) {
+    fn run_pass(&mut self, walk: u32) -> (HashMap<u64, Table>, HashMap<u64, SeenTable>) {
         self.pass += 1;
         let before = self.tables.clone();
         let mut seen = HashMap::new();
@@ -271,7 +274,7 @@ impl Machine {
         (before, seen)
     }
 
-    fn visit(&mut self, task: usize, fd: u32, walk: u32, seen: &mut HashMap<u64, Seen>) {
+    fn visit(&mut self, task: usize, fd: u32, walk: u32, seen: &mut HashMap<u64, SeenTable>) {
         let address = task as u64 + 1;
         let task = &self.tasks[task];
         let Some(files) = task.files else { return };

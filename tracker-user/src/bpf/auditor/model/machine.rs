@@ -1,8 +1,9 @@
 //! The kernel's tables, and what the probes record of them, step by step.
 //!
-//! A system call is a change at once, and steps that its task does later: changes and runs of probes, in the kernel's order.
-//! Between any two of them other tasks, and audits, have their turn. The programs are those of `tracker-ebpf`, without their locks:
-//! here a run of a program can't be interrupted, but by somebody who moves its task while it makes an entry.
+//! A system call is a change at once, and steps that its task does later: changes and runs of
+//! probes, in the kernel's order. Between any two of them other tasks, and audits, have their turn.
+//! The programs are those of `tracker-ebpf`, without their locks: here nothing comes between a
+//! program's run, but a move of its task while it makes an entry.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -103,7 +104,8 @@ impl Machine {
         self.tick();
     }
 
-    /// Tables that are charged to a cgroup that their only user isn't in, though nothing is under way.
+    /// Tables that are charged to a cgroup that their only user isn't in, though nothing is under
+    /// way.
     pub(super) fn mischarged(&self) -> Vec<u64> {
         if self.tasks.iter().any(|task| !task.steps.is_empty()) {
             return Vec::new();
@@ -234,7 +236,7 @@ impl Machine {
         self.write(files, to, file);
         match was {
             Some(was) if self.counts_deltas => {
-                self.probe(task, sees(1), move |m| m.emptied(files, was, task))
+                self.probe(task, sees(1), move |m| m.emptied(files, was, task));
             }
             _ if self.counts_deltas => {}
             _ => self.follow(task, files, to, sees(0)),
@@ -256,7 +258,8 @@ impl Machine {
         let child = self.tasks.len();
         // Of this moment, so that nobody else has its number.
         self.tasks.push(Task { tgid, asleep: true, new: true, ..Task::default() });
-        // It is in the list of tasks, and in the first cgroup (kernel: `cgroup_fork`, `cgroup_post_fork`).
+        // It is in the list of tasks, and in the first cgroup (kernel: `cgroup_fork`,
+        // `cgroup_post_fork`).
         self.then(task, move |m| (m.tasks[child].files, m.tasks[child].cgroup) = (Some(new), 1));
         self.then(task, move |m| m.tasks[child].cgroup = m.tasks[task].cgroup);
         self.probe(task, sees(1), move |m| {

@@ -1,5 +1,9 @@
-//! Whatever processes do, whatever the probes miss, and whatever happens while an audit looks: once all is quiet, one audit, and another
-//! if that says that it left something, make every number equal to the truth, and the next finds nothing. And an audit corrects nothing where nothing was missed.
+//! A model of the kernel and the probes, on which the audits' logic is tested.
+//!
+//! Whatever processes do, whatever the probes miss, and whatever happens during an audit: once all
+//! is quiet, one audit makes every number equal to the truth, or a second one if the first says
+//! that it left something; the next finds nothing. And an audit corrects nothing where nothing was
+//! missed.
 
 mod audit;
 mod machine;
