@@ -9,7 +9,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use fdtracker::host::KernelVersion;
+use fdtracker::host::{KernelVersion, running_kernel};
 use fdtracker_tests::{
     Agent, Cgroup, Zoo,
     criu::{Criu, agrees},
@@ -130,7 +130,7 @@ fn has_peer_pidfds() -> bool {
 
 /// Whether the kernel is of this release, or newer.
 fn is_linux(major: u32, minor: u32) -> bool {
-    KernelVersion::running().expect("a version") >= KernelVersion { major, minor }
+    running_kernel().expect("a version") >= KernelVersion { major, minor }
 }
 
 /// Whether CRIU dumps sockets of the internet on this kernel.

@@ -171,7 +171,7 @@ fn the_check_of_the_readme() {
     // Of the child the fixture tells the pid as it is inside.
     let children = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).expect("its children");
     let outside = children.split_whitespace().next().unwrap_or_else(|| panic!("no child {child}"));
-    let kernel = fdtracker::host::KernelVersion::running().expect("a version").to_string();
+    let kernel = fdtracker::host::running_kernel().expect("a version").to_string();
     let found = stdout.replace(&init, "4711").replace(outside, "4712").replace(&kernel, "6.12");
     let readme = read("README.md");
     let shown =

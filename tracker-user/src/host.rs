@@ -1,50 +1,21 @@
 //! What this machine is: kernel version, clocks, who holds a port.
 
 use std::{
-    fmt, fs, io,
+    fs, io,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Version of a kernel, as far as facts depend on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct KernelVersion {
-    /// First number.
-    pub major: u32,
-    /// Second number.
-    pub minor: u32,
-}
+pub use tracker_verdict::KernelVersion;
 
-impl KernelVersion {
-    /// The running kernel's.
-    ///
-    /// # Errors
-    /// When `/proc` can't be read, or tells no version.
-    pub fn running() -> io::Result<Self> {
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-        Self::parse(&release)
-            .ok_or_else(|| io::Error::other(format!("no kernel version in {:?}", release.trim())))
-    }
-
-    /// From a release, such as `6.1.0-56-cloud-amd64`.
-    #[must_use]
-    pub fn parse(release: &str) -> Option<Self> {
-        let mut numbers = release.trim().split(|c: char| !c.is_ascii_digit());
-        let mut next = || numbers.next()?.parse().ok();
-        Some(Self { major: next()?, minor: next()? })
-    }
-
-    /// Whether this is at least the given version.
-    #[must_use]
-    pub const fn at_least(self, major: u32, minor: u32) -> bool {
-        self.major > major || self.major == major && self.minor >= minor
-    }
-}
-
-impl fmt::Display for KernelVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
+/// The running kernel's version.
+///
+/// # Errors
+/// When `/proc` can't be read, or tells no version.
+pub fn running_kernel() -> io::Result<KernelVersion> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    KernelVersion::parse(&release)
+        .ok_or_else(|| io::Error::other(format!("no kernel version in {:?}", release.trim())))
 }
 
 /// Turns the kernel's event times (`CLOCK_BOOTTIME`) into wall-clock times.
@@ -198,17 +169,6 @@ mod tests {
         assert!(!is_hidepid("proc /proc proc rw,relatime 0 0\nproc /x/proc proc rw,hidepid=2 0 0"));
         assert!(is_hidepid("proc /proc proc rw 0 0\nproc /proc proc rw,nosuid,hidepid=invisible 0 0"));
         assert!(!is_hidepid("proc /proc proc rw,hidepid=off 0 0\n"));
-    }
-
-    #[test]
-    fn kernel_releases() {
-        let parse = |release| KernelVersion::parse(release).map(|v| (v.major, v.minor));
-        assert_eq!(parse("6.1.0-56-cloud-amd64\n"), Some((6, 1)));
-        assert_eq!(parse("5.10.262"), Some((5, 10)));
-        assert_eq!(parse("7.3-rc1"), Some((7, 3)));
-        assert_eq!(parse("next"), None);
-        assert!(KernelVersion { major: 6, minor: 1 }.at_least(5, 15));
-        assert!(!KernelVersion { major: 5, minor: 10 }.at_least(5, 15));
     }
 
     #[test]

@@ -12,10 +12,9 @@
 //! - [`bpf`]: the kernel side: probes, counts, audits. Knows nothing of containers.
 //! - [`runtime`]: which container a cgroup belongs to. Knows nothing of BPF.
 //! - [`inventory`]: from fd tables to processes to containers. Pure.
-//! - [`verdict`]: what CRIU would say. Pure.
+//! - [`verdict`]: what CRIU would say, and what became of that in time: a crate of its own. Pure.
 //! - [`inspect`]: looks at a process tree from outside, for [`verdict`]. Knows nothing of BPF.
 //! - [`target`]: which process tree a user means; [`freeze`]: so that it keeps still; [`criu`]: the CRIU to judge for.
-//! - [`standing`]: how each container stands, and since when. Pure.
 //! - [`api`]: what goes over the wire, as plain data. No I/O.
 //! - [`agent`]: puts these together: the owner of the agent's state, the tasks that keep it true, and snapshots of it;
 //!   [`privileges`]: what the agent gives up once it is attached.
@@ -37,6 +36,6 @@ pub mod inventory;
 pub mod metrics;
 pub mod privileges;
 pub mod runtime;
-pub mod standing;
 pub mod target;
-pub mod verdict;
+
+pub use tracker_verdict as verdict;

@@ -74,9 +74,9 @@ const TABLE: &[(&str, &[Part])] = &[
     ("tracker-user/src/inventory/", &[Ends]),
     ("tracker-user/src/metrics/", &[]),
     ("tracker-user/src/runtime/", &[Ends, Criu]),
-    ("tracker-user/src/standing.rs", &[Ends]),
     ("tracker-user/src/target.rs", &[Criu, Desktop]),
-    ("tracker-user/src/verdict/", &[Criu, Desktop]),
+    ("tracker-user/verdict/src/", &[Criu, Desktop]),
+    ("tracker-user/verdict/src/history.rs", &[Ends]),
     ("tests/", ALL),
     ("tests/integration/", &[Ends]),
     ("tests/integration/alerts.rs", &[Desktop]),
@@ -96,6 +96,7 @@ const TABLE: &[(&str, &[Part])] = &[
     ("tests/src/bin/", &[Ends]),
     ("tests/src/bin/fdconform/", &[EveryCriu]),
     ("tests/src/bin/fdfixture/", &[EveryCriu]),
+    ("tests/src/bin/fdlatency/", &[]),
     ("tests/src/criu/", &[EveryCriu, Desktop]),
     ("tests/src/desktop/", &[Desktop, DesktopGuest]),
     ("tests/src/engines/", &[]),
@@ -249,7 +250,7 @@ mod tests {
     #[test]
     fn the_longest_beginning_decides_and_what_is_unknown_touches_everything() {
         assert_eq!(parts("tracker-ebpf/src/slots.rs"), [Kernels, Desktop]);
-        assert_eq!(parts("tracker-user/src/verdict/rules/rules.toml"), [Criu, Desktop]);
+        assert_eq!(parts("tracker-user/verdict/src/rules/rules.toml"), [Criu, Desktop]);
         assert!(parts("tracker-user/src/cli/ls.rs").is_empty());
         assert_eq!(parts("tracker-user/src/bpf/state.rs"), [Ends]);
         for path in ["Cargo.lock", "Cargo.toml", ".ci/run", "xtask/src/touched.rs", "new/file"] {

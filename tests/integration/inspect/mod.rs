@@ -12,7 +12,7 @@ use std::{
 };
 
 use fdtracker::{
-    host::KernelVersion,
+    host::running_kernel,
     inspect::{self, InspectError},
     verdict::{
         self, Fact, Judge, NOT_KNOWN, Profile, Rules, Value,
@@ -179,7 +179,7 @@ fn nothing_remains_unknown() {
     ];
     let opened: Vec<_> = opened.iter().filter(|kind| zoo.ask(&format!("open {kind}")).is_ok()).collect();
     let tree = look(zoo.pid()).expect("the fixture can be looked at");
-    let kernel = KernelVersion::running().expect("a version");
+    let kernel = running_kernel().expect("a version");
     let profile = Profile::new(Some("4.2".parse().expect("a version")), None, kernel);
     let judge = Judge::new(Rules::embedded().expect("the rules"), profile);
     let report = verdict::check(&judge, &tree);

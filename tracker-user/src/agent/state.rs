@@ -22,8 +22,7 @@ use crate::{
     bpf::{Audit, Auditing, BpfError, Choice, Iterators, Kernel, Program, Rings, Sizes},
     inventory::{Detail, Inventory, Ledger},
     runtime::{Container, Directory, Hierarchy, HierarchyError, Owners, Resolver},
-    standing::Standings,
-    verdict::{Assessment, Judge, Verdict},
+    verdict::{Assessment, Histories, Judge, Verdict},
 };
 
 /// Why the agent can't start, or can't tell what it knows.
@@ -54,7 +53,7 @@ pub struct State {
     audits: AuditStats,
     reloads: Reloads,
     /// The histories of containers; `None` if containers aren't inspected.
-    histories: Option<Standings>,
+    histories: Option<Histories>,
     judge: watch::Sender<Arc<Judge>>,
     ready: watch::Sender<bool>,
 }

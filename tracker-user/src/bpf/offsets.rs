@@ -256,7 +256,7 @@ mod tests {
         let Ok(btf) = std::fs::read("/sys/kernel/btf/vmlinux") else {
             return; // a kernel without BTF: nothing to look in
         };
-        let kernel = KernelVersion::running().unwrap();
+        let kernel = crate::host::running_kernel().unwrap();
         for hierarchy in [Hierarchy::unified("/sys/fs/cgroup"), Hierarchy::v1("/sys/fs/cgroup/cpu", "cpu")] {
             let globals = Globals::find(&btf, &hierarchy, kernel).unwrap();
             assert!(globals.offsets.len() >= OFFSETS.len() + 3);

@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::{Feeder, Kernel, Look, Sizes, trials};
 use crate::{
     error::chain,
-    host::KernelVersion,
+    host::{self, KernelVersion},
     privileges::{self, Need, Use},
     runtime::Hierarchy,
 };
@@ -95,7 +95,7 @@ pub fn check() -> Result<KernelVersion, Missing> {
 }
 
 fn kernel() -> Result<KernelVersion, Missing> {
-    let kernel = KernelVersion::running().map_err(Missing::KernelVersion)?;
+    let kernel = host::running_kernel().map_err(Missing::KernelVersion)?;
     if kernel < OLDEST { Err(Missing::Kernel(kernel)) } else { Ok(kernel) }
 }
 

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use crate::{
     criu::{self, Wanted},
-    host::KernelVersion,
+    host::{self, KernelVersion},
     verdict::{self, CriuVersion, DumpOption, Judge, Profile},
 };
 
@@ -149,7 +149,7 @@ impl Judging {
 }
 
 fn kernel() -> anyhow::Result<KernelVersion> {
-    KernelVersion::running().context("tell the kernel's version")
+    host::running_kernel().context("tell the kernel's version")
 }
 
 impl DumpOptions {

@@ -18,8 +18,7 @@ use tracker_ebpf::{Flow, Kind, TABLE_STALE, Table};
 
 use crate::{
     runtime::{Container, Owner},
-    standing::Summary,
-    verdict::{Assessment, Judge, Verdict},
+    verdict::{Assessment, HistorySummary, Judge, Verdict},
 };
 
 /// Cgroups with fd tables that there was no room to count.
@@ -95,7 +94,7 @@ pub struct Entry {
     /// What all that comes to, once [`Inventory::judge`] was called.
     pub judged: Judged,
     /// Since when.
-    pub history: Summary,
+    pub history: HistorySummary,
 }
 
 /// What an entry comes to with a certain CRIU.

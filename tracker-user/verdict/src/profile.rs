@@ -8,7 +8,7 @@ use super::{
     facts::{Fact, Facts},
     options::Options,
 };
-use crate::host::KernelVersion;
+use crate::KernelVersion;
 
 /// A CRIU release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -237,10 +237,8 @@ fn with_options(
             profile.options.add(option);
         }
         judge = judge.with_profile(profile);
-        let without = left.len();
         left = blockers(&judge, tree, processes);
         left.retain(|blocker| !blocker.judgement.options.iter().any(|option| added.contains(option)));
-        tracing::trace!(?new, without, left = left.len(), "options");
         steps.extend(new.into_iter().map(Step::AddOption));
     }
 }
@@ -248,10 +246,7 @@ fn with_options(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        host::KernelVersion,
-        verdict::{Profile, Rules, tree::Relation},
-    };
+    use crate::{KernelVersion, Profile, Rules, tree::Relation};
 
     fn judge(criu: &str) -> Judge {
         let kernel = KernelVersion { major: 6, minor: 12 };

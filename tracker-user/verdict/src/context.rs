@@ -271,7 +271,7 @@ fn state_of(socket: &UnixSocket) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::{FileKind, tree::Mounts};
+    use crate::{FileKind, tree::Mounts};
 
     fn file(relations: Vec<Relation>) -> File {
         let kind = FileKind::from_name("file").unwrap();

@@ -6,13 +6,18 @@
 //! - `judge`: rules applied to facts. What isn't known makes a verdict `unknown`, never `ok`;
 //! - `tree`, `context`: a process tree, and what is inside of it;
 //! - `check`: a whole tree; `assessment`: what an agent keeps of that;
+//! - `history`: since when a container has been blocked;
 //! - `log`: the log of a dump that failed.
+
+#![forbid(unsafe_code)]
 
 mod assessment;
 mod check;
 mod context;
 mod facts;
+mod history;
 mod judge;
+mod kernel;
 mod log;
 mod options;
 mod profile;
@@ -24,7 +29,9 @@ use std::fmt;
 pub use assessment::Assessment;
 pub use check::{Blocker, Report, Step, Subtree, check};
 pub use facts::{Fact, Facts, FileKind, Type, Value};
+pub use history::{Histories, History, HistorySummary};
 pub use judge::{Judge, Judgement, NOT_KNOWN};
+pub use kernel::KernelVersion;
 pub use log::{Cause, cause, rule_of};
 pub use options::{DEFAULT_GHOST_LIMIT, DumpOption, Options, size};
 pub use profile::{

@@ -81,10 +81,7 @@ impl Assessment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        host::KernelVersion,
-        verdict::{Fact, Facts, File, FileKind, Profile, Relation, Rules},
-    };
+    use crate::{Fact, Facts, File, FileKind, KernelVersion, Profile, Relation, Rules};
 
     fn judge() -> Judge {
         let kernel = KernelVersion { major: 6, minor: 12 };

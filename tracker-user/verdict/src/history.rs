@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::verdict::{Assessment, Verdict};
+use crate::{Assessment, Verdict};
 
 /// What is told of a history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
+pub struct HistorySummary {
     /// When the container could last be dumped, if ever while this was known.
     pub last_ok: Option<SystemTime>,
     /// For how long it could not be dumped, or only with an option, in all.
@@ -19,18 +19,18 @@ pub struct Summary {
 
 /// How a container stands.
 #[derive(Clone, Debug, Default)]
-pub struct Standing {
+pub struct History {
     /// What the last look at it in detail found.
     pub assessment: Option<Arc<Assessment>>,
     /// Up to when its verdict was last noted.
-    summary: Summary,
+    summary: HistorySummary,
     /// Its verdict when it was last noted, and when that was.
     noted: Option<(Verdict, Instant)>,
     /// What was last told of it: whether it can be dumped.
     told: Option<bool>,
 }
 
-impl Standing {
+impl History {
     /// Takes note of what it comes to now. What it came to before holds up to now.
     fn note(&mut self, verdict: Verdict, now: (Instant, SystemTime)) {
         self.summary = self.summary(now);
@@ -41,7 +41,7 @@ impl Standing {
     }
 
     /// Its history up to now.
-    fn summary(&self, now: (Instant, SystemTime)) -> Summary {
+    fn summary(&self, now: (Instant, SystemTime)) -> HistorySummary {
         let mut summary = self.summary;
         let Some((verdict, since)) = self.noted else { return summary };
         match could_be_dumped(verdict) {
@@ -72,9 +72,9 @@ const fn could_be_dumped(verdict: Verdict) -> Option<bool> {
 
 /// How all containers stand, by their cgroups: ids are not unique.
 #[derive(Debug, Default)]
-pub struct Standings(BTreeMap<String, Standing>);
+pub struct Histories(BTreeMap<String, History>);
 
-impl Standings {
+impl Histories {
     /// Takes over what a look at a container found. Returns whether it can be dumped, if that is news.
     pub fn learn(
         &mut self,
@@ -82,23 +82,23 @@ impl Standings {
         assessment: Arc<Assessment>,
         now: (Instant, SystemTime),
     ) -> Option<bool> {
-        let standing = self.0.entry(cgroup.to_owned()).or_default();
+        let history = self.0.entry(cgroup.to_owned()).or_default();
         let verdict = assessment.verdict.unwrap_or(Verdict::Unknown);
-        standing.note(verdict, now);
-        standing.assessment = Some(assessment);
-        standing.change(verdict)
+        history.note(verdict, now);
+        history.assessment = Some(assessment);
+        history.change(verdict)
     }
 
     /// What a look found is known no more.
-    pub fn forget_look(&mut self, cgroup: &str) {
-        if let Some(standing) = self.0.get_mut(cgroup) {
-            standing.assessment = None;
+    pub fn forget_inspection(&mut self, cgroup: &str) {
+        if let Some(history) = self.0.get_mut(cgroup) {
+            history.assessment = None;
         }
     }
 
     /// What all looks found is known no more.
-    pub fn forget_looks(&mut self) {
-        self.0.values_mut().for_each(|standing| standing.assessment = None);
+    pub fn forget_inspections(&mut self) {
+        self.0.values_mut().for_each(|history| history.assessment = None);
     }
 
     /// Takes note of what a container comes to now.
@@ -108,8 +108,8 @@ impl Standings {
 
     /// A container's history up to now. Being read changes nothing.
     #[must_use]
-    pub fn summary(&self, cgroup: &str, now: (Instant, SystemTime)) -> Summary {
-        self.0.get(cgroup).map(|standing| standing.summary(now)).unwrap_or_default()
+    pub fn summary(&self, cgroup: &str, now: (Instant, SystemTime)) -> HistorySummary {
+        self.0.get(cgroup).map(|history| history.summary(now)).unwrap_or_default()
     }
 
     /// What the last look at a container found.
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn only_changes_are_told() {
-        let mut all = Standings::default();
+        let mut all = Histories::default();
         let now = (Instant::now(), SystemTime::UNIX_EPOCH);
         let mut learn = |verdict| all.learn("/web", assessment(verdict), now);
         assert_eq!(learn(Verdict::Ok), None);
@@ -150,11 +150,11 @@ mod tests {
 
     #[test]
     fn time_adds_up() {
-        let mut all = Standings::default();
+        let mut all = Histories::default();
         let (start, wall) = (Instant::now(), SystemTime::UNIX_EPOCH);
         let at = |seconds| (start + Duration::from_secs(seconds), wall + Duration::from_secs(seconds));
-        let summary = |all: &Standings, seconds| {
-            let Summary { last_ok, blocked } = all.summary("/web", at(seconds));
+        let summary = |all: &Histories, seconds| {
+            let HistorySummary { last_ok, blocked } = all.summary("/web", at(seconds));
             (blocked.as_secs(), last_ok.map(|at| at.duration_since(wall).unwrap().as_secs()))
         };
         assert_eq!(summary(&all, 0), (0, None));

@@ -212,7 +212,7 @@ impl Versions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::KernelVersion;
+    use crate::KernelVersion;
 
     fn profile() -> Profile {
         Profile::new(None, None, KernelVersion { major: 6, minor: 12 })
