@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fdtracker_tests::{Agent, Cgroup, Zoo, eventually, same};
-use tracker_ebpf::Kind;
+use tracker_ebpf::{Class, Kind};
 
 use crate::{Needs::Root, Test, agent, test, test_or_skip};
 
@@ -66,9 +66,7 @@ fn agrees_with_proc(agent: &Agent, cgroup: &Cgroup) {
 }
 
 fn is_socket(kind: &str) -> bool {
-    use Kind::{Alg, Bluetooth, Can, Mptcp, Packet, Ping, Sctp, SocketOther, Vsock, Xdp};
-    let sockets = [Alg, Bluetooth, Can, Mptcp, Packet, Ping, Sctp, SocketOther, Vsock, Xdp];
-    sockets.iter().any(|socket| socket.name() == kind)
+    Kind::from_name(kind).is_some_and(|kind| kind.class() == Class::Socket)
 }
 
 #[track_caller]

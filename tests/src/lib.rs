@@ -19,7 +19,7 @@ use std::{
 
 use fdtracker::runtime::Hierarchy;
 use tempfile::TempDir;
-use tracker_ebpf::{ANON_INODES, Kind, classify};
+use tracker_ebpf::{Kind, classify};
 
 pub mod container;
 pub mod criu;
@@ -533,9 +533,7 @@ fn truth_of(pids: impl IntoIterator<Item = u32>) -> BTreeMap<String, i64> {
 fn kind_of(fd: &Path) -> Option<Kind> {
     let link = fs::read_link(fd).ok()?.to_string_lossy().into_owned();
     if let Some(name) = link.strip_prefix("anon_inode:") {
-        let known = ANON_INODES.iter().find(|(anon, _)| *anon == name).map(|(_, kind)| *kind);
-        let kvm = name.starts_with("kvm-").then_some(Kind::Kvm);
-        return Some(known.or(kvm).unwrap_or(Kind::AnonOther));
+        return Some(Kind::of_anon_inode(name));
     }
     if link.starts_with("pidfd:") {
         return Some(Kind::Pidfd);

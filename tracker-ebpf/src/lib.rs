@@ -1,6 +1,6 @@
 //! The contract between the BPF programs and user space: kinds, map keys and values, events.
 //!
-//! Both sides compile this library, so a layout can't drift apart. It is `no_std`, has no
+//! Both sides compile this library, so a layout can't drift apart. It is `no_std`, needs no
 //! dependency, and does nothing: the programs are in the bin target (`main.rs`), their loader in
 //! `tracker-user/src/bpf`.
 //!
@@ -24,7 +24,7 @@ pub use abi::{
     table::{Flow, MAX_SCANNED_FDS, Slot, TABLE_STALE, TABLE_URING, TABLE_URING_CLOSES, Table},
     tag::Tag,
 };
-pub use kind::{ANON_INODES, Kind};
+pub use kind::{ANON_INODES, Class, FileKind, Kind};
 
 #[cfg(test)]
 mod tests {
@@ -66,18 +66,39 @@ mod tests {
 
     #[test]
     fn hidden_kinds_are_the_last() {
-        let hidden: std::vec::Vec<_> = Kind::ALL.iter().filter(|kind| kind.is_hidden()).collect();
-        assert_eq!(hidden.len(), 8);
+        let first = Kind::ALL.iter().position(|kind| kind.is_hidden()).unwrap();
+        assert_eq!(first, Kind::IoUringMapped.index());
+        assert!(Kind::ALL[first..].iter().all(|kind| kind.is_hidden()));
         assert!(ANON_INODES.iter().all(|(_, kind)| !kind.is_hidden()));
         assert!(Kind::ALL.iter().all(|kind| kind.mapped().is_hidden()));
     }
 
     #[test]
     fn kind_names_are_distinct_and_safe_in_labels() {
-        let names: BTreeSet<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
-        assert_eq!(names.len(), Kind::COUNT);
+        let names: BTreeSet<_> = FileKind::ALL.iter().map(|kind| kind.name()).collect();
+        assert_eq!(names.len(), FileKind::ALL.len());
         let safe = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
         assert!(names.iter().all(|name| name.bytes().all(safe)));
+    }
+
+    /// Numbers are part of the contract with the programs, and files of kinds keep theirs.
+    #[test]
+    fn a_file_of_a_counted_kind_has_its_number() {
+        for kind in Kind::ALL.iter().copied() {
+            let file = FileKind::from(kind);
+            assert_eq!((file as usize, file.name(), file.counted()), (kind.index(), kind.name(), Some(kind)));
+            assert_eq!(FileKind::from_name(kind.name()), Some(file));
+        }
+        let uncounted = &FileKind::ALL[Kind::COUNT..];
+        assert!(!uncounted.is_empty() && uncounted.iter().all(|kind| kind.counted().is_none()));
+    }
+
+    #[test]
+    fn anonymous_inodes_are_told_by_their_names() {
+        assert_eq!(Kind::of_anon_inode("[pidfd]"), Kind::Pidfd);
+        assert_eq!(Kind::of_anon_inode("kvm-vcpu:0"), Kind::Kvm);
+        // Not the name of an inotify.
+        assert_eq!(Kind::of_anon_inode("[inotify]"), Kind::AnonOther);
     }
 
     #[test]

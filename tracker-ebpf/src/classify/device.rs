@@ -1,6 +1,6 @@
 //! Character devices, by their number.
 
-use crate::Kind;
+use crate::{FileKind, Kind};
 
 /// A character device, as CRIU tells them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,13 +46,13 @@ pub const fn char_device(major: u32, minor: u32) -> CharDevice {
         (5, 0) => CharDevice::Terminal(Terminal::Current),
         (5, 1) => CharDevice::Terminal(Terminal::Console),
         (5, 2) | (128..=135, _) => CharDevice::Terminal(Terminal::Ptmx),
-        (10, 200) => CharDevice::Counted(Kind::Tun),
         (10, 235) => CharDevice::Autofs,
         (136, _) => CharDevice::Terminal(Terminal::Pts),
         (188 | 204, _) => CharDevice::Terminal(Terminal::Serial),
-        (195, _) => CharDevice::Counted(Kind::Nvidia),
-        (226, _) => CharDevice::Counted(Kind::Dri),
-        _ => CharDevice::Counted(Kind::CharDevice),
+        _ => match Kind::of_device(major, minor) {
+            Some(kind) => CharDevice::Counted(kind),
+            None => CharDevice::Counted(Kind::CharDevice),
+        },
     }
 }
 
@@ -79,6 +79,17 @@ impl Terminal {
             Self::Virtual => "vt",
             Self::Serial => "serial",
             Self::Pts => "pts",
+        }
+    }
+}
+
+impl From<CharDevice> for FileKind {
+    fn from(device: CharDevice) -> Self {
+        match device {
+            CharDevice::Memory => Self::MemDevice,
+            CharDevice::Autofs => Self::Autofs,
+            CharDevice::Terminal(_) => Self::Tty,
+            CharDevice::Counted(kind) => kind.into(),
         }
     }
 }

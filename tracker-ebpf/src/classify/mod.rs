@@ -6,7 +6,7 @@
 
 mod device;
 pub mod magic;
-mod socket;
+pub(crate) mod socket;
 
 pub use device::{CharDevice, Terminal, char_device};
 pub use socket::{Socket, is_inet, socket};
@@ -55,12 +55,10 @@ pub fn file(mode: u32, magic: impl FnOnce() -> u64) -> File {
     match magic() {
         magic::ANON_INODE_FS => File::AnonymousInode,
         magic::SOCKFS => File::Socket,
-        magic::PID_FS => File::Counted(Kind::Pidfd),
-        magic::SECRET_MEMORY => File::Counted(Kind::MemfdSecret),
-        magic::DMA_BUF => File::Counted(Kind::DmaBuf),
-        magic::MQUEUE => File::Counted(Kind::Mqueue),
-        magic::GUEST_MEMORY => File::Counted(Kind::Kvm),
-        _ => File::NotCounted,
+        magic => match Kind::of_magic(magic) {
+            Some(kind) => File::Counted(kind),
+            None => File::NotCounted,
+        },
     }
 }
 

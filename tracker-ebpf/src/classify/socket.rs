@@ -1,6 +1,6 @@
 //! Sockets, by family, type and protocol.
 
-use crate::Kind;
+use crate::{FileKind, Kind};
 
 /// A socket, as CRIU tells them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,22 +24,22 @@ const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const AF_NETLINK: u16 = 16;
-const AF_PACKET: u16 = 17;
-const AF_CAN: u16 = 29;
-const AF_BLUETOOTH: u16 = 31;
-const AF_ALG: u16 = 38;
-const AF_VSOCK: u16 = 40;
-const AF_XDP: u16 = 44;
+pub(crate) const AF_PACKET: u16 = 17;
+pub(crate) const AF_CAN: u16 = 29;
+pub(crate) const AF_BLUETOOTH: u16 = 31;
+pub(crate) const AF_ALG: u16 = 38;
+pub(crate) const AF_VSOCK: u16 = 40;
+pub(crate) const AF_XDP: u16 = 44;
 const SOCK_STREAM: u16 = 1;
 const SOCK_RAW: u16 = 3;
 const IPPROTO_IP: u16 = 0;
-const IPPROTO_ICMP: u16 = 1;
+pub(crate) const IPPROTO_ICMP: u16 = 1;
 const IPPROTO_TCP: u16 = 6;
 const IPPROTO_UDP: u16 = 17;
-const IPPROTO_ICMPV6: u16 = 58;
-const IPPROTO_SCTP: u16 = 132;
+pub(crate) const IPPROTO_ICMPV6: u16 = 58;
+pub(crate) const IPPROTO_SCTP: u16 = 132;
 const IPPROTO_UDPLITE: u16 = 136;
-const IPPROTO_MPTCP: u16 = 262;
+pub(crate) const IPPROTO_MPTCP: u16 = 262;
 
 /// Whether type and protocol matter.
 #[must_use]
@@ -59,13 +59,7 @@ pub const fn socket(family: u16, kind: u16, protocol: u16) -> Socket {
         AF_UNIX => Socket::Unix,
         AF_NETLINK => Socket::Netlink,
         AF_INET | AF_INET6 => inet(kind, protocol),
-        AF_PACKET => Socket::Counted(Kind::Packet),
-        AF_CAN => Socket::Counted(Kind::Can),
-        AF_BLUETOOTH => Socket::Counted(Kind::Bluetooth),
-        AF_ALG => Socket::Counted(Kind::Alg),
-        AF_VSOCK => Socket::Counted(Kind::Vsock),
-        AF_XDP => Socket::Counted(Kind::Xdp),
-        _ => Socket::Counted(Kind::SocketOther),
+        _ => of_kind(Kind::of_family(family)),
     }
 }
 
@@ -78,10 +72,15 @@ const fn inet(kind: u16, protocol: u16) -> Socket {
         // 0 while the socket is being made.
         IPPROTO_IP | IPPROTO_TCP | IPPROTO_UDP | IPPROTO_UDPLITE if kind == SOCK_STREAM => Socket::Tcp,
         IPPROTO_IP | IPPROTO_TCP | IPPROTO_UDP | IPPROTO_UDPLITE => Socket::Udp,
-        IPPROTO_ICMP | IPPROTO_ICMPV6 => Socket::Counted(Kind::Ping),
-        IPPROTO_SCTP => Socket::Counted(Kind::Sctp),
-        IPPROTO_MPTCP => Socket::Counted(Kind::Mptcp),
-        _ => Socket::Counted(Kind::SocketOther),
+        _ => of_kind(Kind::of_protocol(protocol)),
+    }
+}
+
+#[inline(always)]
+const fn of_kind(kind: Option<Kind>) -> Socket {
+    match kind {
+        Some(kind) => Socket::Counted(kind),
+        None => Socket::Counted(Kind::SocketOther),
     }
 }
 
@@ -93,6 +92,19 @@ impl Socket {
         match self {
             Self::Counted(kind) => Some(kind),
             Self::Unix | Self::Netlink | Self::Tcp | Self::Udp | Self::Raw => None,
+        }
+    }
+}
+
+impl From<Socket> for FileKind {
+    fn from(socket: Socket) -> Self {
+        match socket {
+            Socket::Unix => Self::Unix,
+            Socket::Netlink => Self::Netlink,
+            Socket::Tcp => Self::Tcp,
+            Socket::Udp => Self::Udp,
+            Socket::Raw => Self::Raw,
+            Socket::Counted(kind) => kind.into(),
         }
     }
 }

@@ -23,7 +23,7 @@ pub(super) fn run(args: &args::Explain) -> anyhow::Result<ExitCode> {
         anyhow::bail!(
             "nothing is known of {:?}: give a kind ({}), a reason (fdtracker rules lists them), or what CRIU's log says",
             args.what,
-            FileKind::all().map(FileKind::name).collect::<Vec<_>>().join(", ")
+            FileKind::ALL.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ")
         );
     }
     let rows: Vec<Row> = rules.iter().map(|rule| Row::new(rule, &judge)).collect();
@@ -63,9 +63,11 @@ struct Row {
 
 impl Row {
     fn new(rule: &Rule, judge: &Judge) -> Self {
+        let mut kinds: Vec<&str> = rule.kinds.iter().map(|kind| kind.name()).collect();
+        kinds.sort_unstable();
         Self {
             reason: rule.reason.clone(),
-            kinds: rule.kinds.iter().map(|kind| kind.name()).collect(),
+            kinds,
             when: rule.conditions(),
             verdict: rule.verdict.name(),
             message: rule.message.pattern(),

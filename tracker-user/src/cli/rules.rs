@@ -31,7 +31,7 @@ pub(super) fn run(args: &args::Rules) -> anyhow::Result<ExitCode> {
     };
     let judges: Vec<Judge> =
         versions.iter().map(|version| judge.with_profile(judge.profile().with_version(*version))).collect();
-    let rows: Vec<Row> = FileKind::all().map(|kind| Row::new(kind, &judges)).collect();
+    let rows: Vec<Row> = FileKind::ALL.iter().map(|kind| Row::new(*kind, &judges)).collect();
     match args.output {
         RulesFormat::Json => output::json(&rows)?,
         RulesFormat::Table => output::table(&header(&versions, false), rows.iter().map(Row::cells))?,

@@ -81,7 +81,7 @@ impl<'a> Looker<'a> {
                 Err(error) => return Ok(Some(unreadable(fd, String::new(), &error.to_string()))),
             };
             // A path that leads elsewhere: it may be that of a file that was closed while its fd was used again.
-            let is_sure = file.kind != FileKind::UNREADABLE
+            let is_sure = file.kind != FileKind::Unreadable
                 && file.facts.text(Fact::Leads).is_none_or(|leads| leads == "same");
             if is_sure || last.as_ref() == Some(&file) {
                 return Ok(Some(file));
@@ -126,37 +126,39 @@ impl<'a> Looker<'a> {
     }
 
     fn details(&mut self, open: &Open, file: &mut File) {
-        match file.kind.name() {
-            "file" | "directory" | "symlink" | "mem_device" => self.with_path(open, file),
-            "fifo" => {
+        match file.kind {
+            FileKind::File | FileKind::Directory | FileKind::Symlink | FileKind::MemDevice => {
+                self.with_path(open, file);
+            }
+            FileKind::Fifo => {
                 self.with_path(open, file);
                 self.pipe(open, file);
             }
-            "pipe" => self.pipe(open, file),
-            "memfd_secret" => self.mount(open, file),
-            "mqueue" => {
+            FileKind::Pipe => self.pipe(open, file),
+            FileKind::MemfdSecret => self.mount(open, file),
+            FileKind::Mqueue => {
                 self.mount(open, file);
                 file.facts.set(Fact::Links, i64::from(open.status.links));
             }
-            "memfd" if open.magic == kinds::HUGETLB_FS => {
+            FileKind::Memfd if open.magic == kinds::HUGETLB_FS => {
                 self.mount(open, file);
                 file.facts.set_some(Fact::HugePages, self.huge_pages(open));
             }
-            "memfd" => file.facts.set(Fact::HugePages, "not_used"),
-            "tty" => {
+            FileKind::Memfd => file.facts.set(Fact::HugePages, "not_used"),
+            FileKind::Tty => {
                 self.mount(open, file);
                 self.o_path(open, file);
                 terminals::look(self, open, file);
             }
             // The name of a socket, not a socket.
-            "unix" => self.o_path(open, file),
-            "namespace" => {
+            FileKind::Unix => self.o_path(open, file),
+            FileKind::Namespace => {
                 let namespace = parse::namespace(&open.link);
                 file.relations.extend(namespace.map(|(name, id)| Relation::Namespace(name.to_owned(), id)));
             }
-            "epoll" => epoll::look(self, open, file),
-            "inotify" | "fanotify" => watches::look(self, open, file),
-            "pidfd" | "timerfd" | "bpf_map" => self.anonymous(open, file),
+            FileKind::Epoll => epoll::look(self, open, file),
+            FileKind::Inotify | FileKind::Fanotify => watches::look(self, open, file),
+            FileKind::Pidfd | FileKind::Timerfd | FileKind::BpfMap => self.anonymous(open, file),
             _ => {}
         }
     }
@@ -224,7 +226,7 @@ impl<'a> Looker<'a> {
         let Some(info) = self.fdinfo_or_why(open.fd, file) else { return };
         file.facts.set_some(Fact::Clock, info.clock);
         file.facts.set_some(Fact::MapType, info.map_type);
-        if file.kind.name() == "pidfd" {
+        if file.kind == FileKind::Pidfd {
             // PIDFD_THREAD, include/uapi/linux/pidfd.h
             let of_thread = info.flags.map(|flags| flags & i64::from(libc::O_EXCL) != 0);
             file.facts.set_some(Fact::OfThread, of_thread);
@@ -276,7 +278,7 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
 pub(super) fn unreadable(fd: u32, link: String, why: &str) -> File {
     let mut facts = Facts::default();
     facts.set(Fact::Why, why.to_owned());
-    File { fd: Some(fd), kind: FileKind::UNREADABLE, link, facts, relations: Vec::new() }
+    File { fd: Some(fd), kind: FileKind::Unreadable, link, facts, relations: Vec::new() }
 }
 
 /// What is known of every file.

@@ -1,8 +1,8 @@
 //! What a file is, by what user space sees of it, in CRIU's order (files.c:dump_one_file). Pure.
 
 use tracker_ebpf::{
-    ANON_INODES, Kind,
-    classify::{self, CharDevice, Socket, magic::MQUEUE},
+    Kind,
+    classify::{self, CharDevice, magic::MQUEUE},
 };
 
 use super::{parse, sys::Status};
@@ -17,11 +17,6 @@ const PROC: u64 = 0x9fa0;
 const NFS: u64 = 0x6969;
 const DEVPTS: u64 = 0x1cd1;
 
-/// The kind with this name. All names here are in the list: a test says so.
-fn named(name: &str) -> FileKind {
-    FileKind::from_name(name).unwrap_or(FileKind::UNREADABLE)
-}
-
 /// What a file is that isn't a socket of the kernel's socket filesystem. `memory` is the device of memory files.
 /// `None`: nothing that CRIU or this list has a name for.
 pub(super) fn of_file(
@@ -32,10 +27,10 @@ pub(super) fn of_file(
 ) -> Option<FileKind> {
     // A socket's name, opened with O_PATH.
     if status.mode & libc::S_IFMT == libc::S_IFSOCK {
-        return Some(named("unix"));
+        return Some(FileKind::Unix);
     }
     match classify::file(status.mode, || magic) {
-        classify::File::CharDevice => Some(char_device(status.is_device)),
+        classify::File::CharDevice => Some(char_device(status.is_device).into()),
         classify::File::AnonymousInode => Some(anonymous(link)),
         classify::File::Counted(kind) => Some(kind.into()),
         classify::File::Socket | classify::File::NotCounted => not_counted(status, magic, link, memory),
@@ -44,32 +39,28 @@ pub(super) fn of_file(
 
 /// What a file is that no probe counts.
 fn not_counted(status: &Status, magic: u64, link: &str, memory: Option<(u32, u32)>) -> Option<FileKind> {
-    let name = match (magic, status.mode & libc::S_IFMT) {
-        (NS_FS, _) if parse::namespace(link).is_some() => "namespace",
-        (PIPE_FS, _) => "pipe",
-        (HUGETLB_FS, _) if link.starts_with("/memfd:") => "memfd",
-        (_, libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK) if memory == Some(status.device) => "memfd",
-        (_, libc::S_IFREG) if link.starts_with('/') => "file",
-        (_, libc::S_IFDIR) if link.starts_with('/') => "directory",
-        (_, libc::S_IFLNK) if link.starts_with('/') => "symlink",
-        (_, libc::S_IFIFO) => "fifo",
+    Some(match (magic, status.mode & libc::S_IFMT) {
+        (NS_FS, _) if parse::namespace(link).is_some() => FileKind::Namespace,
+        (PIPE_FS, _) => FileKind::Pipe,
+        (HUGETLB_FS, _) if link.starts_with("/memfd:") => FileKind::Memfd,
+        (_, libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK) if memory == Some(status.device) => {
+            FileKind::Memfd
+        }
+        (_, libc::S_IFREG) if link.starts_with('/') => FileKind::File,
+        (_, libc::S_IFDIR) if link.starts_with('/') => FileKind::Directory,
+        (_, libc::S_IFLNK) if link.starts_with('/') => FileKind::Symlink,
+        (_, libc::S_IFIFO) => FileKind::Fifo,
         _ => return None,
-    };
-    Some(named(name))
+    })
 }
 
-fn char_device((major, minor): (u32, u32)) -> FileKind {
-    match classify::char_device(major, minor) {
-        CharDevice::Memory => named("mem_device"),
-        CharDevice::Autofs => named("autofs"),
-        CharDevice::Terminal(_) => named("tty"),
-        CharDevice::Counted(kind) => kind.into(),
-    }
+const fn char_device((major, minor): (u32, u32)) -> CharDevice {
+    classify::char_device(major, minor)
 }
 
 /// CRIU's name for a terminal's driver.
-pub(super) const fn tty_driver((major, minor): (u32, u32)) -> Option<&'static str> {
-    match classify::char_device(major, minor) {
+pub(super) const fn tty_driver(device: (u32, u32)) -> Option<&'static str> {
+    match char_device(device) {
         CharDevice::Terminal(terminal) => Some(terminal.name()),
         CharDevice::Memory | CharDevice::Autofs | CharDevice::Counted(_) => None,
     }
@@ -78,26 +69,14 @@ pub(super) const fn tty_driver((major, minor): (u32, u32)) -> Option<&'static st
 /// By the inode's name, which CRIU compares as a whole (util.c:is_anon_link_type).
 pub(super) fn anonymous(link: &str) -> FileKind {
     let name = link.strip_prefix("anon_inode:").unwrap_or(link);
-    let known = ANON_INODES.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
-    match known {
-        Some(kind) => kind.into(),
-        None if name.starts_with("kvm-") => Kind::Kvm.into(),
-        None => Kind::AnonOther.into(),
-    }
+    Kind::of_anon_inode(name).into()
 }
 
 /// By family, type and protocol, as `SO_DOMAIN`, `SO_TYPE` and `SO_PROTOCOL` tell them.
 pub(super) fn of_socket(family: i32, kind: i32, protocol: i32) -> FileKind {
     // What is too large for the kernel's own fields is no socket of this kernel's.
     let number = |number: i32| u16::try_from(number).unwrap_or(u16::MAX);
-    match classify::socket(number(family), number(kind), number(protocol)) {
-        Socket::Unix => named("unix"),
-        Socket::Netlink => named("netlink"),
-        Socket::Tcp => named("tcp"),
-        Socket::Udp => named("udp"),
-        Socket::Raw => named("raw"),
-        Socket::Counted(kind) => kind.into(),
-    }
+    classify::socket(number(family), number(kind), number(protocol)).into()
 }
 
 /// The magic number of a filesystem by the name that mountinfo has for it, where it matters; else 0. To ask the filesystem itself
@@ -179,7 +158,7 @@ mod tests {
 
     #[test]
     fn devices() {
-        let name = |major, minor| char_device((major, minor)).name();
+        let name = |major, minor| FileKind::from(char_device((major, minor))).name();
         assert_eq!((name(1, 3), name(10, 200), name(10, 235)), ("mem_device", "tun", "autofs"));
         assert_eq!((name(10, 229), name(195, 255), name(226, 128)), ("char_device", "nvidia", "dri"));
         assert_eq!((name(5, 2), name(5, 3), name(136, 4)), ("tty", "char_device", "tty"));

@@ -50,7 +50,7 @@ fn file(
 ) -> Option<File> {
     let name = mapping.name.as_str();
     match name {
-        "[uprobes]" => return Some(mapped("uprobes_mapped", mapping, Facts::default())),
+        "[uprobes]" => return Some(mapped(FileKind::UprobesMapped, mapping, Facts::default())),
         _ if mapping.inode == 0 && name.starts_with('[') => return None,
         // The ring of asynchronous I/O, and packet sockets' rings, are dumped.
         _ if name.starts_with("/[aio]") || name.starts_with("socket:[") => return None,
@@ -68,13 +68,12 @@ fn file(
     };
     let pid = seen.process.pid;
     let magic = around.magic(status.mount, || format!("/proc/{pid}/map_files/{path}")).ok()?;
-    match kinds::of_file(&status, magic, name, around.memory)?.name() {
-        "file" => regular(around, mapping, &status, magic),
-        "memfd" => None,
-        "mem_device" if status.is_device == (1, 5) => None,
+    match kinds::of_file(&status, magic, name, around.memory)? {
+        FileKind::File => regular(around, mapping, &status, magic),
+        FileKind::Memfd => None,
+        FileKind::MemDevice if status.is_device == (1, 5) => None,
         kind => {
-            let kind = Kind::from_name(kind).map_or(Kind::OtherMapped, Kind::mapped);
-            let mut file = mapped(kind.name(), mapping, basics(&status));
+            let mut file = mapped(as_mapped(kind), mapping, basics(&status));
             file.facts.set_some(Fact::MountId, status.mount.and_then(|mount| i64::try_from(mount).ok()));
             Some(file)
         }
@@ -84,7 +83,7 @@ fn file(
 /// A mapped file is dumped as one that is open. Of the many that nothing is wrong with, nothing is said.
 fn regular(around: &mut Surroundings, mapping: &Mapping, status: &Status, magic: u64) -> Option<File> {
     let mount = status.mount.and_then(|mount| i64::try_from(mount).ok());
-    let mut file = mapped("file", mapping, basics(status));
+    let mut file = mapped(FileKind::File, mapping, basics(status));
     file.facts.set_some(Fact::MountId, mount);
     file.facts.set(Fact::Lock, "none");
     file.relations.extend(mount.map(Relation::Mount));
@@ -96,11 +95,9 @@ fn regular(around: &mut Surroundings, mapping: &Mapping, status: &Status, magic:
 
 fn by_name(mapping: &Mapping, why: &str) -> Option<File> {
     let kind = match mapping.name.as_str() {
-        "/secretmem (deleted)" => Kind::MemfdSecretMapped.name(),
-        name if name.starts_with("anon_inode:") => {
-            Kind::from_name(kinds::anonymous(name).name()).map_or(Kind::OtherMapped, Kind::mapped).name()
-        }
-        name if name.starts_with("/dev/") && !name.starts_with("/dev/zero") => FileKind::UNREADABLE.name(),
+        "/secretmem (deleted)" => FileKind::MemfdSecretMapped,
+        name if name.starts_with("anon_inode:") => as_mapped(kinds::anonymous(name)),
+        name if name.starts_with("/dev/") && !name.starts_with("/dev/zero") => FileKind::Unreadable,
         _ => return None,
     };
     let mut facts = Facts::default();
@@ -108,10 +105,14 @@ fn by_name(mapping: &Mapping, why: &str) -> Option<File> {
     Some(mapped(kind, mapping, facts))
 }
 
-fn mapped(kind: &str, mapping: &Mapping, mut facts: Facts) -> File {
+/// What a file of this kind is that is mapped.
+fn as_mapped(kind: FileKind) -> FileKind {
+    kind.counted().map_or(Kind::OtherMapped, Kind::mapped).into()
+}
+
+fn mapped(kind: FileKind, mapping: &Mapping, mut facts: Facts) -> File {
     facts.set(Fact::Fd, NO_FD);
     facts.set_some(Fact::Address, i64::try_from(mapping.start).ok());
     facts.set_some(Fact::AddressEnd, i64::try_from(mapping.end).ok());
-    let kind = FileKind::from_name(kind).unwrap_or(FileKind::UNREADABLE);
     File { fd: None, kind, link: mapping.name.clone(), facts, relations: Vec::new() }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use tracker_ebpf::{Kind, classify::magic::SOCKFS};
+use tracker_ebpf::classify::magic::SOCKFS;
 
 use super::{
     files::{Looker, Open, basics, unreadable},
@@ -81,20 +81,20 @@ fn details(
     namespace: Option<u64>,
     file: &mut File,
 ) {
-    match file.kind.name() {
-        "tcp" => tcp(socket, file),
-        "udp" => {
+    match file.kind {
+        FileKind::Tcp => tcp(socket, file),
+        FileKind::Udp => {
             const UDP_CORK: i32 = 1;
             let protocol = if file.facts.int(Fact::Protocol) == Some(136) { 136 } else { libc::IPPROTO_UDP };
             let corked = sys::socket_option::<i32>(socket, protocol, UDP_CORK);
             file.facts.set_some(Fact::Corked, corked.ok().map(|(corked, _)| corked != 0));
         }
-        "netlink" => netlink_socket(socket, file),
-        "packet" => {
+        FileKind::Netlink => netlink_socket(socket, file),
+        FileKind::Packet => {
             let memberships = looker.around.memberships(looker.seen, namespace, open.status.inode);
             file.facts.set_some(Fact::Memberships, memberships);
         }
-        "unix" => {
+        FileKind::Unix => {
             file.relations.push(Relation::Unix(open.status.inode));
             unix_queue(looker, open, socket, file);
         }
@@ -206,7 +206,7 @@ fn in_flight(looker: &mut Looker<'_>, open: &Open, file: &mut File) {
     if count > 0 {
         let mut sent = unreadable(open.fd, open.link.clone(), "");
         sent.fd = None;
-        sent.kind = Kind::FdInFlight.into();
+        sent.kind = FileKind::FdInFlight;
         let why = format!(
             "{count} files wait to be received from fd {}, and can't be looked at from outside",
             open.fd

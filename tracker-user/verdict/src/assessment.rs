@@ -50,7 +50,7 @@ impl Assessment {
         }
         for process in processes {
             for file in process.files.iter().filter(|file| file.fd.is_some()) {
-                let Some(kind) = Kind::from_name(file.kind.name()) else { continue };
+                let Some(kind) = file.kind.counted() else { continue };
                 let verdict = verdicts.get(&(process.pid, file.fd)).copied().unwrap_or(Verdict::Ok);
                 *self.files.entry(kind).or_default().entry(verdict).or_default() += 1;
             }

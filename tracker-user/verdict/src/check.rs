@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Judge, Judgement, KNOWN_VERSIONS, NOT_KNOWN, Pass, Verdict,
+    FileKind, Judge, Judgement, KNOWN_VERSIONS, NOT_KNOWN, Pass, Verdict,
     context::Context,
-    facts::{Fact, Facts, FileKind},
+    facts::{Fact, Facts},
     tree::{File, Process, Tree},
 };
 
@@ -99,11 +99,11 @@ pub(super) fn blockers(judge: &Judge, tree: &Tree, processes: &[&Process]) -> Ve
             let judgements = judge.file(kind, facts).into_iter();
             found.extend(judgements.map(|judgement| (place, blocker(process, file, kind, judgement))));
         };
-        add(None, FileKind::PROCESS, &context.process_facts(process));
+        add(None, FileKind::Process, &context.process_facts(process));
         if let Some(why) = &process.unreadable {
             let mut facts = Facts::default();
             facts.set(Fact::Why, why.clone());
-            add(None, FileKind::UNREADABLE, &facts);
+            add(None, FileKind::Unreadable, &facts);
         }
         for file in &process.files {
             add(Some(file), file.kind, &context.facts(process, file));
@@ -144,7 +144,7 @@ fn unreadable(root: &Process, why: &str) -> Blocker {
         remedy: why.to_owned(),
         options: Vec::new(),
     };
-    blocker(root, None, FileKind::UNREADABLE, judgement)
+    blocker(root, None, FileKind::Unreadable, judgement)
 }
 
 fn subtrees(judge: &Judge, tree: &Tree) -> Vec<Subtree> {
@@ -259,7 +259,7 @@ mod tests {
         facts.set(Fact::OfThread, false);
         File {
             fd: Some(fd),
-            kind: FileKind::from_name("pidfd").unwrap(),
+            kind: FileKind::Pidfd,
             link: "anon_inode:[pidfd]".into(),
             facts,
             relations: vec![Relation::Target(target)],

@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tracker_ebpf::Kind;
-
 use super::{
+    FileKind,
     facts::{Fact, Facts},
     tree::{File, Namespaces, Process, Relation, Tree, UnixSocket},
 };
@@ -80,7 +79,7 @@ impl<'a> Context<'a> {
             in_flight: processes
                 .iter()
                 .flat_map(|process| &process.files)
-                .any(|file| file.kind == Kind::FdInFlight.into()),
+                .any(|file| file.kind == FileKind::FdInFlight),
             pipes: relations()
                 .filter_map(|r| if let Relation::ReadablePipe(inode) = r { Some(*inode) } else { None })
                 .collect(),
@@ -271,10 +270,10 @@ fn state_of(socket: &UnixSocket) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{FileKind, tree::Mounts};
+    use crate::tree::Mounts;
 
     fn file(relations: Vec<Relation>) -> File {
-        let kind = FileKind::from_name("file").unwrap();
+        let kind = FileKind::File;
         let is_terminal = relations.iter().any(|relation| matches!(relation, Relation::Terminal { .. }));
         let link = if is_terminal { "/dev/pts/4" } else { "/a (deleted)" };
         File { fd: Some(3), kind, link: link.into(), facts: Facts::default(), relations }

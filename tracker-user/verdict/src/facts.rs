@@ -1,72 +1,6 @@
 //! What is known of an open file: facts, by the names that rules use for them.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt};
-
-use tracker_ebpf::Kind;
-
-/// What a file is, by its stable name: that of a [`Kind`], or one of [`FileKind::UNCOUNTED`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FileKind(&'static str);
-
-impl FileKind {
-    /// What couldn't be looked at.
-    pub const UNREADABLE: Self = Self("unreadable");
-
-    /// No file: the process at a tree's root itself.
-    pub const PROCESS: Self = Self("process");
-
-    /// Kinds that no probe counts, because what CRIU makes of them depends on context alone.
-    pub const UNCOUNTED: &[&str] = &[
-        "file",
-        "directory",
-        "symlink",
-        "fifo",
-        "pipe",
-        "memfd",
-        "mem_device",
-        "autofs",
-        "tty",
-        "unix",
-        "tcp",
-        "udp",
-        "raw",
-        "netlink",
-        "namespace",
-        "uprobes_mapped",
-        "process",
-        "unreadable",
-    ];
-
-    /// The kind with this name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::all().find(|kind| kind.0 == name)
-    }
-
-    /// Every kind.
-    pub fn all() -> impl Iterator<Item = Self> {
-        let counted = Kind::ALL.iter().map(|kind| kind.name());
-        counted.chain(Self::UNCOUNTED.iter().copied()).map(Self)
-    }
-
-    /// The stable name used in JSON, in rules and on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        self.0
-    }
-}
-
-impl From<Kind> for FileKind {
-    fn from(kind: Kind) -> Self {
-        Self(kind.name())
-    }
-}
-
-impl fmt::Display for FileKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.0)
-    }
-}
+use std::{borrow::Cow, collections::BTreeMap};
 
 /// What a fact is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -387,8 +321,6 @@ mod tests {
     fn names_are_distinct() {
         let names: BTreeSet<_> = Fact::ALL.iter().map(|fact| fact.name()).collect();
         assert_eq!(names.len(), Fact::ALL.len());
-        let kinds: BTreeSet<_> = FileKind::all().collect();
-        assert_eq!(kinds.len(), Kind::COUNT + FileKind::UNCOUNTED.len());
     }
 
     #[test]

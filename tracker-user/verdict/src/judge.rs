@@ -5,8 +5,8 @@ use std::{array, collections::BTreeSet};
 use tracker_ebpf::Kind;
 
 use super::{
-    Profile, Verdict,
-    facts::{Fact, Facts, FileKind, Value},
+    FileKind, Profile, Verdict,
+    facts::{Fact, Facts, Value},
     rules::{Holds, Message, Pass, Rule, Rules},
 };
 

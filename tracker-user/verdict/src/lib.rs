@@ -28,7 +28,7 @@ use std::fmt;
 
 pub use assessment::Assessment;
 pub use check::{Blocker, Report, Step, Subtree, check};
-pub use facts::{Fact, Facts, FileKind, Type, Value};
+pub use facts::{Fact, Facts, Type, Value};
 pub use history::{Histories, History, HistorySummary};
 pub use judge::{Judge, Judgement, NOT_KNOWN};
 pub use kernel::KernelVersion;
@@ -38,6 +38,7 @@ pub use profile::{
     CriuVersion, KNOWN_VERSIONS, NEWEST_KNOWN, OLDEST_KNOWN, ParseVersionError, Profile, Source,
 };
 pub use rules::{Condition, Message, Pass, Rule, RuleError, Rules, Truth};
+pub use tracker_ebpf::FileKind;
 pub use tree::{File, Mounts, Namespaces, Process, Relation, Tree, UnixSocket};
 
 /// What CRIU would make of a slot; of a container, the worst of its slots. Ordered from best to worst.

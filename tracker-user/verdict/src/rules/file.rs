@@ -7,11 +7,7 @@ use thiserror::Error;
 use toml::Spanned;
 
 use super::{
-    super::{
-        Verdict,
-        facts::{Fact, FileKind},
-        options::DumpOption,
-    },
+    super::{FileKind, Verdict, facts::Fact, options::DumpOption},
     Pass, Rule,
     condition::{Condition, Versions},
     message::Message,
@@ -132,7 +128,7 @@ impl Written {
 }
 
 fn unknown_kind(name: &str) -> String {
-    let known: Vec<&str> = FileKind::all().map(FileKind::name).collect();
+    let known: Vec<&str> = FileKind::ALL.iter().map(|kind| kind.name()).collect();
     format!("no kind is called {name:?}; known are {}", known.join(", "))
 }
 

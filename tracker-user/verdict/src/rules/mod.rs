@@ -13,11 +13,7 @@ pub use message::Message;
 use serde::Deserialize;
 
 use self::condition::Versions;
-use super::{
-    Verdict,
-    facts::{Fact, FileKind},
-    options::DumpOption,
-};
+use super::{FileKind, Verdict, facts::Fact, options::DumpOption};
 
 /// What CRIU does when, in the order of its passes over a process tree (`cr-dump.c:cr_dump_tasks`, `dump_one_task`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
