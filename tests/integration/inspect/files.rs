@@ -10,7 +10,11 @@ use std::{
     process::{Command, Stdio},
 };
 
-use fdtracker::verdict::{Fact, tree::Relation};
+use fdtracker::verdict::{
+    fact,
+    tree::Relation,
+    word::{Driver, Filesystem, Leads, LockHolder, Targets, Watches},
+};
 use fdtracker_tests::{
     Zoo, fdzoo,
     sys::{address, call, check},
@@ -29,17 +33,17 @@ pub(super) fn regular_files() {
     let tree = me();
     let found = fd(&tree, file.as_raw_fd());
     assert_eq!((found.kind.name(), found.link.as_str()), ("file", path.to_str().expect("a name")));
-    has(found, Fact::Leads, "same");
-    has(found, Fact::Links, 1);
-    has(found, Fact::Size, 5);
-    has(found, Fact::Lock, "none");
+    has(found, fact::LEADS, Leads::Same);
+    has(found, fact::LINKS, 1);
+    has(found, fact::SIZE, 5);
+    has(found, fact::LOCK, LockHolder::None);
     let Some(Relation::Mount(mount)) = found.relations.first() else { panic!("no mount: {found:#?}") };
     let mounts = &tree.mounts[&first(&tree).namespaces["mnt"]];
     assert_eq!(mounts.overmounted.get(mount), Some(&false));
-    has(fd(&tree, directory.as_raw_fd()), Fact::Leads, "same");
+    has(fd(&tree, directory.as_raw_fd()), fact::LEADS, Leads::Same);
     let found = fd(&tree, namespace.as_raw_fd());
     is_related(found, &Relation::Namespace("net".into(), tree.host["net"]));
-    has(fd(&tree, proc.as_raw_fd()), Fact::Filesystem, "proc");
+    has(fd(&tree, proc.as_raw_fd()), fact::FILESYSTEM, Filesystem::Proc);
 }
 
 pub(super) fn deleted_files() {
@@ -58,13 +62,13 @@ pub(super) fn deleted_files() {
     fs::remove_file(dir.path().join("replaced")).expect("remove a file");
     let tree = me();
     let found = fd(&tree, gone.as_raw_fd());
-    has(found, Fact::Links, 0);
-    has(found, Fact::Size, 1 << 21);
-    has(found, Fact::Allocated, 0);
-    has(fd(&tree, linked.as_raw_fd()), Fact::Leads, "nowhere");
+    has(found, fact::LINKS, 0);
+    has(found, fact::SIZE, 1 << 21);
+    has(found, fact::ALLOCATED, 0);
+    has(fd(&tree, linked.as_raw_fd()), fact::LEADS, Leads::Nowhere);
     let found = fd(&tree, replaced.as_raw_fd());
-    has(found, Fact::Leads, "other");
-    assert_ne!(found.facts.text(Fact::LeadsTo), found.facts.text(Fact::Identity));
+    has(found, fact::LEADS, Leads::Other);
+    assert_ne!(found.facts.get(fact::LEADS_TO), found.facts.get(fact::IDENTITY));
 }
 
 pub(super) fn locks() {
@@ -87,7 +91,7 @@ pub(super) fn locks() {
     is_related(fd(&tree, posix.as_raw_fd()), &Relation::Lock(pid));
     is_related(fd(&tree, whole.as_raw_fd()), &Relation::Lock(pid));
     is_related(fd(&tree, open.as_raw_fd()), &Relation::Lock(-1));
-    has(fd(&tree, free.as_raw_fd()), Fact::Lock, "none");
+    has(fd(&tree, free.as_raw_fd()), fact::LOCK, LockHolder::None);
 }
 
 pub(super) fn pipes() {
@@ -110,14 +114,14 @@ pub(super) fn pipes() {
     let tree = me();
     let found = fd(&tree, reads.as_raw_fd());
     assert_eq!(found.kind.name(), "pipe");
-    has(found, Fact::Packets, false);
-    let inode = found.facts.int(Fact::Inode).expect("an inode");
+    has(found, fact::PACKETS, false);
+    let inode = found.facts.get(fact::INODE).expect("an inode");
     is_related(found, &Relation::ReadablePipe(inode as u64));
     assert!(fd(&tree, writes.as_raw_fd()).relations.is_empty());
-    has(fd(&tree, packets.as_raw_fd()), Fact::Packets, true);
+    has(fd(&tree, packets.as_raw_fd()), fact::PACKETS, true);
     assert_eq!(fd(&tree, fifo.as_raw_fd()).kind.name(), "fifo");
-    has(fd(&tree, fifo.as_raw_fd()), Fact::OPath, false);
-    has(fd(&tree, named.as_raw_fd()), Fact::OPath, true);
+    has(fd(&tree, fifo.as_raw_fd()), fact::O_PATH, false);
+    has(fd(&tree, named.as_raw_fd()), fact::O_PATH, true);
 }
 
 pub(super) fn epoll_targets() {
@@ -145,9 +149,9 @@ pub(super) fn epoll_targets() {
         .expect("send");
     drop(gone);
     let tree = me();
-    has(fd(&tree, plain.as_raw_fd()), Fact::Targets, "found");
-    has(fd(&tree, copied.as_raw_fd()), Fact::Targets, "found");
-    has(fd(&tree, escaped.as_raw_fd()), Fact::Targets, "escaped");
+    has(fd(&tree, plain.as_raw_fd()), fact::TARGETS, Targets::Found);
+    has(fd(&tree, copied.as_raw_fd()), fact::TARGETS, Targets::Found);
+    has(fd(&tree, escaped.as_raw_fd()), fact::TARGETS, Targets::Escaped);
     drop(b);
 }
 
@@ -162,20 +166,20 @@ pub(super) fn watches() {
     let (etc, proc) = (watch("/etc"), watch("/proc/self"));
     let empty = owned(call(libc::SYS_inotify_init1, &[0]).expect("an inotify"));
     let tree = me();
-    has(fd(&tree, empty.as_raw_fd()), Fact::Watches, "found");
-    has(fd(&tree, etc.as_raw_fd()), Fact::Watches, "found");
+    has(fd(&tree, empty.as_raw_fd()), fact::WATCHES, Watches::Found);
+    has(fd(&tree, etc.as_raw_fd()), fact::WATCHES, Watches::Found);
     let found = fd(&tree, proc.as_raw_fd());
-    has(found, Fact::Watches, "no_handle");
-    assert!(found.facts.int(Fact::WatchInode).is_some(), "{found:#?}");
+    has(found, fact::WATCHES, Watches::NoHandle);
+    assert!(found.facts.get(fact::WATCH_INODE).is_some(), "{found:#?}");
     if fs::metadata("/dev/shm").is_ok() {
         let path = format!("/dev/shm/fdtracker-{}", std::process::id());
         fs::write(&path, "").expect("make a file");
         let shm = watch(&path);
-        has(fd(&me(), shm.as_raw_fd()), Fact::Watches, "found");
+        has(fd(&me(), shm.as_raw_fd()), fact::WATCHES, Watches::Found);
         let _open = fs::File::open(&path).expect("open the file");
         fs::remove_file(&path).expect("remove a file");
         let gone = me();
-        has(fd(&gone, shm.as_raw_fd()), Fact::Watches, "no_path");
+        has(fd(&gone, shm.as_raw_fd()), fact::WATCHES, Watches::NoPath);
     }
 }
 
@@ -188,12 +192,12 @@ pub(super) fn pidfds() {
     child.wait().expect("wait");
     let tree = me();
     is_related(fd(&tree, parent.as_raw_fd()), &Relation::Target(std::os::unix::process::parent_id().into()));
-    has(fd(&tree, parent.as_raw_fd()), Fact::OfThread, false);
+    has(fd(&tree, parent.as_raw_fd()), fact::OF_THREAD, false);
     is_related(fd(&tree, reaped.as_raw_fd()), &Relation::Target(-1));
     // Linux 6.9
     if let Ok(of_thread) = call(libc::SYS_pidfd_open, &[std::process::id().into(), libc::O_EXCL.into()]) {
         let of_thread = owned(of_thread);
-        has(fd(&me(), of_thread.as_raw_fd()), Fact::OfThread, true);
+        has(fd(&me(), of_thread.as_raw_fd()), fact::OF_THREAD, true);
     }
 }
 
@@ -210,12 +214,12 @@ pub(super) fn terminals() {
     let tree = me();
     let found = fd(&tree, slave.as_raw_fd());
     assert_eq!(found.kind.name(), "tty");
-    has(found, Fact::Driver, "pts");
+    has(found, fact::DRIVER, Driver::Pts);
     is_related(found, &Relation::Session(0));
-    let index = found.facts.int(Fact::Minor).expect("a minor number");
+    let index = found.facts.get(fact::MINOR).expect("a minor number");
     is_related(found, &Relation::Terminal { index, master: false });
     let found = fd(&tree, master.as_raw_fd());
-    has(found, Fact::Driver, "ptmx");
+    has(found, fact::DRIVER, Driver::Ptmx);
     is_related(found, &Relation::Terminal { index, master: true });
     is_related(found, &Relation::Session(0));
     // A session with this terminal.
@@ -233,7 +237,7 @@ pub(super) fn terminals() {
     is_related(fd(&me(), master.as_raw_fd()), &session);
     let tree = look(child.id()).expect("the child can be looked at");
     is_related(fd(&tree, 0), &session);
-    has(fd(&tree, 0), Fact::Foreground, i64::from(child.id()));
+    has(fd(&tree, 0), fact::FOREGROUND, i64::from(child.id()));
     child.kill().expect("kill");
     child.wait().expect("wait");
 }
@@ -247,9 +251,9 @@ pub(super) fn mappings() -> Result<(), String> {
     zoo.must(&format!("mmap {memory}"));
     let tree = look(zoo.pid()).expect("the fixture can be looked at");
     let mapped: Vec<_> = first(&tree).files.iter().filter(|file| file.fd.is_none()).collect();
-    assert!(mapped.iter().all(|file| file.facts.int(Fact::Address).is_some_and(|at| at > 0)));
+    assert!(mapped.iter().all(|file| file.facts.get(fact::ADDRESS).is_some_and(|at| at > 0)));
     let [ring] = &mapped[..] else { panic!("one mapping that can't be dumped: {mapped:#?}") };
     assert_eq!((ring.kind.name(), ring.link.as_str()), ("io_uring_mapped", "anon_inode:[io_uring]"));
-    assert_eq!(ring.facts.int(Fact::Mode).map(|mode| mode & 0o777), Some(0o600));
+    assert_eq!(ring.facts.get(fact::MODE).map(|mode| mode & 0o777), Some(0o600));
     Ok(())
 }

@@ -7,6 +7,7 @@ mod trees;
 
 use std::{
     collections::BTreeSet,
+    fmt::Debug,
     os::fd::{FromRawFd as _, OwnedFd},
     process::Command,
 };
@@ -15,7 +16,7 @@ use fdtracker::{
     host::running_kernel,
     inspect::{self, InspectError},
     verdict::{
-        self, Fact, Judge, NOT_KNOWN, Profile, Rules, Value,
+        self, FactType, Judge, Key, NOT_KNOWN, Profile, Rules, fact,
         tree::{File, Process, Relation, Tree},
     },
 };
@@ -76,8 +77,11 @@ fn fd(tree: &Tree, fd: i32) -> &File {
 }
 
 #[track_caller]
-fn has(file: &File, fact: Fact, value: impl Into<Value>) {
-    assert_eq!(file.facts.get(fact), Some(&value.into()), "{} of {file:#?}", fact.name());
+fn has<T>(file: &File, key: Key<T>, value: T)
+where
+    T: for<'a> FactType<Ref<'a> = T> + PartialEq + Debug,
+{
+    assert_eq!(file.facts.get(key), Some(value), "{key:?} of {file:#?}");
 }
 
 #[track_caller]
@@ -140,13 +144,13 @@ fn kinds() {
         let file = fd(&tree, number as i32);
         assert_eq!(file.kind.name(), kind, "{file:#?}");
         match kind {
-            "timerfd" => has(file, Fact::Clock, 1),
-            "bpf_map" => has(file, Fact::MapType, 2),
+            "timerfd" => has(file, fact::CLOCK, 1),
+            "bpf_map" => has(file, fact::MAP_TYPE, 2),
             "pidfd" => is_related(file, &Relation::Target(zoo.pid().into())),
-            "netlink" => has(file, Fact::Queued, 0),
-            "packet" => has(file, Fact::Memberships, false),
-            "char_device" => has(file, Fact::Device, "10:229".to_owned()),
-            "memfd_secret" | "mqueue" => assert!(file.facts.get(Fact::MountId).is_some(), "{file:#?}"),
+            "netlink" => has(file, fact::QUEUED, 0),
+            "packet" => has(file, fact::MEMBERSHIPS, false),
+            "char_device" => assert_eq!(file.facts.get(fact::DEVICE), Some("10:229"), "{file:#?}"),
+            "memfd_secret" | "mqueue" => assert!(file.facts.get(fact::MOUNT_ID).is_some(), "{file:#?}"),
             _ => {}
         }
     }

@@ -10,7 +10,11 @@ use std::{
     process::Command,
 };
 
-use fdtracker::verdict::{Fact, tree::Relation};
+use fdtracker::verdict::{
+    fact,
+    tree::Relation,
+    word::{Filter, SocketState},
+};
 use fdtracker_tests::{
     Zoo, fdzoo,
     sys::{address, call},
@@ -29,16 +33,16 @@ pub(super) fn tcp_and_udp() {
     let fresh = owned(call(libc::SYS_socket, &[2, 1, 0]).expect("a socket"));
     let tree = me();
     let found = fd(&tree, listener.as_raw_fd());
-    has(found, Fact::State, "listen");
-    has(found, Fact::Backlog, 1);
-    has(found, Fact::Filter, "none");
+    has(found, fact::STATE, SocketState::Listen);
+    has(found, fact::BACKLOG, 1);
+    has(found, fact::FILTER, Filter::None);
     is_related(found, &Relation::SocketNamespace(tree.host["net"]));
-    has(fd(&tree, idle.as_raw_fd()), Fact::Backlog, 0);
-    has(fd(&tree, client.as_raw_fd()), Fact::State, "connected");
-    has(fd(&tree, fresh.as_raw_fd()), Fact::State, "close");
+    has(fd(&tree, idle.as_raw_fd()), fact::BACKLOG, 0);
+    has(fd(&tree, client.as_raw_fd()), fact::STATE, SocketState::Connected);
+    has(fd(&tree, fresh.as_raw_fd()), fact::STATE, SocketState::Close);
     assert_eq!(fd(&tree, udp.as_raw_fd()).kind.name(), "udp");
-    has(fd(&tree, udp.as_raw_fd()), Fact::Corked, false);
-    has(fd(&tree, corked.as_raw_fd()), Fact::Corked, true);
+    has(fd(&tree, udp.as_raw_fd()), fact::CORKED, false);
+    has(fd(&tree, corked.as_raw_fd()), fact::CORKED, true);
 }
 
 pub(super) fn unix_sockets() {
@@ -53,7 +57,7 @@ pub(super) fn unix_sockets() {
     let opened = call(libc::SYS_openat, &[libc::AT_FDCWD.into(), name.as_ptr() as i64, flags, 0]);
     let opened = owned(opened.expect("open the socket's name"));
     let tree = me();
-    let inode = |fd_of: i32| fd(&tree, fd_of).facts.int(Fact::Inode).expect("an inode") as u64;
+    let inode = |fd_of: i32| fd(&tree, fd_of).facts.get(fact::INODE).expect("an inode") as u64;
     let (a, b) = (inode(a.as_raw_fd()), inode(b.as_raw_fd()));
     assert_eq!((tree.unix[&a].peer, tree.unix[&b].peer), (Some(b), Some(a)));
     let listening = &tree.unix[&inode(listener.as_raw_fd())];
@@ -62,8 +66,8 @@ pub(super) fn unix_sockets() {
     assert_eq!(listening.pending, [client]);
     assert!(tree.unix[&client].send_queue > 0);
     assert_eq!(tree.unix[&client].peer, None, "nobody has accepted it");
-    has(fd(&tree, opened.as_raw_fd()), Fact::OPath, true);
-    has(fd(&tree, listener.as_raw_fd()), Fact::OPath, false);
+    has(fd(&tree, opened.as_raw_fd()), fact::O_PATH, true);
+    has(fd(&tree, listener.as_raw_fd()), fact::O_PATH, false);
 }
 
 pub(super) fn unix_queues() {
@@ -79,9 +83,9 @@ pub(super) fn unix_queues() {
     from_plain.send(b"hello").expect("send");
     from_asking.send(b"").expect("send");
     let tree = me();
-    has(fd(&tree, plain.as_raw_fd()), Fact::Credentials, false);
-    has(fd(&tree, asking.as_raw_fd()), Fact::Credentials, true);
-    has(fd(&tree, idle.as_raw_fd()), Fact::Credentials, false);
+    has(fd(&tree, plain.as_raw_fd()), fact::CREDENTIALS, false);
+    has(fd(&tree, asking.as_raw_fd()), fact::CREDENTIALS, true);
+    has(fd(&tree, idle.as_raw_fd()), fact::CREDENTIALS, false);
     // Files on their way can't be looked at.
     let mut zoo = Zoo::start(Command::new(fdzoo()));
     let file = zoo.must("open eventfd");
@@ -105,9 +109,9 @@ pub(super) fn netlink_and_filters() {
     call(libc::SYS_setsockopt, &arguments).expect("attach a filter");
     let tree = me();
     let found = fd(&tree, netlink.as_raw_fd());
-    has(found, Fact::Group, 1);
-    assert!(found.facts.int(Fact::PortId).is_some_and(|port| port != 0), "{found:#?}");
-    has(fd(&tree, unbound.as_raw_fd()), Fact::Group, 0);
-    has(fd(&tree, unbound.as_raw_fd()), Fact::PortId, 0);
-    has(fd(&tree, filtered.as_raw_fd()), Fact::Filter, "classic");
+    has(found, fact::GROUP, 1);
+    assert!(found.facts.get(fact::PORT_ID).is_some_and(|port| port != 0), "{found:#?}");
+    has(fd(&tree, unbound.as_raw_fd()), fact::GROUP, 0);
+    has(fd(&tree, unbound.as_raw_fd()), fact::PORT_ID, 0);
+    has(fd(&tree, filtered.as_raw_fd()), fact::FILTER, Filter::Classic);
 }

@@ -8,8 +8,9 @@ use std::{
 use fdtracker::{
     inspect::InspectError,
     verdict::{
-        Fact,
+        fact,
         tree::{Process, Relation},
+        word::Leads,
     },
 };
 use fdtracker_tests::{Cgroup, Zoo, eventually, fdzoo};
@@ -116,11 +117,11 @@ pub(super) fn other_namespaces() -> Result<(), String> {
     let namespaces = &first(&tree).namespaces;
     assert_ne!(namespaces["net"], tree.host["net"]);
     is_related(fd(&tree, tcp as i32), &Relation::SocketNamespace(namespaces["net"]));
-    let inode = fd(&tree, unix as i32).facts.int(Fact::Inode).expect("an inode") as u64;
+    let inode = fd(&tree, unix as i32).facts.get(fact::INODE).expect("an inode") as u64;
     is_related(fd(&tree, unix as i32), &Relation::Unix(inode));
     assert!(tree.unix.contains_key(&inode));
     assert!(tree.mounts.contains_key(&namespaces["mnt"]));
-    has(fd(&tree, dir as i32), Fact::Leads, "same");
+    has(fd(&tree, dir as i32), fact::LEADS, Leads::Same);
     Ok(())
 }
 

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use crate::verdict::{self, Blocker, Judge, Profile, Report, Step, Subtree};
+use crate::verdict::{
+    self, Blocker, FileKind, Judge, Profile, Reason, Report, Step, Subtree, Verdict, VersionSource,
+};
 
 /// The document that `check -o json` prints.
 #[derive(Clone, Debug, Serialize)]
@@ -10,7 +12,7 @@ pub struct Check {
     /// What was asked for.
     pub target: String,
     /// `ok`, `needs_option`, `blocked` or `unknown`.
-    pub verdict: &'static str,
+    pub verdict: Verdict,
     /// The CRIU that it is about.
     pub criu: Criu,
     /// The kernel that it would run on.
@@ -49,13 +51,13 @@ pub struct BlockerRow {
     /// The fd; null for what no slot holds.
     pub fd: Option<u32>,
     /// What the file is.
-    pub kind: &'static str,
+    pub kind: FileKind,
     /// What its link says.
     pub link: String,
     /// `needs_option`, `blocked` or `unknown`.
-    pub verdict: &'static str,
+    pub verdict: Verdict,
     /// The stable code for why.
-    pub reason: String,
+    pub reason: Reason,
     /// What CRIU says; empty if it can't be told.
     pub message: String,
     /// What to do.
@@ -76,7 +78,7 @@ pub struct SubtreeRow {
     /// How many processes it has.
     pub processes: usize,
     /// What CRIU would make of it.
-    pub verdict: &'static str,
+    pub verdict: Verdict,
     /// How many reasons there are against it.
     pub blockers: usize,
 }
@@ -90,7 +92,7 @@ pub struct StepRow {
     pub what: String,
     /// Why; of a `change` only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub reason: Option<Reason>,
     /// The processes that must change; of a `change` only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pids: Vec<u32>,
@@ -103,7 +105,7 @@ impl Check {
         let profile = judge.profile();
         Self {
             target,
-            verdict: report.verdict.name(),
+            verdict: report.verdict,
             criu: Criu::new(profile),
             kernel: profile.kernel.to_string(),
             frozen,
@@ -118,7 +120,7 @@ impl Criu {
     fn new(profile: &Profile) -> Self {
         let newest = verdict::NEWEST_KNOWN;
         let note = match profile.source {
-            verdict::Source::Assumed => Some("no CRIU was found: the newest known is assumed".to_owned()),
+            VersionSource::Assumed => Some("no CRIU was found: the newest known is assumed".to_owned()),
             _ if profile.is_newer_than_known() => {
                 Some(format!("newer than all that are known: judged as {newest}"))
             }
@@ -140,9 +142,9 @@ impl BlockerRow {
             pid: *pid,
             comm: comm.clone(),
             fd: *fd,
-            kind: kind.name(),
+            kind: *kind,
             link: link.clone(),
-            verdict: judgement.verdict.name(),
+            verdict: judgement.verdict,
             reason: judgement.reason.clone(),
             message: judgement.message.clone(),
             remedy: judgement.remedy.clone(),
@@ -159,7 +161,7 @@ impl SubtreeRow {
             comm: comm.clone(),
             depth: *depth,
             processes: *processes,
-            verdict: verdict.name(),
+            verdict: *verdict,
             blockers: *blockers,
         }
     }

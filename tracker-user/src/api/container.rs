@@ -6,7 +6,7 @@ use super::{BlockerRow, Comm, ContainerRow, Criu, names_path, timestamp};
 use crate::{
     inventory::{Detail, Entry},
     runtime::Owner,
-    verdict::Judge,
+    verdict::{Judge, Verdict},
 };
 
 /// One container, with all that stands in the way of a dump.
@@ -18,7 +18,7 @@ pub struct ContainerReport {
     #[serde(flatten)]
     pub container: ContainerRow,
     /// What CRIU would make of it: `ok`, `needs_option`, `blocked` or `unknown`.
-    pub verdict: &'static str,
+    pub verdict: Verdict,
     /// Where that is from: `current`, a look in detail that still holds; `outdated`, a look before files changed; `pending`, no look yet;
     /// `none`, there won't be a look: of the host there is no dump.
     pub look: &'static str,
@@ -43,7 +43,7 @@ impl ContainerReport {
         Self {
             criu: Criu::new(judge.profile()),
             container: ContainerRow::new(owner, entry, judge, Some(comm)),
-            verdict: entry.judged.verdict.name(),
+            verdict: entry.judged.verdict,
             look,
             last_checkpointable: entry.history.last_ok.map(timestamp),
             blocked_seconds: entry.history.blocked.as_secs_f64(),

@@ -127,7 +127,7 @@ impl Notice {
             (notice.fd, notice.kind) = (*fd, Some(kind.name().into()));
             notice.link = Some(link.clone());
             notice.verdict = Some(judgement.verdict.name().into());
-            notice.reason = Some(judgement.reason.clone());
+            notice.reason = Some(judgement.reason.to_string());
             notice.message = Some(judgement.message.clone());
         }
         notice

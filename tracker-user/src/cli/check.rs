@@ -53,7 +53,7 @@ pub(super) async fn run(args: &args::Check) -> anyhow::Result<ExitCode> {
         let check = look(args, target, &found, &judge)?;
         known = Some((how, judge));
         let waited = args.wait.is_none_or(|wait| start.elapsed() >= wait);
-        if waited || check.verdict == Verdict::Ok.name() {
+        if waited || check.verdict == Verdict::Ok {
             print(args, &check)?;
             return Ok(code(check.verdict));
         }
@@ -83,11 +83,11 @@ fn how_dumped(found: &Found) -> (Engine, Option<String>) {
     (engine, container.criu_config.clone())
 }
 
-fn code(verdict: &str) -> ExitCode {
+fn code(verdict: Verdict) -> ExitCode {
     ExitCode::from(match verdict {
-        "ok" => 0,
-        "unknown" => 3,
-        _ => 1,
+        Verdict::Ok => 0,
+        Verdict::NeedsOption | Verdict::Blocked => 1,
+        Verdict::Unknown => 3,
     })
 }
 

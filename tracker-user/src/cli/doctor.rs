@@ -11,7 +11,7 @@ use super::{
 use crate::{
     bpf::{Finding, Status, findings},
     inspect::limits,
-    verdict::Source,
+    verdict::VersionSource,
 };
 
 /// The document that `doctor -o json` prints.
@@ -48,7 +48,7 @@ pub(super) fn run(args: &args::Doctor) -> anyhow::Result<ExitCode> {
     found.push(details());
     found.push(match args.judging.profile() {
         Ok(profile) => {
-            let assumed = profile.source == Source::Assumed;
+            let assumed = profile.source == VersionSource::Assumed;
             let status = if assumed { Status::Warn } else { Status::Ok };
             Finding { name: "CRIU", status, detail: profile.to_string() }
         }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     criu::Engine,
-    verdict::{self, Cause, Fact, FileKind, Judge, Rule, Verdict, rule_of},
+    verdict::{self, Cause, FileKind, Judge, Reason, Rule, Verdict, fact, rule_of},
 };
 
 pub(super) fn run(args: &args::Explain) -> anyhow::Result<ExitCode> {
@@ -49,10 +49,10 @@ fn rules_about<'a>(judge: &'a Judge, what: &str) -> Vec<&'a Rule> {
 /// A rule, as users are shown it.
 #[derive(Serialize)]
 struct Row {
-    reason: String,
+    reason: Reason,
     kinds: Vec<&'static str>,
     when: String,
-    verdict: &'static str,
+    verdict: Verdict,
     message: String,
     remedy: String,
     options: Vec<String>,
@@ -69,7 +69,7 @@ impl Row {
             reason: rule.reason.clone(),
             kinds,
             when: rule.conditions(),
-            verdict: rule.verdict.name(),
+            verdict: rule.verdict,
             message: rule.message.pattern(),
             remedy: rule.remedy.pattern(),
             options: rule.options.iter().map(verdict::Message::pattern).collect(),
@@ -108,8 +108,8 @@ struct Explained {
     pid: Option<u32>,
     comm: Option<String>,
     fd: Option<u32>,
-    reason: Option<String>,
-    verdict: Option<&'static str>,
+    reason: Option<Reason>,
+    verdict: Option<Verdict>,
     remedy: Option<String>,
     source: Option<String>,
 }
@@ -118,7 +118,7 @@ struct Explained {
 pub(super) fn cause(format: LsFormat, judge: &Judge, cause: &Cause) -> anyhow::Result<ExitCode> {
     let found = rule_of(judge.rules(), &cause.message);
     let fd = found.as_ref().and_then(|(_, facts)| {
-        let fd = facts.iter().find(|(fact, _)| *fact == Fact::Fd)?;
+        let fd = facts.iter().find(|(fact, _)| *fact == fact::FD)?;
         fd.1.parse().ok()
     });
     let rule = found.as_ref().map(|(rule, _)| *rule);
@@ -129,7 +129,7 @@ pub(super) fn cause(format: LsFormat, judge: &Judge, cause: &Cause) -> anyhow::R
         comm: cause.comm.clone(),
         fd,
         reason: rule.map(|rule| rule.reason.clone()),
-        verdict: rule.map(|rule| rule.verdict.name()),
+        verdict: rule.map(|rule| rule.verdict),
         remedy: rule.map(|rule| rule.remedy.pattern()),
         source: rule.map(|rule| rule.source.clone()),
     };
@@ -150,8 +150,8 @@ fn print_cause(cause: &Explained) -> io::Result<()> {
     let fd = cause.fd.map(|fd| format!(", fd {fd}")).unwrap_or_default();
     writeln!(out, "line {}: {who}{fd}", cause.line)?;
     writeln!(out, "  CRIU says  {}", output::printable(&cause.message))?;
-    let unknown = "no rule is about this message".to_owned();
-    writeln!(out, "  reason     {}", cause.reason.as_ref().unwrap_or(&unknown))?;
+    let reason = cause.reason.as_ref().map_or("no rule is about this message", Reason::as_str);
+    writeln!(out, "  reason     {reason}")?;
     for (name, text) in [("remedy", &cause.remedy), ("source", &cause.source)] {
         if let Some(text) = text {
             writeln!(out, "  {name:<10} {text}")?;

@@ -243,6 +243,7 @@ pub(super) fn notice(notice: &Notice) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::{FileKind, Verdict};
 
     #[test]
     fn names_move_no_cursor() {
@@ -254,10 +255,10 @@ mod tests {
             pid: 7,
             comm: "dbus-daemon".into(),
             fd,
-            kind: "pidfd",
+            kind: FileKind::Pidfd,
             link: "anon_inode:[pidfd]".into(),
-            verdict: "blocked",
-            reason: "pidfd_unsupported".into(),
+            verdict: Verdict::Blocked,
+            reason: "pidfd_unsupported".parse().unwrap(),
             message: message.into(),
             remedy: "use CRIU 4.1 or newer".into(),
         }

@@ -10,17 +10,17 @@ use super::{
 };
 use crate::{
     criu::Engine,
-    verdict::{CriuVersion, Facts, FileKind, Judge, KNOWN_VERSIONS, Verdict},
+    verdict::{CriuVersion, Facts, FileKind, Judge, KNOWN_VERSIONS, Reason, Verdict},
 };
 
 /// What a kind comes to.
 #[derive(Serialize)]
 struct Row {
-    kind: &'static str,
+    kind: FileKind,
     /// By release: `ok`, `blocked`, or `depends`.
     criu: BTreeMap<String, &'static str>,
     /// The reasons for which a file of the kind isn't dumped, with some release.
-    reasons: Vec<String>,
+    reasons: Vec<Reason>,
 }
 
 pub(super) fn run(args: &args::Rules) -> anyhow::Result<ExitCode> {
@@ -71,11 +71,12 @@ impl Row {
             Verdict::NeedsOption | Verdict::Unknown => "depends",
         };
         let criu = judges.iter().map(|judge| (judge.profile().version.to_string(), verdict(judge))).collect();
-        Self { kind: kind.name(), criu, reasons }
+        Self { kind, criu, reasons }
     }
 
     fn cells(&self) -> Vec<String> {
         let verdicts = self.criu.values().map(|verdict| (*verdict).to_owned());
-        [self.kind.to_owned()].into_iter().chain(verdicts).chain([self.reasons.join(", ")]).collect()
+        let reasons: Vec<&str> = self.reasons.iter().map(Reason::as_str).collect();
+        [self.kind.to_string()].into_iter().chain(verdicts).chain([reasons.join(", ")]).collect()
     }
 }

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use crate::{
     host::KernelVersion,
-    verdict::{CriuVersion, DumpOption, Judge, Profile, RuleError, Rules, Source},
+    verdict::{CriuVersion, DumpOption, Judge, Profile, RuleError, Rules, VersionSource},
 };
 
 /// Who runs CRIU.
@@ -121,7 +121,7 @@ pub fn profile(wanted: &Wanted, kernel: KernelVersion) -> Result<Profile, CriuEr
     let mut profile = Profile::new(wanted.version, found, kernel);
     // A release that was only named may be built in any way.
     if let Some(program) = program
-        && (profile.source == Source::Path || wanted.program.is_some())
+        && (profile.source == VersionSource::Path || wanted.program.is_some())
     {
         program::learn(&program, &mut profile.build);
     }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use crate::verdict::{CriuVersion, Fact, Facts};
+use crate::verdict::{CriuVersion, Facts, fact};
 
 /// CRIU tells its version in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -77,10 +77,10 @@ const PLUGINS: [&str; 4] =
 pub(super) fn learn(program: &Path, facts: &mut Facts) {
     // The name of the library that it needs, or the messages of one that is part of it.
     let binary = fs::read(program).ok();
-    facts.set_some(Fact::Libbpf, binary.map(|binary| contains(&binary, b"libbpf")));
+    facts.set_some(fact::LIBBPF, binary.map(|binary| contains(&binary, b"libbpf")));
     let plugin = |name: &str| PLUGINS.iter().any(|dir| Path::new(dir).join(name).exists());
-    facts.set(Fact::CudaPlugin, plugin("cuda_plugin.so") && in_path("cuda-checkpoint").is_some());
-    facts.set(Fact::AmdgpuPlugin, plugin("amdgpu_plugin.so"));
+    facts.set(fact::CUDA_PLUGIN, plugin("cuda_plugin.so") && in_path("cuda-checkpoint").is_some());
+    facts.set(fact::AMDGPU_PLUGIN, plugin("amdgpu_plugin.so"));
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {

@@ -7,7 +7,7 @@ use super::{
     parse::Target,
     sys::{self, Compare},
 };
-use crate::verdict::{Fact, tree::File};
+use crate::verdict::{fact, tree::File, word::Targets};
 
 /// So many comparisons are made for one epoll, and no more: a process may have any number of targets, each a copy of many fds.
 const MAX_COMPARED: usize = 50_000;
@@ -15,7 +15,7 @@ const MAX_COMPARED: usize = 50_000;
 pub(super) fn look(looker: &mut Looker<'_>, open: &Open, file: &mut File) {
     let Some(info) = looker.fdinfo_or_why(open.fd, file) else { return };
     if info.incomplete {
-        file.facts.set(Fact::Why, "its fdinfo isn't understood");
+        file.facts.set(fact::WHY, "its fdinfo isn't understood".into());
         return;
     }
     // Several targets may have been added by one fd, when it was closed and used again.
@@ -30,15 +30,17 @@ pub(super) fn look(looker: &mut Looker<'_>, open: &Open, file: &mut File) {
                 let again =
                     looker.fdinfo_or_why(open.fd, file).is_some_and(|again| again.targets == info.targets);
                 return if again {
-                    file.facts.set(Fact::Targets, "escaped");
+                    file.facts.set(fact::TARGETS, Targets::Escaped);
                 } else {
-                    file.facts.set(Fact::Why, "it changed while it was looked at");
+                    file.facts.set(fact::WHY, "it changed while it was looked at".into());
                 };
             }
-            Err(error) => return file.facts.set(Fact::Why, format!("compare with its targets: {error}")),
+            Err(error) => {
+                return file.facts.set(fact::WHY, format!("compare with its targets: {error}").into());
+            }
         }
     }
-    file.facts.set(Fact::Targets, "found");
+    file.facts.set(fact::TARGETS, Targets::Found);
 }
 
 /// Whether any fd of the process is a target: most likely the one by which it was added, else one with its inode.

@@ -21,8 +21,9 @@ use super::{
     terminals, watches,
 };
 use crate::verdict::{
-    Fact, Facts, FileKind,
+    Facts, FileKind, fact,
     tree::{File, Relation},
+    word::{HugePages, Leads, LockHolder},
 };
 
 /// Looks at the open files of one process.
@@ -82,7 +83,7 @@ impl<'a> Looker<'a> {
             };
             // A path that leads elsewhere: it may be that of a file that was closed while its fd was used again.
             let is_sure = file.kind != FileKind::Unreadable
-                && file.facts.text(Fact::Leads).is_none_or(|leads| leads == "same");
+                && file.facts.get(fact::LEADS).is_none_or(|leads| leads == Leads::Same);
             if is_sure || last.as_ref() == Some(&file) {
                 return Ok(Some(file));
             }
@@ -138,13 +139,13 @@ impl<'a> Looker<'a> {
             FileKind::MemfdSecret => self.mount(open, file),
             FileKind::Mqueue => {
                 self.mount(open, file);
-                file.facts.set(Fact::Links, i64::from(open.status.links));
+                file.facts.set(fact::LINKS, i64::from(open.status.links));
             }
             FileKind::Memfd if open.magic == kinds::HUGETLB_FS => {
                 self.mount(open, file);
-                file.facts.set_some(Fact::HugePages, self.huge_pages(open));
+                file.facts.set_some(fact::HUGE_PAGES, self.huge_pages(open));
             }
-            FileKind::Memfd => file.facts.set(Fact::HugePages, "not_used"),
+            FileKind::Memfd => file.facts.set(fact::HUGE_PAGES, HugePages::NotUsed),
             FileKind::Tty => {
                 self.mount(open, file);
                 self.o_path(open, file);
@@ -165,7 +166,7 @@ impl<'a> Looker<'a> {
 
     fn o_path(&mut self, open: &Open, file: &mut File) {
         let flags = self.fdinfo_or_why(open.fd, file).and_then(|info| info.flags);
-        file.facts.set_some(Fact::OPath, flags.map(|flags| flags & i64::from(libc::O_PATH) != 0));
+        file.facts.set_some(fact::O_PATH, flags.map(|flags| flags & i64::from(libc::O_PATH) != 0));
     }
 
     /// A file that has a path, a mount, and may have locks.
@@ -173,7 +174,7 @@ impl<'a> Looker<'a> {
         self.mount(open, file);
         paths::look(self.around, &open.status, open.magic, &open.link, file);
         if !self.around.may_be_locked(open.status.inode, open.magic == kinds::OVERLAY) {
-            file.facts.set(Fact::Lock, "none");
+            file.facts.set(fact::LOCK, LockHolder::None);
             return;
         }
         let pid = i64::from(self.seen.process.pid);
@@ -181,7 +182,7 @@ impl<'a> Looker<'a> {
         // A lock is shown where its owner has the file (fs/locks.c:__show_fd_locks), who is this process therefore, whoever it was
         // that took it: that may have been a parent, for `flock`.
         match info.locks.first() {
-            None => file.facts.set(Fact::Lock, "none"),
+            None => file.facts.set(fact::LOCK, LockHolder::None),
             Some(LockKind::OpenFile) => file.relations.push(Relation::Lock(-1)),
             Some(_) => file.relations.push(Relation::Lock(pid)),
         }
@@ -191,13 +192,13 @@ impl<'a> Looker<'a> {
     fn mount(&mut self, open: &Open, file: &mut File) {
         let mount = open.status.mount.and_then(|mount| i64::try_from(mount).ok());
         let mount = mount.or_else(|| self.fdinfo_or_why(open.fd, file).and_then(|info| info.mount));
-        file.facts.set_some(Fact::MountId, mount);
+        file.facts.set_some(fact::MOUNT_ID, mount);
         file.relations.extend(mount.map(Relation::Mount));
     }
 
     /// Whether CRIU could get a page as large as this file's, by which it learns what such files look like
     /// (kerndat.c:kerndat_hugetlb_dev).
-    fn huge_pages(&self, open: &Open) -> Option<&'static str> {
+    fn huge_pages(&self, open: &Open) -> Option<HugePages> {
         let file = fs::metadata(format!("/proc/{}/fd/{}", self.seen.process.pid, open.fd)).ok()?;
         let pool = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", file.blksize() / 1024);
         let number = |name: &str| -> Option<i64> {
@@ -205,31 +206,31 @@ impl<'a> Looker<'a> {
         };
         let free = number("free_hugepages")? - number("resv_hugepages")?;
         let more = number("nr_overcommit_hugepages")? - number("surplus_hugepages")?;
-        Some(if free > 0 || more > 0 { "free" } else { "none_free" })
+        Some(if free > 0 || more > 0 { HugePages::Free } else { HugePages::NoneFree })
     }
 
     fn pipe(&mut self, open: &Open, file: &mut File) {
         let Some(flags) = self.fdinfo_or_why(open.fd, file).and_then(|info| info.flags) else { return };
         let has = |flag: i32| flags & i64::from(flag) != 0;
-        file.facts.set(Fact::OPath, has(libc::O_PATH));
-        file.facts.set(Fact::Packets, has(libc::O_DIRECT));
+        file.facts.set(fact::O_PATH, has(libc::O_PATH));
+        file.facts.set(fact::PACKETS, has(libc::O_DIRECT));
         let is_readable = flags & i64::from(libc::O_ACCMODE) != i64::from(libc::O_WRONLY);
         if is_readable && !has(libc::O_PATH) {
             file.relations.push(Relation::ReadablePipe(open.status.inode));
         } else {
             // No data is taken from this end (pipes.c:dump_one_pipe).
-            file.facts.set(Fact::Pipes, 0);
+            file.facts.set(fact::PIPES, 0);
         }
     }
 
     fn anonymous(&mut self, open: &Open, file: &mut File) {
         let Some(info) = self.fdinfo_or_why(open.fd, file) else { return };
-        file.facts.set_some(Fact::Clock, info.clock);
-        file.facts.set_some(Fact::MapType, info.map_type);
+        file.facts.set_some(fact::CLOCK, info.clock);
+        file.facts.set_some(fact::MAP_TYPE, info.map_type);
         if file.kind == FileKind::Pidfd {
             // PIDFD_THREAD, include/uapi/linux/pidfd.h
             let of_thread = info.flags.map(|flags| flags & i64::from(libc::O_EXCL) != 0);
-            file.facts.set_some(Fact::OfThread, of_thread);
+            file.facts.set_some(fact::OF_THREAD, of_thread);
             file.relations.extend(info.pid.map(Relation::Target));
         }
     }
@@ -239,7 +240,7 @@ impl<'a> Looker<'a> {
         match self.seen.read(&format!("fdinfo/{fd}")) {
             Ok(text) => Some(FdInfo::parse(&text)),
             Err(error) => {
-                file.facts.set(Fact::Why, format!("read its fdinfo: {error}"));
+                file.facts.set(fact::WHY, format!("read its fdinfo: {error}").into());
                 None
             }
         }
@@ -277,20 +278,20 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
 /// A file of which only this much is known.
 pub(super) fn unreadable(fd: u32, link: String, why: &str) -> File {
     let mut facts = Facts::default();
-    facts.set(Fact::Why, why.to_owned());
+    facts.set(fact::WHY, why.to_owned().into());
     File { fd: Some(fd), kind: FileKind::Unreadable, link, facts, relations: Vec::new() }
 }
 
 /// What is known of every file.
 pub(super) fn basics(status: &Status) -> Facts {
     let mut facts = Facts::default();
-    facts.set(Fact::Mode, i64::from(status.mode));
-    facts.set_some(Fact::Inode, i64::try_from(status.inode).ok());
+    facts.set(fact::MODE, i64::from(status.mode));
+    facts.set_some(fact::INODE, i64::try_from(status.inode).ok());
     if matches!(status.mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK) {
         let (major, minor) = status.is_device;
-        facts.set(Fact::Device, format!("{major}:{minor}"));
-        facts.set(Fact::Major, i64::from(major));
-        facts.set(Fact::Minor, i64::from(minor));
+        facts.set(fact::DEVICE, format!("{major}:{minor}").into());
+        facts.set(fact::MAJOR, i64::from(major));
+        facts.set(fact::MINOR, i64::from(minor));
     }
     facts
 }

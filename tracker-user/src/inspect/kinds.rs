@@ -6,7 +6,10 @@ use tracker_ebpf::{
 };
 
 use super::{parse, sys::Status};
-use crate::verdict::FileKind;
+use crate::verdict::{
+    FileKind,
+    word::{Driver, Filesystem},
+};
 
 // include/uapi/linux/magic.h
 pub(super) const OVERLAY: u64 = 0x794c_7630;
@@ -58,10 +61,10 @@ const fn char_device((major, minor): (u32, u32)) -> CharDevice {
     classify::char_device(major, minor)
 }
 
-/// CRIU's name for a terminal's driver.
-pub(super) const fn tty_driver(device: (u32, u32)) -> Option<&'static str> {
+/// CRIU's driver for a terminal.
+pub(super) fn tty_driver(device: (u32, u32)) -> Option<Driver> {
     match char_device(device) {
-        CharDevice::Terminal(terminal) => Some(terminal.name()),
+        CharDevice::Terminal(terminal) => Some(terminal.into()),
         CharDevice::Memory | CharDevice::Autofs | CharDevice::Counted(_) => None,
     }
 }
@@ -94,14 +97,14 @@ pub(super) fn magic(filesystem: &str) -> u64 {
     }
 }
 
-/// A filesystem's name, where it matters.
-pub(super) const fn filesystem(magic: u64) -> &'static str {
+/// A filesystem, where it matters.
+pub(super) const fn filesystem(magic: u64) -> Filesystem {
     match magic {
-        OVERLAY => "overlay",
-        NFS => "nfs",
-        PROC => "proc",
-        DEVPTS => "devpts",
-        _ => "other",
+        OVERLAY => Filesystem::Overlay,
+        NFS => Filesystem::Nfs,
+        PROC => Filesystem::Proc,
+        DEVPTS => Filesystem::Devpts,
+        _ => Filesystem::Other,
     }
 }
 
@@ -152,8 +155,9 @@ mod tests {
 
     #[test]
     fn filesystems_by_name() {
-        assert_eq!((filesystem(magic("nfs4")), filesystem(magic("ext4"))), ("nfs", "other"));
-        assert_eq!((filesystem(magic("overlay")), filesystem(magic("devpts"))), ("overlay", "devpts"));
+        let named = |name| filesystem(magic(name));
+        assert_eq!((named("nfs4"), named("ext4")), (Filesystem::Nfs, Filesystem::Other));
+        assert_eq!((named("overlay"), named("devpts")), (Filesystem::Overlay, Filesystem::Devpts));
     }
 
     #[test]

@@ -18,8 +18,9 @@ use super::{
     sys::{self, Status, c_path},
 };
 use crate::verdict::{
-    Fact, Facts, FileKind,
+    Facts, FileKind, fact,
     tree::{File, Relation},
+    word::{Leads, LockHolder},
 };
 
 /// The fd that CRIU's messages have for a mapped file (files.h:FD_DESC_INVALID).
@@ -74,7 +75,7 @@ fn file(
         FileKind::MemDevice if status.is_device == (1, 5) => None,
         kind => {
             let mut file = mapped(as_mapped(kind), mapping, basics(&status));
-            file.facts.set_some(Fact::MountId, status.mount.and_then(|mount| i64::try_from(mount).ok()));
+            file.facts.set_some(fact::MOUNT_ID, status.mount.and_then(|mount| i64::try_from(mount).ok()));
             Some(file)
         }
     }
@@ -84,12 +85,12 @@ fn file(
 fn regular(around: &mut Surroundings, mapping: &Mapping, status: &Status, magic: u64) -> Option<File> {
     let mount = status.mount.and_then(|mount| i64::try_from(mount).ok());
     let mut file = mapped(FileKind::File, mapping, basics(status));
-    file.facts.set_some(Fact::MountId, mount);
-    file.facts.set(Fact::Lock, "none");
+    file.facts.set_some(fact::MOUNT_ID, mount);
+    file.facts.set(fact::LOCK, LockHolder::None);
     file.relations.extend(mount.map(Relation::Mount));
     paths::look(around, status, magic, &mapping.name, &mut file);
     let is_plain = mount.is_some_and(|mount| around.is_plain(mount));
-    let is_there = status.links > 0 && file.facts.text(Fact::Leads).is_none_or(|leads| leads == "same");
+    let is_there = status.links > 0 && file.facts.get(fact::LEADS).is_none_or(|leads| leads == Leads::Same);
     (!is_plain || !is_there).then_some(file)
 }
 
@@ -101,7 +102,7 @@ fn by_name(mapping: &Mapping, why: &str) -> Option<File> {
         _ => return None,
     };
     let mut facts = Facts::default();
-    facts.set(Fact::Why, why.to_owned());
+    facts.set(fact::WHY, why.to_owned().into());
     Some(mapped(kind, mapping, facts))
 }
 
@@ -111,8 +112,8 @@ fn as_mapped(kind: FileKind) -> FileKind {
 }
 
 fn mapped(kind: FileKind, mapping: &Mapping, mut facts: Facts) -> File {
-    facts.set(Fact::Fd, NO_FD);
-    facts.set_some(Fact::Address, i64::try_from(mapping.start).ok());
-    facts.set_some(Fact::AddressEnd, i64::try_from(mapping.end).ok());
+    facts.set(fact::FD, NO_FD);
+    facts.set_some(fact::ADDRESS, i64::try_from(mapping.start).ok());
+    facts.set_some(fact::ADDRESS_END, i64::try_from(mapping.end).ok());
     File { fd: None, kind, link: mapping.name.clone(), facts, relations: Vec::new() }
 }

@@ -8,25 +8,26 @@ use super::{
     sys::{self, Status},
 };
 use crate::verdict::{
-    Fact,
+    fact,
     tree::{File, Relation},
+    word::{Filesystem, Leads},
 };
 
 /// Learns it of a file whose mount is among its relations.
 pub(super) fn look(around: &mut Surroundings, status: &Status, magic: u64, link: &str, file: &mut File) {
     let facts = &mut file.facts;
-    facts.set(Fact::Links, i64::from(status.links));
-    facts.set_some(Fact::Size, i64::try_from(status.size).ok());
-    facts.set_some(Fact::Allocated, i64::try_from(status.blocks.saturating_mul(512)).ok());
-    facts.set(Fact::Filesystem, kinds::filesystem(magic));
-    facts.set(Fact::Identity, identity(status));
+    facts.set(fact::LINKS, i64::from(status.links));
+    facts.set_some(fact::SIZE, i64::try_from(status.size).ok());
+    facts.set_some(fact::ALLOCATED, i64::try_from(status.blocks.saturating_mul(512)).ok());
+    facts.set(fact::FILESYSTEM, kinds::filesystem(magic));
+    facts.set(fact::IDENTITY, identity(status).into());
     // CRIU doesn't ask where the path of a deleted file leads, nor of one in /proc.
-    if status.links == 0 || kinds::filesystem(magic) == "proc" {
+    if status.links == 0 || kinds::filesystem(magic) == Filesystem::Proc {
         return;
     }
-    if kinds::filesystem(magic) == "nfs" && is_silly_renamed(link) {
+    if kinds::filesystem(magic) == Filesystem::Nfs && is_silly_renamed(link) {
         // There it is for as long as it is open: CRIU takes it for one that has no name (nfs_silly_rename).
-        facts.set(Fact::Leads, "nowhere");
+        facts.set(fact::LEADS, Leads::Nowhere);
         return;
     }
     let mount_of = |relation: &Relation| if let Relation::Mount(id) = relation { Some(*id) } else { None };
@@ -34,7 +35,7 @@ pub(super) fn look(around: &mut Surroundings, status: &Status, magic: u64, link:
     let (known, place) = ((status.device, status.inode), (mount, link.to_owned()));
     // Processes of a tree have many files in common.
     if around.found.get(&place) == Some(&known) {
-        facts.set(Fact::Leads, "same");
+        facts.set(fact::LEADS, Leads::Same);
         return;
     }
     // CRIU refuses a file whose mount it doesn't know before it looks at the path.
@@ -43,15 +44,15 @@ pub(super) fn look(around: &mut Surroundings, status: &Status, magic: u64, link:
     let flags = libc::O_PATH | if is_link { libc::O_NOFOLLOW } else { 0 };
     match space.open(link, flags).and_then(|file| sys::status_of(file.as_fd())) {
         Ok(found) if (found.device, found.inode) == known => {
-            facts.set(Fact::Leads, "same");
+            facts.set(fact::LEADS, Leads::Same);
             around.found.insert(place, known);
         }
         Ok(found) => {
-            facts.set(Fact::Leads, "other");
-            facts.set(Fact::LeadsTo, identity(&found));
+            facts.set(fact::LEADS, Leads::Other);
+            facts.set(fact::LEADS_TO, identity(&found).into());
         }
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => facts.set(Fact::Leads, "nowhere"),
-        Err(error) => facts.set(Fact::Why, format!("look where its path leads: {error}")),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => facts.set(fact::LEADS, Leads::Nowhere),
+        Err(error) => facts.set(fact::WHY, format!("look where its path leads: {error}").into()),
     }
 }
 

@@ -9,8 +9,9 @@ use super::{
     kinds, parse, sys,
 };
 use crate::verdict::{
-    Fact, FileKind,
+    FileKind, fact,
     tree::{File, Relation},
+    word::{Filter, SocketState},
 };
 
 /// A socket, of which only the link was read: the duplicate tells the rest.
@@ -41,11 +42,11 @@ fn look_at(looker: &mut Looker<'_>, open: &Open, socket: BorrowedFd<'_>) -> File
         Err(error) => return unreadable(open.fd, open.link.clone(), &format!("getsockopt: {error}")),
     };
     let mut file = socket_file(open, kinds::of_socket(family, kind, protocol));
-    file.facts.set(Fact::OPath, false);
-    file.facts.set(Fact::Family, i64::from(family));
-    file.facts.set(Fact::SocketType, i64::from(kind));
-    file.facts.set(Fact::Protocol, i64::from(protocol));
-    file.facts.set_some(Fact::Filter, filter(socket));
+    file.facts.set(fact::O_PATH, false);
+    file.facts.set(fact::FAMILY, i64::from(family));
+    file.facts.set(fact::SOCKET_TYPE, i64::from(kind));
+    file.facts.set(fact::PROTOCOL, i64::from(protocol));
+    file.facts.set_some(fact::FILTER, filter(socket));
     let listed = looker.around.listed.get(&open.status.inode).copied();
     // Not permitted in a user namespace that this process isn't above (net/socket.c:SIOCGSKNS).
     let namespace = listed.or_else(|| sys::socket_namespace(socket).ok());
@@ -61,15 +62,15 @@ fn socket_file(open: &Open, kind: FileKind) -> File {
 
 fn o_path(open: &Open) -> File {
     let mut file = socket_file(open, kinds::of_socket(libc::AF_UNIX, 0, 0));
-    file.facts.set(Fact::OPath, true);
+    file.facts.set(fact::O_PATH, true);
     file
 }
 
-fn filter(socket: BorrowedFd<'_>) -> Option<&'static str> {
+fn filter(socket: BorrowedFd<'_>) -> Option<Filter> {
     match sys::socket_filter(socket) {
-        Ok(0) => Some("none"),
-        Ok(_) => Some("classic"),
-        Err(error) if error.raw_os_error() == Some(libc::EACCES) => Some("ebpf"),
+        Ok(0) => Some(Filter::None),
+        Ok(_) => Some(Filter::Classic),
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => Some(Filter::Ebpf),
         Err(_) => None,
     }
 }
@@ -85,14 +86,14 @@ fn details(
         FileKind::Tcp => tcp(socket, file),
         FileKind::Udp => {
             const UDP_CORK: i32 = 1;
-            let protocol = if file.facts.int(Fact::Protocol) == Some(136) { 136 } else { libc::IPPROTO_UDP };
+            let protocol = if file.facts.get(fact::PROTOCOL) == Some(136) { 136 } else { libc::IPPROTO_UDP };
             let corked = sys::socket_option::<i32>(socket, protocol, UDP_CORK);
-            file.facts.set_some(Fact::Corked, corked.ok().map(|(corked, _)| corked != 0));
+            file.facts.set_some(fact::CORKED, corked.ok().map(|(corked, _)| corked != 0));
         }
         FileKind::Netlink => netlink_socket(socket, file),
         FileKind::Packet => {
             let memberships = looker.around.memberships(looker.seen, namespace, open.status.inode);
-            file.facts.set_some(Fact::Memberships, memberships);
+            file.facts.set_some(fact::MEMBERSHIPS, memberships);
         }
         FileKind::Unix => {
             file.relations.push(Relation::Unix(open.status.inode));
@@ -112,20 +113,20 @@ fn tcp(socket: BorrowedFd<'_>, file: &mut File) {
     }
     let [first, .., unacknowledged, _] = info;
     let [state, ..] = first.to_ne_bytes();
-    let name = match state {
-        1 | 4 | 5 | 8 | 9 | 11 => "connected",
-        2 => "connecting",
-        3 | 12 => "syn_recv",
-        6 => "time_wait",
-        7 => "close",
-        10 => "listen",
+    let known = match state {
+        1 | 4 | 5 | 8 | 9 | 11 => SocketState::Connected,
+        2 => SocketState::Connecting,
+        3 | 12 => SocketState::SynRecv,
+        6 => SocketState::TimeWait,
+        7 => SocketState::Close,
+        10 => SocketState::Listen,
         _ => return,
     };
-    file.facts.set(Fact::State, name);
-    file.facts.set(Fact::StateNumber, i64::from(state));
-    if name == "listen" {
+    file.facts.set(fact::STATE, known);
+    file.facts.set(fact::STATE_NUMBER, i64::from(state));
+    if known == SocketState::Listen {
         // Of a listening socket it is the number of connections to accept (net/ipv4/tcp.c:tcp_get_info).
-        file.facts.set(Fact::Backlog, i64::from(unacknowledged));
+        file.facts.set(fact::BACKLOG, i64::from(unacknowledged));
     }
 }
 
@@ -133,15 +134,15 @@ fn tcp(socket: BorrowedFd<'_>, file: &mut File) {
 fn netlink_socket(socket: BorrowedFd<'_>, file: &mut File) {
     // CRIU asks `poll` too (fd_has_data).
     let readable = sys::poll(socket, libc::POLLIN).map(|events| i64::from(events != 0));
-    file.facts.set_some(Fact::Queued, readable.ok());
-    file.facts.set_some(Fact::PortId, sys::netlink_port(socket).ok().map(i64::from));
+    file.facts.set_some(fact::QUEUED, readable.ok());
+    file.facts.set_some(fact::PORT_ID, sys::netlink_port(socket).ok().map(i64::from));
     // include/uapi/linux/netlink.h
     const SOL_NETLINK: i32 = 270;
     const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
     if let Ok((words, length)) =
         sys::socket_option::<[u32; 32]>(socket, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS)
     {
-        file.facts.set(Fact::Group, highest_group(&words, length));
+        file.facts.set(fact::GROUP, highest_group(&words, length));
     }
 }
 
@@ -162,14 +163,14 @@ fn highest_group(words: &[u32], length: usize) -> i64 {
 fn unix_queue(looker: &mut Looker<'_>, open: &Open, socket: BorrowedFd<'_>, file: &mut File) {
     let Ok(events) = sys::poll(socket, libc::POLLIN | libc::POLLRDHUP) else { return };
     if events & libc::POLLIN == 0 {
-        file.facts.set(Fact::Credentials, false);
+        file.facts.set(fact::CREDENTIALS, false);
         return;
     }
     let has =
         |name| sys::socket_option::<i32>(socket, libc::SOL_SOCKET, name).is_ok_and(|(value, _)| value != 0);
     // A socket that listens has connections in its queue, which CRIU doesn't read. One that was shut down is readable too; a
     // datagram may be empty.
-    let is_stream = file.facts.int(Fact::SocketType) == Some(libc::SOCK_STREAM.into());
+    let is_stream = file.facts.get(fact::SOCKET_TYPE) == Some(libc::SOCK_STREAM.into());
     let is_empty = match sys::unread(socket) {
         _ if has(libc::SO_ACCEPTCONN) => Some(true),
         Ok(0) if is_stream => Some(true),
@@ -179,8 +180,8 @@ fn unix_queue(looker: &mut Looker<'_>, open: &Open, socket: BorrowedFd<'_>, file
     };
     let is_asking = CREDENTIALS.iter().any(|name| has(*name));
     match is_empty {
-        Some(is_empty) => file.facts.set(Fact::Credentials, !is_empty && is_asking),
-        None if !is_asking => file.facts.set(Fact::Credentials, false),
+        Some(is_empty) => file.facts.set(fact::CREDENTIALS, !is_empty && is_asking),
+        None if !is_asking => file.facts.set(fact::CREDENTIALS, false),
         None => {}
     }
     in_flight(looker, open, file);
@@ -211,7 +212,7 @@ fn in_flight(looker: &mut Looker<'_>, open: &Open, file: &mut File) {
             "{count} files wait to be received from fd {}, and can't be looked at from outside",
             open.fd
         );
-        sent.facts.set(Fact::Why, why);
+        sent.facts.set(fact::WHY, why.into());
         looker.sent.push(sent);
     }
 }

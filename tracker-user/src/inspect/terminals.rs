@@ -6,8 +6,9 @@ use super::{
     surroundings::Session,
 };
 use crate::verdict::{
-    Fact,
+    fact,
     tree::{File, Relation},
+    word::{Driver, End},
 };
 
 /// The major number of the slaves of pseudo terminals (include/uapi/linux/major.h).
@@ -15,9 +16,9 @@ const SLAVES: u32 = 136;
 
 pub(super) fn look(looker: &mut Looker<'_>, open: &Open, file: &mut File) {
     let Some(driver) = kinds::tty_driver(open.status.is_device) else { return };
-    file.facts.set(Fact::Driver, driver);
+    file.facts.set(fact::DRIVER, driver);
     let session = match driver {
-        "ptmx" => {
+        Driver::Ptmx => {
             // Linux 4.20 tells the number (drivers/tty/tty_io.c:tty_show_fdinfo).
             let Some(index) = looker.fdinfo_or_why(open.fd, file).and_then(|info| info.terminal) else {
                 return;
@@ -26,20 +27,20 @@ pub(super) fn look(looker: &mut Looker<'_>, open: &Open, file: &mut File) {
             let slave = u32::try_from(index).map(|index| packed(SLAVES, index)).unwrap_or_default();
             Some(looker.around.session(slave).unwrap_or_default())
         }
-        "pts" => {
+        Driver::Pts => {
             let (major, minor) = open.status.is_device;
             file.relations.push(Relation::Terminal { index: minor.into(), master: false });
             Some(own_session(looker, packed(major, minor)))
         }
-        _ => {
-            let end = if open.status.is_device == (5, 0) { "control" } else { "none" };
-            file.facts.set(Fact::End, end);
+        Driver::Console | Driver::Current | Driver::Virtual | Driver::Serial => {
+            let end = if driver == Driver::Current { End::Control } else { End::None };
+            file.facts.set(fact::END, end);
             other_session(looker, open)
         }
     };
     if let Some(session) = session {
         file.relations.push(Relation::Session(session.session.into()));
-        file.facts.set(Fact::Foreground, session.foreground);
+        file.facts.set(fact::FOREGROUND, session.foreground);
     }
 }
 

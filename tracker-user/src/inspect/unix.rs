@@ -8,7 +8,7 @@ use std::{
 
 use super::{netlink, parse, processes::Seen, surroundings::Surroundings, sys};
 use crate::verdict::{
-    Fact,
+    fact,
     tree::{File, Relation, Tree, UnixSocket},
 };
 
@@ -77,7 +77,7 @@ fn settle(file: &mut File, unix: &BTreeMap<u64, UnixSocket>, known: &BTreeSet<u6
         Some(number) if !known.contains(&number) && !known.is_empty() => {}
         _ => {
             file.relations.retain(|relation| unix_inode(relation).is_none());
-            file.facts.set(Fact::Why, "the kernel's list of sockets doesn't have it");
+            file.facts.set(fact::WHY, "the kernel's list of sockets doesn't have it".into());
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{
     surroundings::{MountSpace, Surroundings},
     sys,
 };
-use crate::verdict::{Fact, tree::File};
+use crate::verdict::{fact, tree::File, word::Watches};
 
 /// So many files are looked at under the hints, and no more: it is for a verdict that a person waits for.
 const MAX_HINTED: usize = 100_000;
@@ -29,65 +29,50 @@ pub(super) struct Hints {
     incomplete: bool,
 }
 
-/// What becomes of a watch. The names are those of the fact.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Found,
-    NoHandle,
-    NoPath,
-    NoMount,
-}
-
 pub(super) fn look(looker: &mut Looker<'_>, open: &Open, file: &mut File) {
     let Some(info) = looker.fdinfo_or_why(open.fd, file) else { return };
     if info.incomplete {
-        return file.facts.set(Fact::Why, "its fdinfo isn't understood");
+        return file.facts.set(fact::WHY, "its fdinfo isn't understood".into());
     }
     for mark in &info.marks {
         match outcome(looker.around, mark) {
-            Ok(Outcome::Found) => {}
+            Ok(Watches::Found) => {}
             // CRIU stops at the first.
             Ok(outcome) => return failed(file, mark, outcome),
-            Err(why) => return file.facts.set(Fact::Why, why),
+            Err(why) => return file.facts.set(fact::WHY, why.into()),
         }
     }
-    file.facts.set(Fact::Watches, "found");
+    file.facts.set(fact::WATCHES, Watches::Found);
 }
 
-fn failed(file: &mut File, mark: &Mark, outcome: Outcome) {
-    let name = match outcome {
-        Outcome::Found => "found",
-        Outcome::NoHandle => "no_handle",
-        Outcome::NoPath => "no_path",
-        Outcome::NoMount => "no_mount",
-    };
-    file.facts.set(Fact::Watches, name);
+fn failed(file: &mut File, mark: &Mark, outcome: Watches) {
+    file.facts.set(fact::WATCHES, outcome);
     match mark {
         Mark::Inode(watch) => {
-            file.facts.set(Fact::WatchDevice, i64::from(watch.device));
-            file.facts.set_some(Fact::WatchInode, i64::try_from(watch.inode).ok());
+            file.facts.set(fact::WATCH_DEVICE, i64::from(watch.device));
+            file.facts.set_some(fact::WATCH_INODE, i64::try_from(watch.inode).ok());
         }
-        Mark::Mount(id) => file.facts.set(Fact::MountId, *id),
+        Mark::Mount(id) => file.facts.set(fact::MOUNT_ID, *id),
         Mark::Filesystem => {}
     }
 }
 
-fn outcome(around: &mut Surroundings, mark: &Mark) -> Result<Outcome, String> {
+fn outcome(around: &mut Surroundings, mark: &Mark) -> Result<Watches, String> {
     match mark {
-        Mark::Filesystem => Ok(Outcome::Found),
-        Mark::Mount(id) => Ok(if around.space_of(*id).is_some() { Outcome::Found } else { Outcome::NoMount }),
+        Mark::Filesystem => Ok(Watches::Found),
+        Mark::Mount(id) => Ok(if around.space_of(*id).is_some() { Watches::Found } else { Watches::NoMount }),
         Mark::Inode(watch) => {
             let by_handle = by_handle(around, watch)?;
-            if !matches!(by_handle, Outcome::NoHandle | Outcome::NoMount) {
+            if !matches!(by_handle, Watches::NoHandle | Watches::NoMount) {
                 return Ok(by_handle);
             }
-            is_hinted(around, watch).map(|hinted| if hinted { Outcome::Found } else { by_handle })
+            is_hinted(around, watch).map(|hinted| if hinted { Watches::Found } else { by_handle })
         }
     }
 }
 
 /// Opens a watch's handle on each mount of its filesystem, as CRIU does; opened by `O_PATH`, so that nothing happens.
-fn by_handle(around: &Surroundings, watch: &Watch) -> Result<Outcome, String> {
+fn by_handle(around: &Surroundings, watch: &Watch) -> Result<Watches, String> {
     let (mut is_mounted, mut is_open, mut in_memory) = (false, false, false);
     for (space, mount) in around.mounts_of(watch.device_numbers()) {
         is_mounted = true;
@@ -105,15 +90,15 @@ fn by_handle(around: &Surroundings, watch: &Watch) -> Result<Outcome, String> {
         };
         is_open = true;
         if has_path(space, opened.as_fd(), watch.inode) {
-            return Ok(Outcome::Found);
+            return Ok(Watches::Found);
         }
     }
     Ok(match (is_mounted, is_open) {
-        (false, _) => Outcome::NoMount,
-        (true, false) => Outcome::NoHandle,
+        (false, _) => Watches::NoMount,
+        (true, false) => Watches::NoHandle,
         // Inodes of a filesystem in memory don't outlive it.
-        (true, true) if in_memory => Outcome::NoPath,
-        (true, true) => Outcome::Found,
+        (true, true) if in_memory => Watches::NoPath,
+        (true, true) => Watches::Found,
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tracker_ebpf::Kind;
 
-use super::{
+use crate::{
     Judge, NOT_KNOWN, Verdict,
     check::{Blocker, blockers, worst},
     tree::{Process, Tree},
@@ -81,7 +81,7 @@ impl Assessment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Fact, Facts, File, FileKind, KernelVersion, Profile, Relation, Rules};
+    use crate::{Facts, File, FileKind, KernelVersion, Profile, Relation, Rules, fact};
 
     fn judge() -> Judge {
         let kernel = KernelVersion { major: 6, minor: 12 };
@@ -90,7 +90,7 @@ mod tests {
 
     fn pidfd(fd: u32, target: i64) -> File {
         let mut facts = Facts::default();
-        facts.set(Fact::OfThread, false);
+        facts.set(fact::OF_THREAD, false);
         let (kind, relations) = (FileKind::from(Kind::Pidfd), vec![Relation::Target(target)]);
         File { fd: Some(fd), kind, link: "anon_inode:[pidfd]".into(), facts, relations }
     }

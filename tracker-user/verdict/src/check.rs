@@ -1,12 +1,13 @@
-//! What CRIU would say of a whole tree: every reason at once, in its order; which parts could be dumped by themselves; and the
-//! shortest way to a dump of the whole.
+//! What CRIU would say of a whole tree: every reason at once, in its order; and which parts could be dumped by themselves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use super::{
-    FileKind, Judge, Judgement, KNOWN_VERSIONS, NOT_KNOWN, Pass, Verdict,
+use crate::{
+    FileKind, Judge, Judgement, NOT_KNOWN, Pass, Step, Verdict,
     context::Context,
-    facts::{Fact, Facts},
+    fact,
+    facts::Facts,
+    plan::plan,
     tree::{File, Process, Tree},
 };
 
@@ -46,24 +47,6 @@ pub struct Subtree {
     pub blockers: usize,
 }
 
-/// One change on the way to a dump.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Give CRIU this option.
-    AddOption(String),
-    /// Use this release of CRIU, or a newer one.
-    MoveTo(super::CriuVersion),
-    /// Do something about these processes: why, and what.
-    Change {
-        /// The reason.
-        reason: String,
-        /// The remedy.
-        remedy: String,
-        /// The processes that must change; each with its name.
-        processes: BTreeMap<u32, String>,
-    },
-}
-
 /// What CRIU would say of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
@@ -86,12 +69,12 @@ pub fn check(judge: &Judge, tree: &Tree) -> Report {
     Report { verdict: worst(&blockers), plan, tree: subtrees(judge, tree), blockers }
 }
 
-pub(super) fn worst(blockers: &[Blocker]) -> Verdict {
+pub(crate) fn worst(blockers: &[Blocker]) -> Verdict {
     blockers.iter().map(|blocker| blocker.judgement.verdict).max().unwrap_or(Verdict::Ok)
 }
 
 /// What isn't dumped of these processes, in CRIU's order.
-pub(super) fn blockers(judge: &Judge, tree: &Tree, processes: &[&Process]) -> Vec<Blocker> {
+pub(crate) fn blockers(judge: &Judge, tree: &Tree, processes: &[&Process]) -> Vec<Blocker> {
     let context = Context::new(tree, processes);
     let mut found = Vec::new();
     for (place, process) in processes.iter().enumerate() {
@@ -102,7 +85,7 @@ pub(super) fn blockers(judge: &Judge, tree: &Tree, processes: &[&Process]) -> Ve
         add(None, FileKind::Process, &context.process_facts(process));
         if let Some(why) = &process.unreadable {
             let mut facts = Facts::default();
-            facts.set(Fact::Why, why.clone());
+            facts.set(fact::WHY, why.clone().into());
             add(None, FileKind::Unreadable, &facts);
         }
         for file in &process.files {
@@ -138,7 +121,7 @@ fn blocker(process: &Process, file: Option<&File>, kind: FileKind, judgement: Ju
 fn unreadable(root: &Process, why: &str) -> Blocker {
     let judgement = Judgement {
         verdict: Verdict::Unknown,
-        reason: NOT_KNOWN.to_owned(),
+        reason: NOT_KNOWN,
         pass: Pass::Sessions,
         message: String::new(),
         remedy: why.to_owned(),
@@ -167,82 +150,6 @@ fn subtrees(judge: &Judge, tree: &Tree) -> Vec<Subtree> {
     tree.processes.iter().map(subtree).collect()
 }
 
-/// Options first, because they cost least; then another CRIU, if it helps; then changes of what runs.
-fn plan(judge: &Judge, tree: &Tree, processes: &[&Process], found: Vec<Blocker>) -> Vec<Step> {
-    let mut steps = Vec::new();
-    let (judge, left) = with_newer_criu(judge, tree, processes, found, &mut steps);
-    let (_, left) = with_options(&judge, tree, processes, left, &mut steps);
-    let mut changes: BTreeMap<(String, String), BTreeMap<u32, String>> = BTreeMap::new();
-    for blocker in left.into_iter().filter(|blocker| blocker.judgement.verdict != Verdict::Ok) {
-        let Judgement { reason, remedy, .. } = blocker.judgement;
-        changes.entry((reason, remedy)).or_default().insert(blocker.pid, blocker.comm);
-    }
-    let change = |((reason, remedy), processes)| Step::Change { reason, remedy, processes };
-    steps.extend(changes.into_iter().map(change));
-    steps
-}
-
-/// The oldest release from the profile's on with which the least is left.
-fn with_newer_criu(
-    judge: &Judge,
-    tree: &Tree,
-    processes: &[&Process],
-    found: Vec<Blocker>,
-    steps: &mut Vec<Step>,
-) -> (Judge, Vec<Blocker>) {
-    let mut best = (judge.clone(), found);
-    let current = judge.profile().version;
-    for version in KNOWN_VERSIONS.iter().copied().filter(|version| *version > current) {
-        if severe(&best.1) == 0 {
-            break;
-        }
-        let newer = judge.with_profile(judge.profile().with_version(version));
-        let left = blockers(&newer, tree, processes);
-        if severe(&left) < severe(&best.1) {
-            best = (newer, left);
-        }
-    }
-    let chosen = best.0.profile().version;
-    if chosen != current {
-        steps.push(Step::MoveTo(chosen));
-    }
-    best
-}
-
-/// How many reasons no option does away with.
-fn severe(blockers: &[Blocker]) -> usize {
-    blockers.iter().filter(|blocker| blocker.judgement.verdict == Verdict::Blocked).count()
-}
-
-/// Adds options for as long as they help: what one option lets through may need another.
-fn with_options(
-    judge: &Judge,
-    tree: &Tree,
-    processes: &[&Process],
-    mut left: Vec<Blocker>,
-    steps: &mut Vec<Step>,
-) -> (Judge, Vec<Blocker>) {
-    let mut judge = judge.clone();
-    let mut added = BTreeSet::new();
-    loop {
-        let options = left.iter().filter(|blocker| blocker.judgement.verdict == Verdict::NeedsOption);
-        let first: BTreeSet<String> =
-            options.filter_map(|blocker| blocker.judgement.options.first().cloned()).collect();
-        let new: Vec<String> = first.into_iter().filter(|option| added.insert(option.clone())).collect();
-        if new.is_empty() {
-            return (judge, left);
-        }
-        let mut profile = judge.profile().clone();
-        for option in &new {
-            profile.options.add(option);
-        }
-        judge = judge.with_profile(profile);
-        left = blockers(&judge, tree, processes);
-        left.retain(|blocker| !blocker.judgement.options.iter().any(|option| added.contains(option)));
-        steps.extend(new.into_iter().map(Step::AddOption));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,8 +162,8 @@ mod tests {
 
     fn pidfd(fd: u32, target: i64) -> File {
         let mut facts = Facts::default();
-        facts.set(Fact::Mode, 0o600);
-        facts.set(Fact::OfThread, false);
+        facts.set(fact::MODE, 0o600);
+        facts.set(fact::OF_THREAD, false);
         File {
             fd: Some(fd),
             kind: FileKind::Pidfd,

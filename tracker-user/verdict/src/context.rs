@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    FileKind,
-    facts::{Fact, Facts},
+use crate::{
+    FileKind, fact,
+    facts::{Facts, Text},
     tree::{File, Namespaces, Process, Relation, Tree, UnixSocket},
+    word::{End, Leader, LockHolder, MountState, Nested, Peer, Place, SocketState, Target},
 };
 
 /// What a dump of some processes takes.
-pub(super) struct Context<'a> {
+pub(crate) struct Context<'a> {
     tree: &'a Tree,
     root: Option<&'a Process>,
     pids: BTreeSet<u32>,
@@ -35,9 +36,19 @@ const ESTABLISHED: i64 = 1;
 const LISTEN: i64 = 10;
 const SOCK_DGRAM: i64 = 2;
 
+/// Kinds of namespaces of which only the root's are dumped, by their names in `/proc/PID/ns`.
+const NESTED: [(&str, Nested); 6] = [
+    ("pid", Nested::Pid),
+    ("ipc", Nested::Ipc),
+    ("uts", Nested::Uts),
+    ("cgroup", Nested::Cgroup),
+    ("time", Nested::Time),
+    ("user", Nested::User),
+];
+
 impl<'a> Context<'a> {
     /// `processes` are the tree's that are dumped, its root first.
-    pub(super) fn new(tree: &'a Tree, processes: &[&'a Process]) -> Self {
+    pub(crate) fn new(tree: &'a Tree, processes: &[&'a Process]) -> Self {
         let relations =
             || processes.iter().flat_map(|process| &process.files).flat_map(|file| &file.relations);
         let of_namespace = |name: &str| {
@@ -87,52 +98,52 @@ impl<'a> Context<'a> {
     }
 
     /// All that is known of a file in this tree.
-    pub(super) fn facts(&self, process: &Process, file: &File) -> Facts {
+    pub(crate) fn facts(&self, process: &Process, file: &File) -> Facts {
         let mut facts = file.facts.clone();
-        facts.set(Fact::Pid, i64::from(process.pid));
-        facts.set(Fact::Link, file.link.clone());
-        facts.set(Fact::Path, file.link.trim_end_matches(" (deleted)").to_owned());
-        facts.set_some(Fact::Fd, file.fd.map(i64::from));
+        facts.set(fact::PID, i64::from(process.pid));
+        facts.set(fact::LINK, file.link.clone().into());
+        facts.set(fact::PATH, file.link.trim_end_matches(" (deleted)").to_owned().into());
+        facts.set_some(fact::FD, file.fd.map(i64::from));
         self.set_own_netns(&mut facts);
         for relation in &file.relations {
             self.set(relation, &mut facts);
         }
-        if facts.text(Fact::End) == Some("slave") && file.link.ends_with(" (deleted)") {
+        if facts.get(fact::END) == Some(End::Slave) && file.link.ends_with(" (deleted)") {
             // Its master is closed: nothing is asked of such a terminal (tty.c:dump_tty_info, hangup).
-            facts.set(Fact::Paired, true);
+            facts.set(fact::PAIRED, true);
         }
-        if facts.text(Fact::End) == Some("control") {
+        if facts.get(fact::END) == Some(End::Control) {
             facts.set_some(
-                Fact::Paired,
-                facts.int(Fact::Session).map(|id| id == 0 || self.terminals.contains(&id)),
+                fact::PAIRED,
+                facts.get(fact::SESSION).map(|id| id == 0 || self.terminals.contains(&id)),
             );
         }
         facts
     }
 
     /// What is to be known of a process besides its files.
-    pub(super) fn process_facts(&self, process: &Process) -> Facts {
+    pub(crate) fn process_facts(&self, process: &Process) -> Facts {
         let mut facts = Facts::default();
-        facts.set(Fact::Pid, i64::from(process.pid));
-        facts.set(Fact::Traced, process.traced);
-        facts.set(Fact::Nested, self.nested(process));
+        facts.set(fact::PID, i64::from(process.pid));
+        facts.set(fact::TRACED, process.traced);
+        facts.set(fact::NESTED, self.nested(process));
         // Only the root is asked.
         let is_root = self.root.is_some_and(|root| root.pid == process.pid);
-        facts.set(Fact::Root, is_root);
-        facts.set(Fact::ProcessState, process.state.to_string());
-        facts.set(Fact::Leader, where_is(!is_root || process.session == process.pid));
+        facts.set(fact::ROOT, is_root);
+        facts.set(fact::PROCESS_STATE, process.state.to_string().into());
+        facts.set(fact::LEADER, leader(!is_root || process.session == process.pid));
         facts
     }
 
     /// `namespaces.c:dump_task_ns_ids`: of these kinds only the root's are dumped.
-    fn nested(&self, process: &Process) -> &'static str {
-        let is_own = |name: &&&'static str| {
-            let of = |namespaces: &Namespaces| namespaces.get(**name).copied();
+    fn nested(&self, process: &Process) -> Nested {
+        let is_own = |(name, _): &&(&str, Nested)| {
+            let of = |namespaces: &Namespaces| namespaces.get(*name).copied();
             let (own, host) = (of(&process.namespaces), of(&self.tree.host));
             let root = self.root.and_then(|root| of(&root.namespaces));
             own.is_some() && own != root && own != host
         };
-        ["pid", "ipc", "uts", "cgroup", "time", "user"].iter().find(is_own).copied().unwrap_or("none")
+        NESTED.iter().find(is_own).map_or(Nested::None, |(_, nested)| *nested)
     }
 
     fn set(&self, relation: &Relation, facts: &mut Facts) {
@@ -140,31 +151,31 @@ impl<'a> Context<'a> {
             Relation::Target(pid) => self.set_target(*pid, facts),
             Relation::Unix(inode) => self.set_unix(*inode, facts),
             Relation::SocketNamespace(id) => {
-                facts.set(Fact::Netns, where_is(self.net_namespaces.contains(id)));
+                facts.set(fact::NETNS, self.net_namespaces.contains(id).into());
             }
             Relation::Namespace(name, id) => {
-                facts.set(Fact::Namespace, where_is(self.namespaces.contains(&(name.as_str(), *id))));
-                facts.set(Fact::Inode, i64::try_from(*id).unwrap_or(i64::MAX));
+                facts.set(fact::NAMESPACE, self.namespaces.contains(&(name.as_str(), *id)).into());
+                facts.set(fact::INODE, i64::try_from(*id).unwrap_or(i64::MAX));
             }
             Relation::Mount(id) => self.set_mount(*id, facts),
             Relation::Terminal { index, master } => {
-                facts.set(Fact::Terminal, *index);
-                facts.set(Fact::End, if *master { "master" } else { "slave" });
-                facts.set(Fact::Paired, *master || self.masters.contains(index));
+                facts.set(fact::TERMINAL, *index);
+                facts.set(fact::END, if *master { End::Master } else { End::Slave });
+                facts.set(fact::PAIRED, *master || self.masters.contains(index));
                 let lone = self.slaves.range(..index).filter(|slave| !self.masters.contains(slave)).count();
-                facts.set(Fact::LoneBefore, i64::try_from(lone).unwrap_or(i64::MAX));
+                facts.set(fact::LONE_BEFORE, i64::try_from(lone).unwrap_or(i64::MAX));
             }
             Relation::Session(id) => {
                 let leader = match u32::try_from(*id) {
-                    Ok(0) | Err(_) => "none",
-                    Ok(id) => where_is(self.sessions.contains(&id)),
+                    Ok(0) | Err(_) => Leader::None,
+                    Ok(id) => leader(self.sessions.contains(&id)),
                 };
-                facts.set(Fact::Leader, leader);
-                facts.set(Fact::Session, *id);
+                facts.set(fact::LEADER, leader);
+                facts.set(fact::SESSION, *id);
             }
             Relation::Lock(pid) => self.set_lock(*pid, facts),
             Relation::ReadablePipe(_) => {
-                facts.set(Fact::Pipes, i64::try_from(self.pipes.len()).unwrap_or(i64::MAX));
+                facts.set(fact::PIPES, i64::try_from(self.pipes.len()).unwrap_or(i64::MAX));
             }
         }
     }
@@ -172,17 +183,18 @@ impl<'a> Context<'a> {
     /// `net.c:dump_net_ns`: a network namespace is dumped if the root isn't in CRIU's.
     fn set_own_netns(&self, facts: &mut Facts) {
         let (Some(root), Some(host)) = (self.root, self.tree.host.get("net")) else { return };
-        facts.set_some(Fact::OwnNetns, root.namespaces.get("net").map(|net| net != host));
+        facts.set_some(fact::OWN_NETNS, root.namespaces.get("net").map(|net| net != host));
     }
 
     fn set_target(&self, pid: i64, facts: &mut Facts) {
-        facts.set(Fact::TargetPid, pid);
+        facts.set(fact::TARGET_PID, pid);
         let target = match u32::try_from(pid) {
             // -1
-            Err(_) => "reaped",
-            Ok(pid) => where_is(self.pids.contains(&pid)),
+            Err(_) => Target::Reaped,
+            Ok(pid) if self.pids.contains(&pid) => Target::Inside,
+            Ok(_) => Target::Outside,
         };
-        facts.set(Fact::Target, target);
+        facts.set(fact::TARGET, target);
     }
 
     fn set_mount(&self, id: i64, facts: &mut Facts) {
@@ -192,36 +204,36 @@ impl<'a> Context<'a> {
         // Of a namespace that couldn't be read it isn't known what is mounted.
         let all_known = self.mount_namespaces.iter().all(|id| self.tree.mounts.contains_key(id));
         match found {
-            Some(true) => facts.set(Fact::Mount, "overmounted"),
-            Some(false) => facts.set(Fact::Mount, "known"),
-            None if all_known => facts.set(Fact::Mount, "unknown"),
+            Some(true) => facts.set(fact::MOUNT, MountState::Overmounted),
+            Some(false) => facts.set(fact::MOUNT, MountState::Known),
+            None if all_known => facts.set(fact::MOUNT, MountState::Unknown),
             None => {}
         }
     }
 
     fn set_lock(&self, pid: i64, facts: &mut Facts) {
-        facts.set(Fact::LockPid, pid);
+        facts.set(fact::LOCK_PID, pid);
         // -1: a lock of an open file, which nobody owns.
         let inside =
             u32::try_from(pid).is_err() || u32::try_from(pid).is_ok_and(|pid| self.pids.contains(&pid));
-        facts.set(Fact::Lock, if inside { "held" } else { "outside" });
+        facts.set(fact::LOCK, if inside { LockHolder::Held } else { LockHolder::Outside });
     }
 
     /// `sk-unix.c:dump_one_unix_fd`
     fn set_unix(&self, inode: u64, facts: &mut Facts) {
-        facts.set(Fact::Inode, i64::try_from(inode).unwrap_or(i64::MAX));
+        facts.set(fact::INODE, i64::try_from(inode).unwrap_or(i64::MAX));
         let Some(socket) = self.tree.unix.get(&inode) else {
             // The lists that could be read don't have it.
-            facts.set(Fact::Netns, "outside");
+            facts.set(fact::NETNS, Place::Outside);
             return;
         };
-        facts.set(Fact::Netns, "inside");
-        facts.set(Fact::SocketType, socket.socket_type);
-        facts.set(Fact::State, state_of(socket));
-        facts.set(Fact::Name, socket.name.clone().unwrap_or_else(|| "(null)".to_owned()));
-        facts.set(Fact::ShutDown, socket.shutdown == 3);
-        facts.set(Fact::Unread, socket.send_queue);
-        facts.set(Fact::PendingClosed, socket.state == LISTEN && socket.pending.contains(&0));
+        facts.set(fact::NETNS, Place::Inside);
+        facts.set(fact::SOCKET_TYPE, socket.socket_type);
+        facts.set(fact::STATE, state_of(socket));
+        facts.set(fact::NAME, name_of(socket));
+        facts.set(fact::SHUT_DOWN, socket.shutdown == 3);
+        facts.set(fact::UNREAD, socket.send_queue);
+        facts.set(fact::PENDING_CLOSED, socket.state == LISTEN && socket.pending.contains(&0));
         self.set_peer(inode, socket, facts);
     }
 
@@ -230,20 +242,20 @@ impl<'a> Context<'a> {
             let pending = socket.state == ESTABLISHED
                 && socket.socket_type != SOCK_DGRAM
                 && self.pending.contains_key(&inode);
-            facts.set(Fact::Peer, if pending { "pending" } else { "none" });
+            facts.set(fact::PEER, if pending { Peer::Pending } else { Peer::None });
             return;
         };
-        facts.set(Fact::PeerInode, i64::try_from(peer).unwrap_or(i64::MAX));
+        facts.set(fact::PEER_INODE, i64::try_from(peer).unwrap_or(i64::MAX));
         let other = self.tree.unix.get(&peer);
         match other {
-            None => facts.set(Fact::Peer, "missing"),
-            Some(_) if self.unix.contains(&peer) => facts.set(Fact::Peer, "inside"),
+            None => facts.set(fact::PEER, Peer::Missing),
+            Some(_) if self.unix.contains(&peer) => facts.set(fact::PEER, Peer::Inside),
             Some(_) if self.in_flight => {}
-            Some(_) => facts.set(Fact::Peer, "outside"),
+            Some(_) => facts.set(fact::PEER, Peer::Outside),
         }
         if let Some(other) = other {
-            facts.set(Fact::PeerNamed, other.name.is_some());
-            facts.set(Fact::PeerName, other.name.clone().unwrap_or_else(|| "(null)".to_owned()));
+            facts.set(fact::PEER_NAMED, other.name.is_some());
+            facts.set(fact::PEER_NAME, name_of(other));
         }
     }
 }
@@ -255,16 +267,21 @@ fn terminal_session(file: &File) -> Option<i64> {
     file.relations.iter().find_map(session).filter(|_| is_pseudo)
 }
 
-fn where_is(inside: bool) -> &'static str {
-    if inside { "inside" } else { "outside" }
+const fn leader(is_inside: bool) -> Leader {
+    if is_inside { Leader::Inside } else { Leader::Outside }
 }
 
-fn state_of(socket: &UnixSocket) -> &'static str {
+const fn state_of(socket: &UnixSocket) -> SocketState {
     match socket.state {
-        ESTABLISHED => "connected",
-        LISTEN => "listen",
-        _ => "close",
+        ESTABLISHED => SocketState::Connected,
+        LISTEN => SocketState::Listen,
+        _ => SocketState::Close,
     }
+}
+
+/// A socket's name, as CRIU prints it.
+fn name_of(socket: &UnixSocket) -> Text {
+    socket.name.clone().map_or("(null)".into(), Text::from)
 }
 
 #[cfg(test)]
@@ -308,26 +325,28 @@ mod tests {
     #[test]
     fn a_file_has_its_path_and_process() {
         let facts = alone(Relation::Mount(1));
-        assert_eq!(facts.text(Fact::Path), Some("/a"));
-        assert_eq!((facts.int(Fact::Fd), facts.int(Fact::Pid)), (Some(3), Some(10)));
-        assert_eq!(facts.get(Fact::OwnNetns), Some(&true.into()));
+        assert_eq!(facts.get(fact::PATH), Some("/a"));
+        assert_eq!((facts.get(fact::FD), facts.get(fact::PID)), (Some(3), Some(10)));
+        assert_eq!(facts.get(fact::OWN_NETNS), Some(true));
     }
 
     #[test]
     fn targets_of_pidfds() {
-        for (pid, target) in [(-1, "reaped"), (0, "outside"), (10, "inside"), (11, "outside")] {
-            assert_eq!(alone(Relation::Target(pid)).text(Fact::Target), Some(target));
+        for (pid, target) in
+            [(-1, Target::Reaped), (0, Target::Outside), (10, Target::Inside), (11, Target::Outside)]
+        {
+            assert_eq!(alone(Relation::Target(pid)).get(fact::TARGET), Some(target));
         }
     }
 
     #[test]
     fn mounts_are_those_of_the_tree() {
-        for (id, mount) in [(1, "known"), (2, "overmounted"), (3, "unknown")] {
-            assert_eq!(alone(Relation::Mount(id)).text(Fact::Mount), Some(mount));
+        for (id, mount) in [(1, MountState::Known), (2, MountState::Overmounted), (3, MountState::Unknown)] {
+            assert_eq!(alone(Relation::Mount(id)).get(fact::MOUNT), Some(mount));
         }
         let mut unread = tree(vec![process(10, 1, vec![Relation::Mount(3)])]);
         unread.mounts.clear();
-        assert_eq!(facts(&unread).get(Fact::Mount), None);
+        assert_eq!(facts(&unread).get(fact::MOUNT), None);
     }
 
     #[test]
@@ -337,12 +356,12 @@ mod tests {
             let relations = if inside { vec![Relation::Unix(2)] } else { vec![] };
             let mut tree = tree(vec![process(10, 1, relations), process(11, 10, vec![own])]);
             tree.unix = [(1, socket(other, 1, 1)), (2, socket(Some(1), 1, 1))].into();
-            facts(&tree).text(Fact::Peer).map(str::to_owned)
+            facts(&tree).get(fact::PEER)
         };
-        assert_eq!(peer(Some(2), true).as_deref(), Some("inside"));
-        assert_eq!(peer(Some(2), false).as_deref(), Some("outside"));
-        assert_eq!(peer(Some(9), false).as_deref(), Some("missing"));
-        assert_eq!(peer(None, false).as_deref(), Some("none"));
+        assert_eq!(peer(Some(2), true), Some(Peer::Inside));
+        assert_eq!(peer(Some(2), false), Some(Peer::Outside));
+        assert_eq!(peer(Some(9), false), Some(Peer::Missing));
+        assert_eq!(peer(None, false), Some(Peer::None));
     }
 
     #[test]
@@ -350,34 +369,34 @@ mod tests {
         let mut tree = tree(vec![process(10, 1, vec![Relation::Unix(1)])]);
         let listener = UnixSocket { pending: vec![1, 0], ..socket(None, 10, 1) };
         tree.unix = [(1, socket(None, 1, 1)), (5, listener)].into();
-        assert_eq!(facts(&tree).text(Fact::Peer), Some("pending"));
+        assert_eq!(facts(&tree).get(fact::PEER), Some(Peer::Pending));
         tree.processes[0].files[0].relations = vec![Relation::Unix(5)];
-        assert_eq!(facts(&tree).get(Fact::PendingClosed), Some(&true.into()));
+        assert_eq!(facts(&tree).get(fact::PENDING_CLOSED), Some(true));
         tree.processes[0].files[0].relations = vec![Relation::Unix(77)];
-        assert_eq!(facts(&tree).text(Fact::Netns), Some("outside"));
+        assert_eq!(facts(&tree).get(fact::NETNS), Some(Place::Outside));
     }
 
     #[test]
     fn terminals_have_another_end_and_a_session() {
         let slave = Relation::Terminal { index: 4, master: false };
         let master = Relation::Terminal { index: 4, master: true };
-        assert_eq!(alone(slave.clone()).get(Fact::Paired), Some(&false.into()));
+        assert_eq!(alone(slave.clone()).get(fact::PAIRED), Some(false));
         let pair = tree(vec![process(10, 1, vec![master]), process(11, 10, vec![slave])]);
-        assert_eq!(facts(&pair).get(Fact::Paired), Some(&true.into()));
-        for (session, leader) in [(0, "none"), (10, "inside"), (7, "outside")] {
-            assert_eq!(alone(Relation::Session(session)).text(Fact::Leader), Some(leader));
+        assert_eq!(facts(&pair).get(fact::PAIRED), Some(true));
+        for (session, leader) in [(0, Leader::None), (10, Leader::Inside), (7, Leader::Outside)] {
+            assert_eq!(alone(Relation::Session(session)).get(fact::LEADER), Some(leader));
         }
     }
 
     #[test]
     fn locks_namespaces_and_pipes() {
-        assert_eq!(alone(Relation::Lock(10)).text(Fact::Lock), Some("held"));
-        assert_eq!(alone(Relation::Lock(-1)).text(Fact::Lock), Some("held"));
-        assert_eq!(alone(Relation::Lock(7)).text(Fact::Lock), Some("outside"));
-        for (id, place) in [(200, "inside"), (201, "inside"), (202, "outside")] {
-            assert_eq!(alone(Relation::Namespace("net".into(), id)).text(Fact::Namespace), Some(place));
+        assert_eq!(alone(Relation::Lock(10)).get(fact::LOCK), Some(LockHolder::Held));
+        assert_eq!(alone(Relation::Lock(-1)).get(fact::LOCK), Some(LockHolder::Held));
+        assert_eq!(alone(Relation::Lock(7)).get(fact::LOCK), Some(LockHolder::Outside));
+        for (id, place) in [(200, Place::Inside), (201, Place::Inside), (202, Place::Outside)] {
+            assert_eq!(alone(Relation::Namespace("net".into(), id)).get(fact::NAMESPACE), Some(place));
         }
         let pipes = vec![Relation::ReadablePipe(1), Relation::ReadablePipe(1), Relation::ReadablePipe(2)];
-        assert_eq!(facts(&tree(vec![process(10, 1, pipes)])).int(Fact::Pipes), Some(2));
+        assert_eq!(facts(&tree(vec![process(10, 1, pipes)])).get(fact::PIPES), Some(2));
     }
 }

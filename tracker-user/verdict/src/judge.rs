@@ -4,14 +4,11 @@ use std::{array, collections::BTreeSet};
 
 use tracker_ebpf::Kind;
 
-use super::{
-    FileKind, Profile, Verdict,
+use crate::{
+    FileKind, NOT_KNOWN, Pass, Profile, Reason, Verdict, fact,
     facts::{Fact, Facts, Value},
-    rules::{Holds, Message, Pass, Rule, Rules},
+    rules::{Matches, Message, Rule, Rules},
 };
-
-/// The reason of what can't be told, because something isn't known of the file.
-pub const NOT_KNOWN: &str = "not_known";
 
 /// Says what CRIU would make of files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +25,7 @@ pub struct Judgement {
     /// `needs_option`, `unknown` or `blocked`.
     pub verdict: Verdict,
     /// The rule's reason, or [`NOT_KNOWN`].
-    pub reason: String,
+    pub reason: Reason,
     /// When CRIU finds it out.
     pub pass: Pass,
     /// What CRIU says; nothing if it can't be told.
@@ -90,15 +87,15 @@ impl Judge {
     }
 
     fn pass(&self, kind: FileKind, facts: &Facts, pass: Pass) -> Option<Judgement> {
-        let look = |fact| self.look(facts, fact);
+        let lookup = |fact| self.lookup(facts, fact);
         let mut possible: Vec<&Rule> = Vec::new();
         let mut missing: BTreeSet<Fact> = BTreeSet::new();
         let mut decided = false;
         for rule in self.rules.of_kind(kind).filter(|rule| rule.pass == pass) {
-            match rule.holds(look, &self.profile) {
-                Holds::No => continue,
-                Holds::Yes => decided = true,
-                Holds::Unknown(facts) => missing.extend(facts),
+            match rule.matches(lookup, &self.profile) {
+                Matches::No => continue,
+                Matches::Yes => decided = true,
+                Matches::Unknown(facts) => missing.extend(facts),
             }
             possible.push(rule);
             if decided {
@@ -110,33 +107,35 @@ impl Judge {
         let verdicts: BTreeSet<Verdict> = possible.iter().map(|rule| rule.verdict).chain(otherwise).collect();
         match (verdicts.len(), verdicts.first(), possible.last()) {
             (1, Some(Verdict::Ok), _) => None,
-            (1, _, Some(rule)) => Some(self.by_rule(rule, look)),
+            (1, _, Some(rule)) => Some(by_rule(rule, lookup)),
             _ => Some(not_known(pass, &missing, facts)),
         }
     }
 
-    fn look(&self, facts: &Facts, fact: Fact) -> Option<Value> {
-        let known = facts.get(fact).or_else(|| self.profile.build.get(fact)).cloned();
+    /// What is known of a file, or of CRIU.
+    fn lookup<'a>(&'a self, facts: &'a Facts, fact: Fact) -> Option<&'a Value> {
+        const NO: &Value = &Value::Bool(false);
+        let known = facts.value(fact).or_else(|| self.profile.build.value(fact));
         // Where nothing is external this file isn't.
-        let nothing = fact == Fact::External && self.profile.options.external.is_empty();
-        known.or(nothing.then_some(Value::Bool(false)))
+        let nothing = fact == fact::EXTERNAL && self.profile.options.external.is_empty();
+        known.or(nothing.then_some(NO))
     }
+}
 
-    fn by_rule(&self, rule: &Rule, look: impl Fn(Fact) -> Option<Value>) -> Judgement {
-        let fill = |message: &Message| message.fill(&look);
-        Judgement {
-            verdict: rule.verdict,
-            reason: rule.reason.clone(),
-            pass: rule.pass,
-            message: fill(&rule.message),
-            remedy: fill(&rule.remedy),
-            options: rule.options.iter().map(fill).collect(),
-        }
+fn by_rule<'a>(rule: &Rule, lookup: impl Fn(Fact) -> Option<&'a Value>) -> Judgement {
+    let fill = |message: &Message| message.fill(&lookup);
+    Judgement {
+        verdict: rule.verdict,
+        reason: rule.reason.clone(),
+        pass: rule.pass,
+        message: fill(&rule.message),
+        remedy: fill(&rule.remedy),
+        options: rule.options.iter().map(fill).collect(),
     }
 }
 
 fn not_known(pass: Pass, missing: &BTreeSet<Fact>, facts: &Facts) -> Judgement {
-    let why = facts.text(Fact::Why).map(|why| format!(": {why}")).unwrap_or_default();
+    let why = facts.get(fact::WHY).map(|why| format!(": {why}")).unwrap_or_default();
     let remedy = if missing.is_empty() && !why.is_empty() {
         format!("it could not be looked at{why}")
     } else if missing.is_empty() {
@@ -147,7 +146,7 @@ fn not_known(pass: Pass, missing: &BTreeSet<Fact>, facts: &Facts) -> Judgement {
     };
     Judgement {
         verdict: Verdict::Unknown,
-        reason: NOT_KNOWN.to_owned(),
+        reason: NOT_KNOWN,
         pass,
         message: String::new(),
         remedy,

@@ -19,56 +19,31 @@ mod history;
 mod judge;
 mod kernel;
 mod log;
+mod named;
 mod options;
+mod pass;
+mod plan;
 mod profile;
+mod reason;
 mod rules;
 pub mod tree;
-
-use std::fmt;
+mod verdict;
 
 pub use assessment::Assessment;
-pub use check::{Blocker, Report, Step, Subtree, check};
-pub use facts::{Fact, Facts, Type, Value};
+pub use check::{Blocker, Report, Subtree, check};
+pub use facts::{Fact, FactType, Facts, Key, Text, Type, Value, table as fact, word};
 pub use history::{Histories, History, HistorySummary};
-pub use judge::{Judge, Judgement, NOT_KNOWN};
+pub use judge::{Judge, Judgement};
 pub use kernel::KernelVersion;
 pub use log::{Cause, cause, rule_of};
 pub use options::{DEFAULT_GHOST_LIMIT, DumpOption, Options, size};
+pub use pass::Pass;
+pub use plan::Step;
 pub use profile::{
-    CriuVersion, KNOWN_VERSIONS, NEWEST_KNOWN, OLDEST_KNOWN, ParseVersionError, Profile, Source,
+    CriuVersion, KNOWN_VERSIONS, NEWEST_KNOWN, OLDEST_KNOWN, ParseVersionError, Profile, VersionSource,
 };
-pub use rules::{Condition, Message, Pass, Rule, RuleError, Rules, Truth};
+pub use reason::{NOT_KNOWN, ParseReasonError, Reason};
+pub use rules::{Message, Rule, RuleError, Rules};
 pub use tracker_ebpf::FileKind;
 pub use tree::{File, Mounts, Namespaces, Process, Relation, Tree, UnixSocket};
-
-/// What CRIU would make of a slot; of a container, the worst of its slots. Ordered from best to worst.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Verdict {
-    /// Dumped.
-    Ok,
-    /// Dumped with an option that the profile doesn't have.
-    NeedsOption,
-    /// It depends on something that was not looked at.
-    Unknown,
-    /// The dump fails.
-    Blocked,
-}
-
-impl Verdict {
-    /// The stable name used in metrics and JSON.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::NeedsOption => "needs_option",
-            Self::Unknown => "unknown",
-            Self::Blocked => "blocked",
-        }
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
+pub use verdict::Verdict;

@@ -1,6 +1,6 @@
 //! Reading the log of a dump that failed: which file it was about, and what to do.
 
-use super::{
+use crate::{
     facts::Fact,
     rules::{Message, Rule, Rules},
 };
@@ -121,6 +121,7 @@ fn matching(pattern: &Message, message: &str) -> Option<Vec<(Fact, String)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fact;
 
     const LOG: &str = "\
 (00.000100) Version: 4.0 (gitid v4.0)
@@ -138,7 +139,7 @@ mod tests {
         let rules = Rules::embedded().unwrap();
         let (rule, facts) = rule_of(&rules, &cause.message).unwrap();
         assert_eq!(rule.reason, "pidfd_unsupported");
-        assert!(facts.contains(&(Fact::Fd, "7".into())));
+        assert!(facts.contains(&(fact::FD.fact(), "7".into())));
     }
 
     #[test]

@@ -4,11 +4,7 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use thiserror::Error;
 
-use super::{
-    facts::{Fact, Facts},
-    options::Options,
-};
-use crate::KernelVersion;
+use crate::{KernelVersion, facts::Facts, named::named, options::Options};
 
 /// A CRIU release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,24 +85,15 @@ impl FromStr for CriuVersion {
     }
 }
 
-/// Where a profile's version comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The user said so.
-    Given,
-    /// The `criu` in the agent's `PATH`.
-    Path,
-    /// No CRIU was found: the newest known is assumed.
-    Assumed,
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Given => "given",
-            Self::Path => "path",
-            Self::Assumed => "assumed",
-        })
+named! {
+    /// Where a profile's version comes from.
+    VersionSource {
+        /// The user said so.
+        Given = "given",
+        /// The `criu` in the agent's `PATH`.
+        Path = "path",
+        /// No CRIU was found: the newest known is assumed.
+        Assumed = "assumed",
     }
 }
 
@@ -116,7 +103,7 @@ pub struct Profile {
     /// The release.
     pub version: CriuVersion,
     /// Where the version comes from.
-    pub source: Source,
+    pub source: VersionSource,
     /// The kernel that CRIU would run on.
     pub kernel: KernelVersion,
     /// How it was built, and its plugins, as far as that is known: facts of the environment.
@@ -130,15 +117,13 @@ impl Profile {
     #[must_use]
     pub fn new(given: Option<CriuVersion>, found: Option<CriuVersion>, kernel: KernelVersion) -> Self {
         let (version, source) = match (given, found) {
-            (Some(version), _) => (version, Source::Given),
-            (None, Some(version)) => (version, Source::Path),
-            (None, None) => (NEWEST_KNOWN, Source::Assumed),
+            (Some(version), _) => (version, VersionSource::Given),
+            (None, Some(version)) => (version, VersionSource::Path),
+            (None, None) => (NEWEST_KNOWN, VersionSource::Assumed),
         };
         Self { version, source, kernel, build: Facts::default(), options: Options::default() }
     }
-}
 
-impl Profile {
     /// The same, with another release of CRIU.
     #[must_use]
     pub fn with_version(&self, version: CriuVersion) -> Self {
@@ -158,22 +143,17 @@ impl Profile {
     pub fn is_newer_than_known(&self) -> bool {
         self.version > NEWEST_KNOWN
     }
-
-    /// The same, with something known of how CRIU was built.
-    #[must_use]
-    pub fn with(mut self, fact: Fact, is_so: bool) -> Self {
-        self.build.set(fact, is_so);
-        self
-    }
 }
 
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CRIU {}", self.version)?;
         match self.source {
-            Source::Given => Ok(()),
-            Source::Path => write!(f, " (found in PATH)"),
-            Source::Assumed => write!(f, " (none found: the newest known is assumed; set one with --criu)"),
+            VersionSource::Given => Ok(()),
+            VersionSource::Path => write!(f, " (found in PATH)"),
+            VersionSource::Assumed => {
+                write!(f, " (none found: the newest known is assumed; set one with --criu)")
+            }
         }
     }
 }
@@ -212,8 +192,8 @@ mod tests {
         let kernel = KernelVersion { major: 6, minor: 1 };
         let (a, b) = (CriuVersion::new(3, 19, 0), CriuVersion::new(4, 0, 0));
         assert_eq!(Profile::new(Some(a), Some(b), kernel).version, a);
-        assert_eq!(Profile::new(None, Some(b), kernel).source, Source::Path);
+        assert_eq!(Profile::new(None, Some(b), kernel).source, VersionSource::Path);
         let assumed = Profile::new(None, None, kernel);
-        assert_eq!((assumed.version, assumed.source), (NEWEST_KNOWN, Source::Assumed));
+        assert_eq!((assumed.version, assumed.source), (NEWEST_KNOWN, VersionSource::Assumed));
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{FileKind, facts::Facts};
+use crate::{FileKind, facts::Facts};
 
 /// A process, with all that descends from it: what a dump takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

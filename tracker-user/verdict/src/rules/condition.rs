@@ -2,17 +2,17 @@
 
 use std::{cmp::Ordering, fmt};
 
-use super::super::{
+use crate::{
     Profile,
     facts::{Fact, Type, Value},
 };
 
-/// Whether a condition is met.
+/// Whether a condition matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Truth {
-    /// It is.
+pub(crate) enum Truth {
+    /// It does.
     Yes,
-    /// It isn't.
+    /// It doesn't.
     No,
     /// The fact isn't known.
     Unknown,
@@ -20,7 +20,7 @@ pub enum Truth {
 
 /// What a fact must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Condition {
+pub(crate) enum Condition {
     /// One of these.
     OneOf(Vec<Value>),
     /// None of these.
@@ -31,7 +31,7 @@ pub enum Condition {
 
 /// A relation of numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Comparison {
+pub(crate) enum Comparison {
     /// `<`
     Less,
     /// `<=`
@@ -71,7 +71,7 @@ impl fmt::Display for Comparison {
 
 /// A number that is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
+pub(crate) enum Limit {
     /// This one.
     Number(i64),
     /// What `--ghost-limit` says.
@@ -127,7 +127,8 @@ impl Condition {
 
     pub(super) fn describe(&self, fact: Fact) -> String {
         let name = fact.name();
-        let list = |values: &[Value]| values.iter().map(show).collect::<Vec<_>>().join(" or ");
+        let list =
+            |values: &[Value]| values.iter().map(|value| fact.show(value)).collect::<Vec<_>>().join(" or ");
         match self {
             Self::OneOf(values) if *values == [Value::Bool(true)] => name.to_owned(),
             Self::OneOf(values) if *values == [Value::Bool(false)] => format!("not {name}"),
@@ -136,14 +137,6 @@ impl Condition {
             Self::Compare(relation, Limit::Number(number)) => format!("{name} {relation} {number}"),
             Self::Compare(relation, Limit::GhostLimit) => format!("{name} {relation} ghost limit"),
         }
-    }
-}
-
-fn show(value: &Value) -> String {
-    match value {
-        Value::Bool(value) => value.to_string(),
-        Value::Int(value) => value.to_string(),
-        Value::Text(value) => value.to_string(),
     }
 }
 
@@ -161,14 +154,13 @@ fn one(fact: Fact, value: &toml::Value) -> Result<Value, String> {
         (Type::Bool, _) => Err(format!("{name} is true or false")),
         (Type::Int, toml::Value::Integer(value)) => Ok(Value::Int(*value)),
         (Type::Int, _) => Err(format!("{name} is a number, or a comparison such as \">= 64\"")),
-        (Type::Text(words), toml::Value::String(text)) => {
-            if words.is_empty() || words.contains(&text.as_str()) {
-                Ok(Value::Text(text.clone().into()))
-            } else {
-                Err(format!("{name} is never {text:?}, but {}", words.join(", ")))
-            }
+        (Type::Word(words), toml::Value::String(text)) => {
+            let place = words.iter().position(|word| word == text).and_then(|place| u8::try_from(place).ok());
+            let never = || format!("{name} is never {text:?}, but {}", words.join(", "));
+            place.map(Value::Word).ok_or_else(never)
         }
-        (Type::Text(_), _) => Err(format!("{name} is a text")),
+        (Type::Text, toml::Value::String(text)) => Ok(Value::Text(text.clone().into())),
+        (Type::Text | Type::Word(_), _) => Err(format!("{name} is a text")),
     }
 }
 
@@ -212,47 +204,44 @@ impl Versions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::KernelVersion;
+    use crate::{FactType, KernelVersion, Key, fact, word::Target};
 
     fn profile() -> Profile {
         Profile::new(None, None, KernelVersion { major: 6, minor: 12 })
     }
 
-    fn condition(fact: Fact, text: &str) -> Result<Condition, String> {
+    fn condition<T>(key: Key<T>, text: &str) -> Result<Condition, String> {
         let table: toml::Table = format!("value = {text}").parse().unwrap();
-        Condition::parse(fact, &table["value"])
+        Condition::parse(key.fact(), &table["value"])
     }
 
-    fn truth(fact: Fact, text: &str, value: impl Into<Value>) -> Truth {
-        condition(fact, text).unwrap().of(Some(&value.into()), &profile())
+    fn truth<T: FactType>(key: Key<T>, text: &str, value: T) -> Truth {
+        condition(key, text).unwrap().of(Some(&value.into_value()), &profile())
     }
 
     #[test]
     fn values_are_compared() {
-        assert_eq!(truth(Fact::OfThread, "true", true), Truth::Yes);
-        assert_eq!(truth(Fact::Clock, "[8, 9]", 9), Truth::Yes);
-        assert_eq!(truth(Fact::Clock, "[8, 9]", 1), Truth::No);
-        assert_eq!(truth(Fact::Minor, "\">= 64\"", 64), Truth::Yes);
-        assert_eq!(truth(Fact::Minor, "\"> 64\"", 64), Truth::No);
-        assert_eq!(truth(Fact::Size, "\"> ghost_limit\"", (1 << 20) + 1), Truth::Yes);
-        assert_eq!(truth(Fact::Target, "{ not = \"outside\" }", "inside"), Truth::Yes);
-        let unknown = condition(Fact::OfThread, "true").unwrap().of(None, &profile());
+        assert_eq!(truth(fact::OF_THREAD, "true", true), Truth::Yes);
+        assert_eq!(truth(fact::CLOCK, "[8, 9]", 9), Truth::Yes);
+        assert_eq!(truth(fact::CLOCK, "[8, 9]", 1), Truth::No);
+        assert_eq!(truth(fact::MINOR, "\">= 64\"", 64), Truth::Yes);
+        assert_eq!(truth(fact::MINOR, "\"> 64\"", 64), Truth::No);
+        assert_eq!(truth(fact::SIZE, "\"> ghost_limit\"", (1 << 20) + 1), Truth::Yes);
+        assert_eq!(truth(fact::TARGET, "{ not = \"outside\" }", Target::Inside), Truth::Yes);
+        let unknown = condition(fact::OF_THREAD, "true").unwrap().of(None, &profile());
         assert_eq!(unknown, Truth::Unknown);
     }
 
     #[test]
     fn what_a_fact_cant_be_is_refused() {
-        for (fact, text) in [
-            (Fact::OfThread, "1"),
-            (Fact::Clock, "true"),
-            (Fact::Clock, "\"about 8\""),
-            (Fact::Target, "\"outsite\""),
-            (Fact::Target, "3"),
-            (Fact::Target, "{ is = \"outside\" }"),
-        ] {
-            assert!(condition(fact, text).is_err(), "{} = {text}", fact.name());
+        assert!(condition(fact::OF_THREAD, "1").is_err());
+        assert!(condition(fact::CLOCK, "true").is_err());
+        assert!(condition(fact::CLOCK, "\"about 8\"").is_err());
+        for text in ["\"outsite\"", "3", "{ is = \"outside\" }"] {
+            assert!(condition(fact::TARGET, text).is_err(), "{text}");
         }
-        assert!(condition(Fact::Target, "\"outsite\"").unwrap_err().contains("reaped, inside, outside"));
+        let error = condition(fact::TARGET, "\"outsite\"").unwrap_err();
+        assert!(error.contains("reaped, inside, outside"));
     }
 
     #[test]

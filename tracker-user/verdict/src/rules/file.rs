@@ -7,11 +7,11 @@ use thiserror::Error;
 use toml::Spanned;
 
 use super::{
-    super::{FileKind, Verdict, facts::Fact, options::DumpOption},
-    Pass, Rule,
+    Rule,
     condition::{Condition, Versions},
     message::Message,
 };
+use crate::{FileKind, Pass, Verdict, facts::Fact, options::DumpOption, reason::ParseReasonError};
 
 /// A file of rules that is malformed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -39,8 +39,7 @@ struct File {
 struct Written {
     reason: String,
     kinds: Vec<String>,
-    #[serde(default)]
-    pass: Pass,
+    pass: Option<Pass>,
     criu: Option<String>,
     kernel: Option<String>,
     #[serde(default)]
@@ -76,9 +75,7 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Vec<Rule>, RuleError> {
 impl Written {
     fn check(self) -> Result<Rule, String> {
         let of = |what: &str| format!("rule {:?}: {what}", self.reason);
-        if self.reason.is_empty() || !self.reason.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            return Err(of("a reason is a word of letters, digits and underscores"));
-        }
+        let reason = self.reason.parse().map_err(|error: ParseReasonError| of(&error.to_string()))?;
         let verdict = match self.verdict.as_str() {
             "ok" => Verdict::Ok,
             "needs_option" => Verdict::NeedsOption,
@@ -112,7 +109,7 @@ impl Written {
         }
         Ok(Rule {
             kinds: self.kinds.iter().map(kind).collect::<Result<_, String>>()?,
-            pass: self.pass,
+            pass: self.pass.unwrap_or(Pass::File),
             criu: versions(&self.criu)?,
             kernel: versions(&self.kernel)?,
             unless,
@@ -122,7 +119,7 @@ impl Written {
             remedy: text(&self.remedy)?,
             options,
             source: self.source.clone(),
-            reason: self.reason,
+            reason,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::super::facts::{Fact, Type, Value};
+use crate::facts::{Fact, Type, Value};
 
 /// A text with places for facts. `{fact}` is a fact as it is, `{fact:x}`, `{fact:#x}`, `{fact:o}` and `{fact:016x}` a number in
 /// another base.
@@ -69,21 +69,19 @@ impl Message {
     }
 
     /// The text, with `?` for what isn't known.
-    pub(in super::super) fn fill(&self, look: impl Fn(Fact) -> Option<Value>) -> String {
+    pub(crate) fn fill<'a>(&self, lookup: impl Fn(Fact) -> Option<&'a Value>) -> String {
         let mut text = String::new();
         for part in &self.0 {
             // Writing to a string can't fail.
             let _ = match part {
                 Part::Text(part) => write!(text, "{part}"),
-                Part::Fact(fact, form) => match (look(*fact), form) {
+                Part::Fact(fact, form) => match (lookup(*fact), form) {
                     // As printf has them: %x and %o take the low 32 bits.
                     (Some(Value::Int(n)), Form::Hex) => write!(text, "{n:x}"),
                     (Some(Value::Int(n)), Form::PrefixedHex) => write!(text, "{n:#x}"),
                     (Some(Value::Int(n)), Form::PaddedHex) => write!(text, "{n:016x}"),
                     (Some(Value::Int(n)), Form::Octal) => write!(text, "{n:o}"),
-                    (Some(Value::Int(n)), Form::Plain) => write!(text, "{n}"),
-                    (Some(Value::Text(value)), _) => write!(text, "{value}"),
-                    (Some(Value::Bool(value)), _) => write!(text, "{value}"),
+                    (Some(value), _) => write!(text, "{}", fact.show(value)),
                     (None, _) => write!(text, "?"),
                 },
             };
@@ -130,24 +128,30 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Facts, fact, word::Nested};
 
-    fn look(fact: Fact) -> Option<Value> {
-        match fact {
-            Fact::Fd => Some(Value::Int(7)),
-            Fact::Mode => Some(Value::Int(0o600)),
-            Fact::Inode => Some(Value::Int(0xab)),
-            Fact::Link => Some("anon_inode:[pidfd]".into()),
-            _ => None,
-        }
+    fn facts() -> Facts {
+        let mut facts = Facts::default();
+        facts.set(fact::FD, 7);
+        facts.set(fact::MODE, 0o600);
+        facts.set(fact::INODE, 0xab);
+        facts.set(fact::LINK, "anon_inode:[pidfd]".into());
+        facts.set(fact::NESTED, Nested::Ipc);
+        facts
+    }
+
+    fn fill(message: &str) -> String {
+        let facts = facts();
+        Message::parse(message).unwrap().fill(|fact| facts.value(fact))
     }
 
     #[test]
     fn facts_are_filled_in() {
-        let message = Message::parse("Can't dump file {fd} of that type [{mode:o}] (anon {link})").unwrap();
         let text = "Can't dump file 7 of that type [600] (anon anon_inode:[pidfd])";
-        assert_eq!(message.fill(look), text);
-        assert_eq!(Message::parse("{inode:x} {inode:#x} {size}").unwrap().fill(look), "ab 0xab ?");
-        assert_eq!(Message::parse("{inode:016x}").unwrap().fill(look), "00000000000000ab");
+        assert_eq!(fill("Can't dump file {fd} of that type [{mode:o}] (anon {link})"), text);
+        assert_eq!(fill("{inode:x} {inode:#x} {size}"), "ab 0xab ?");
+        assert_eq!(fill("{inode:016x}"), "00000000000000ab");
+        assert_eq!(fill("Can't dump nested {nested} namespace"), "Can't dump nested ipc namespace");
     }
 
     #[test]
@@ -155,8 +159,8 @@ mod tests {
         let message = Message::parse("Can't dump file {fd} of that type [{mode:o}] (anon {link})").unwrap();
         let found =
             message.matches("Can't dump file 24 of that type [600] (anon anon_inode:[pidfd])").unwrap();
-        assert_eq!(found[0], (Fact::Fd, "24".to_owned()));
-        assert_eq!(found[2], (Fact::Link, "anon_inode:[pidfd]".to_owned()));
+        assert_eq!(found[0], (fact::FD.fact(), "24".to_owned()));
+        assert_eq!(found[2], (fact::LINK.fact(), "anon_inode:[pidfd]".to_owned()));
         assert!(message.matches("Can't dump file 24").is_none());
         assert!(message.matches("").is_none());
     }
