@@ -395,7 +395,7 @@ fn rules_can_be_overridden() {
     fs::write(&rules, rule.replace("\"ok\"", "\"fine\"")).expect("write rules");
     fails(
         &["check", &target, "--rules", file],
-        "vendor.toml, line 1: rule \"io_uring_fd\": \"fine\" is no verdict",
+        "vendor.toml, line 4: rule \"io_uring_fd\": \"fine\" is no verdict",
     );
     fails(&["check", &target, "--rules", "/nonexistent.toml"], "read /nonexistent.toml");
     fails(&["check", &target, "--criu-path", "/bin/true"], "is it a CRIU?");

@@ -43,7 +43,7 @@ pub use profile::{
     CriuVersion, KNOWN_VERSIONS, NEWEST_KNOWN, OLDEST_KNOWN, ParseVersionError, Profile, VersionSource,
 };
 pub use reason::{NOT_KNOWN, ParseReasonError, Reason};
-pub use rules::{Message, Rule, RuleError, Rules};
+pub use rules::{Message, Place, Problem, Rule, RuleError, Rules};
 pub use tracker_ebpf::FileKind;
 pub use tree::{File, Mounts, Namespaces, Process, Relation, Tree, UnixSocket};
 pub use verdict::Verdict;

@@ -2,6 +2,11 @@
 
 use std::fmt::Write as _;
 
+use super::{
+    error::{Place, Problem},
+    file,
+    reader::unknown,
+};
 use crate::facts::{Fact, Type, Value};
 
 /// A text with places for facts. `{fact}` is a fact as it is, `{fact:x}`, `{fact:#x}`, `{fact:o}` and `{fact:016x}` a number in
@@ -16,7 +21,7 @@ enum Part {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     Plain,
     Hex,
     PrefixedHex,
@@ -25,41 +30,49 @@ enum Form {
     Octal,
 }
 
-impl Form {
-    const ALL: [(&str, Self); 5] = [
-        ("", Self::Plain),
-        ("x", Self::Hex),
-        ("#x", Self::PrefixedHex),
-        ("016x", Self::PaddedHex),
-        ("o", Self::Octal),
-    ];
-}
+/// Forms, as they are written behind a fact's name.
+pub(super) const FORMS: &[(&str, Form)] = &[
+    ("", Form::Plain),
+    ("x", Form::Hex),
+    ("#x", Form::PrefixedHex),
+    ("016x", Form::PaddedHex),
+    ("o", Form::Octal),
+];
 
 impl Message {
     /// Reads a text.
     ///
     /// # Errors
-    /// When a place names no fact, or isn't closed: what is wrong.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    /// When a place names no fact, or isn't closed.
+    pub(super) fn parse(text: &str) -> Result<Self, Problem> {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('{') {
-            let (place, after) =
-                after.split_once('}').ok_or_else(|| format!("a {{ without a }} in {text:?}"))?;
-            let (name, form) = place.split_once(':').unwrap_or((place, ""));
-            let fact = Fact::from_name(name).ok_or_else(|| format!("no fact is called {name:?}"))?;
-            let form = Form::ALL.into_iter().find(|(known, _)| *known == form).map(|(_, form)| form);
-            let form = form.ok_or_else(|| format!("{place:?} has no form of x, #x, 016x or o"))?;
-            if form != Form::Plain && fact.value_type() != Type::Int {
-                return Err(format!("{name} is no number"));
-            }
+            let (place, after) = after.split_once('}').ok_or_else(|| Problem::Open(text.to_owned()))?;
             parts.push(Part::Text(before.to_owned()));
-            parts.push(Part::Fact(fact, form));
+            parts.push(Self::place(place)?);
             rest = after;
         }
         parts.push(Part::Text(rest.to_owned()));
         parts.retain(|part| !matches!(part, Part::Text(text) if text.is_empty()));
         Ok(Self(parts))
+    }
+
+    /// A place for a fact: `fact`, or `fact:x`.
+    fn place(place: &str) -> Result<Part, Problem> {
+        let (name, form) = place.split_once(':').unwrap_or((place, ""));
+        let fact = file::fact(name)?;
+        let known = FORMS.iter().find(|(known, _)| *known == form).map(|(_, form)| *form);
+        let known = known.ok_or_else(|| unknown(Place::Form, form))?;
+        if known != Form::Plain && fact.value_type() != Type::Int {
+            return Err(Problem::Form { fact: fact.name(), form: form.to_owned() });
+        }
+        Ok(Part::Fact(fact, known))
+    }
+
+    /// A text without places.
+    pub(super) fn of_text(text: String) -> Self {
+        Self(vec![Part::Text(text)])
     }
 
     /// Whether there is nothing to say.

@@ -1,14 +1,17 @@
 //! The rules: data, of which this is the form. What they say is in `rules.toml`, one rule per row of what CRIU does, and can be
 //! extended or overridden by a file of the same form.
 
+mod comparison;
 mod condition;
+mod error;
 mod file;
 mod message;
+mod reader;
 mod rule;
 
 use std::collections::BTreeSet;
 
-pub use file::RuleError;
+pub use error::{Place, Problem, RuleError};
 pub use message::Message;
 pub(crate) use rule::Matches;
 pub use rule::Rule;

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    condition::{Condition, Truth, Versions},
+    comparison::Versions,
+    condition::{Condition, Truth},
     message::Message,
 };
 use crate::{
