@@ -22,7 +22,7 @@ use crate::{
     bpf::{Audit, Auditing, BpfError, Choice, Iterators, Kernel, Program, Rings, Sizes},
     inventory::{Detail, Inventory, Ledger},
     runtime::{Container, Directory, Hierarchy, HierarchyError, Owners, Resolver},
-    verdict::{Assessment, Histories, Judge, Verdict},
+    verdict::{Assessment, Judge, Verdict, history::Histories},
 };
 
 /// Why the agent can't start, or can't tell what it knows.
@@ -212,7 +212,7 @@ impl State {
         }
         self.judge.send_replace(Arc::new(judge));
         if let Some(histories) = &mut self.histories {
-            histories.forget_looks();
+            histories.forget_inspections();
         }
         true
     }
@@ -336,7 +336,7 @@ impl State {
     /// What the last inspection of a container found is known no more.
     pub fn forget_inspection(&mut self, container: &Container) {
         if let Some(histories) = &mut self.histories {
-            histories.forget_look(&container.cgroup);
+            histories.forget_inspection(&container.cgroup);
         }
     }
 

@@ -18,7 +18,7 @@ use tracker_ebpf::{Flow, Kind, TABLE_STALE, Table};
 
 use crate::{
     runtime::{Container, Owner},
-    verdict::{Assessment, HistorySummary, Judge, Verdict},
+    verdict::{Assessment, Judge, Verdict, history::Summary},
 };
 
 /// Cgroups with fd tables that there was no room to count.
@@ -94,7 +94,7 @@ pub struct Entry {
     /// What all that comes to, once [`Inventory::judge`] was called.
     pub judged: Judged,
     /// Since when.
-    pub history: HistorySummary,
+    pub history: Summary,
 }
 
 /// What an entry comes to with a certain CRIU.

@@ -72,7 +72,7 @@ mod tests {
         host::KernelVersion,
         inventory::{Counts, Entry, Inventory},
         runtime::{Container, Identity, Runtime},
-        verdict::{HistorySummary, Judge, Profile, Rules},
+        verdict::{Judge, Profile, Rules, history::Summary},
     };
 
     fn entry(kind: Kind, n: i64) -> Entry {
@@ -205,7 +205,7 @@ mod tests {
         let mut namesakes = Namesakes::default();
         let mut at = |all: &[(&str, i64, u64)]| {
             let member = |(cgroup, opened, blocked): &(&str, i64, u64)| {
-                let history = HistorySummary { blocked: Duration::from_secs(*blocked), last_ok: None };
+                let history = Summary { blocked: Duration::from_secs(*blocked), last_ok: None };
                 let mut web = container("web");
                 web.cgroup = (*cgroup).to_owned();
                 (web, Entry { history, ..entry(Kind::Pidfd, *opened) })

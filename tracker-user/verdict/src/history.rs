@@ -1,4 +1,5 @@
-//! How each container stands: what a look at it in detail found, whether it can be dumped, and since when. Pure.
+//! What became of containers in time: what the last inspection found, and for how long each could not be
+//! dumped.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,20 +11,20 @@ use crate::{Assessment, Verdict};
 
 /// What is told of a history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HistorySummary {
+pub struct Summary {
     /// When the container could last be dumped, if ever while this was known.
     pub last_ok: Option<SystemTime>,
     /// For how long it could not be dumped, or only with an option, in all.
     pub blocked: Duration,
 }
 
-/// How a container stands.
+/// The history of a container.
 #[derive(Clone, Debug, Default)]
-pub struct History {
-    /// What the last look at it in detail found.
-    pub assessment: Option<Arc<Assessment>>,
+struct History {
+    /// What the last inspection found.
+    assessment: Option<Arc<Assessment>>,
     /// Up to when its verdict was last noted.
-    summary: HistorySummary,
+    summary: Summary,
     /// Its verdict when it was last noted, and when that was.
     noted: Option<(Verdict, Instant)>,
     /// What was last told of it: whether it can be dumped.
@@ -31,7 +32,7 @@ pub struct History {
 }
 
 impl History {
-    /// Takes note of what it comes to now. What it came to before holds up to now.
+    /// Notes its verdict as of now. The one before was so up to now.
     fn note(&mut self, verdict: Verdict, now: (Instant, SystemTime)) {
         self.summary = self.summary(now);
         if could_be_dumped(verdict) == Some(true) {
@@ -40,8 +41,8 @@ impl History {
         self.noted = Some((verdict, now.0));
     }
 
-    /// Its history up to now.
-    fn summary(&self, now: (Instant, SystemTime)) -> HistorySummary {
+    /// What is told of it, up to now.
+    fn summary(&self, now: (Instant, SystemTime)) -> Summary {
         let mut summary = self.summary;
         let Some((verdict, since)) = self.noted else { return summary };
         match could_be_dumped(verdict) {
@@ -52,7 +53,7 @@ impl History {
         summary
     }
 
-    /// Whether there is something to tell: it can be dumped now, and could not before, or the other way round.
+    /// Whether it can be dumped, if that is news: it could not before, or the other way round.
     fn change(&mut self, verdict: Verdict) -> Option<bool> {
         let now = could_be_dumped(verdict)?;
         let before = self.told.replace(now);
@@ -61,7 +62,7 @@ impl History {
     }
 }
 
-/// `None` if that can't be told.
+/// Whether a container can be dumped as it is; `None` if that can't be told.
 const fn could_be_dumped(verdict: Verdict) -> Option<bool> {
     match verdict {
         Verdict::Ok => Some(true),
@@ -70,12 +71,12 @@ const fn could_be_dumped(verdict: Verdict) -> Option<bool> {
     }
 }
 
-/// How all containers stand, by their cgroups: ids are not unique.
+/// The histories of all containers, by their cgroups: ids are not unique.
 #[derive(Debug, Default)]
 pub struct Histories(BTreeMap<String, History>);
 
 impl Histories {
-    /// Takes over what a look at a container found. Returns whether it can be dumped, if that is news.
+    /// Takes over what an inspection found. Returns whether the container can be dumped, if that is news.
     pub fn learn(
         &mut self,
         cgroup: &str,
@@ -89,30 +90,30 @@ impl Histories {
         history.change(verdict)
     }
 
-    /// What a look found is known no more.
+    /// Forgets what the last inspection of a container found.
     pub fn forget_inspection(&mut self, cgroup: &str) {
         if let Some(history) = self.0.get_mut(cgroup) {
             history.assessment = None;
         }
     }
 
-    /// What all looks found is known no more.
+    /// Forgets what all inspections found.
     pub fn forget_inspections(&mut self) {
         self.0.values_mut().for_each(|history| history.assessment = None);
     }
 
-    /// Takes note of what a container comes to now.
+    /// Notes the verdict of a container as of now.
     pub fn note(&mut self, cgroup: &str, verdict: Verdict, now: (Instant, SystemTime)) {
         self.0.entry(cgroup.to_owned()).or_default().note(verdict, now);
     }
 
-    /// A container's history up to now. Being read changes nothing.
+    /// A container's history up to now. To be read changes nothing.
     #[must_use]
-    pub fn summary(&self, cgroup: &str, now: (Instant, SystemTime)) -> HistorySummary {
+    pub fn summary(&self, cgroup: &str, now: (Instant, SystemTime)) -> Summary {
         self.0.get(cgroup).map(|history| history.summary(now)).unwrap_or_default()
     }
 
-    /// What the last look at a container found.
+    /// What the last inspection of a container found.
     #[must_use]
     pub fn assessment(&self, cgroup: &str) -> Option<Arc<Assessment>> {
         self.0.get(cgroup)?.assessment.clone()
@@ -154,7 +155,7 @@ mod tests {
         let (start, wall) = (Instant::now(), SystemTime::UNIX_EPOCH);
         let at = |seconds| (start + Duration::from_secs(seconds), wall + Duration::from_secs(seconds));
         let summary = |all: &Histories, seconds| {
-            let HistorySummary { last_ok, blocked } = all.summary("/web", at(seconds));
+            let Summary { last_ok, blocked } = all.summary("/web", at(seconds));
             (blocked.as_secs(), last_ok.map(|at| at.duration_since(wall).unwrap().as_secs()))
         };
         assert_eq!(summary(&all, 0), (0, None));
@@ -169,10 +170,10 @@ mod tests {
         // An inspection is a note, too.
         all.learn("/web", assessment(Verdict::Ok), at(10));
         assert_eq!(summary(&all, 20), (4, Some(20)));
-        all.forget_look("/web");
+        all.forget_inspection("/web");
         assert!(all.assessment("/web").is_none());
         all.learn("/web", assessment(Verdict::Unknown), at(21));
-        all.forget_looks();
+        all.forget_inspections();
         assert!(all.assessment("/web").is_none());
         assert_eq!(summary(&all, 30), (4, Some(21)));
         all.retain(["/db"].into_iter());
