@@ -12,7 +12,7 @@ use std::{
 
 use thiserror::Error;
 
-use crate::target::Found;
+use crate::{error::SyscallError, target::Found};
 
 /// The hidden command by which the process is started that thaws.
 pub const COMMAND: &str = "thaw";
@@ -43,16 +43,8 @@ pub enum FreezeError {
         dir: PathBuf,
     },
     /// A call failed.
-    #[error("{call} {}", .path.display())]
-    Call {
-        /// What was called.
-        call: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What was refused.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Call(#[from] SyscallError),
 }
 
 /// A freezer: cgroup v2's, or v1's.
@@ -123,7 +115,7 @@ impl Freezer {
     /// The freezer of a tree's cgroup.
     fn of(found: &Found) -> Result<Self, FreezeError> {
         let path = format!("/proc/{}/cgroup", found.root);
-        let text = fs::read_to_string(&path).map_err(|source| call("read", Path::new(&path), source))?;
+        let text = fs::read_to_string(&path).map_err(SyscallError::on("read", &path))?;
         let freezer =
             Self::find(&text).ok_or_else(|| FreezeError::NoCgroup(format!("process {}", found.root)))?;
         let own = std::process::id();
@@ -182,7 +174,7 @@ impl Freezer {
 
     fn write(&self, freeze: bool) -> Result<(), FreezeError> {
         let file = self.file();
-        fs::write(&file, self.word(freeze)).map_err(|source| call("write", &file, source))
+        Ok(fs::write(&file, self.word(freeze)).map_err(SyscallError::on("write", file.display()))?)
     }
 
     fn is_frozen(&self) -> bool {
@@ -195,13 +187,13 @@ impl Freezer {
     }
 
     fn thawer(&self) -> Result<Child, FreezeError> {
-        let program = Path::new("/proc/self/exe");
+        let program = "/proc/self/exe";
         let mut command = Command::new(program);
         command.arg(COMMAND).arg(self.file()).arg(self.word(false));
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         // A terminal's Ctrl-C is for everybody in the foreground: whoever thaws must outlive it.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        command.spawn().map_err(|source| call("start", program, source))
+        Ok(command.spawn().map_err(SyscallError::on("start", program))?)
     }
 }
 
@@ -212,10 +204,6 @@ impl Freezer {
 pub fn thaw_later(file: &Path, word: &str) -> io::Result<()> {
     let _ = io::stdin().lock().read_to_end(&mut Vec::new());
     fs::write(file, word)
-}
-
-fn call(call: &'static str, path: &Path, source: io::Error) -> FreezeError {
-    FreezeError::Call { call, path: path.to_owned(), source }
 }
 
 #[cfg(test)]

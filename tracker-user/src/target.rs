@@ -1,15 +1,11 @@
 //! Which process tree a user means: from words to the process at its root.
 
-use std::{
-    fmt, fs, io,
-    path::{Path, PathBuf},
-    str::FromStr,
-    sync::Arc,
-};
+use std::{fmt, fs, path::Path, str::FromStr, sync::Arc};
 
 use thiserror::Error;
 
 use crate::{
+    error::SyscallError,
     host,
     runtime::{Container, Directory, Hierarchy, HierarchyError, Resolver, SANDBOX},
 };
@@ -149,14 +145,8 @@ pub enum TargetError {
         pid: u32,
     },
     /// It can't be read.
-    #[error("read {}", .path.display())]
-    Read {
-        /// What.
-        path: PathBuf,
-        /// What was refused.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Read(#[from] SyscallError),
 }
 
 fn others(containers: &[String]) -> String {
@@ -300,7 +290,7 @@ fn pids_below(dir: &Path) -> Result<Vec<u32>, TargetError> {
     let text = match fs::read_to_string(&path) {
         // A threaded cgroup lists only threads.
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => String::new(),
-        result => result.map_err(|source| TargetError::Read { path, source })?,
+        result => result.map_err(SyscallError::on("read", path.display()))?,
     };
     // 0: a process that isn't in this pid namespace, or has been waited for (Linux 7).
     let mut pids: Vec<u32> =

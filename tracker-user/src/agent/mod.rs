@@ -49,6 +49,7 @@ use self::{
 use crate::{
     api::Feed,
     bpf::{Audit, BpfError, Choice, Sizes},
+    error::SyscallError,
     host,
     runtime::{Directory, Owners, Settings, follow_names},
     verdict::Judge,
@@ -243,11 +244,8 @@ async fn learn_names(directory: Arc<Directory>, owners: Arc<Owners>, liveness: T
 /// Registers a ring with the event loop.
 fn register<R: AsRawFd>(ring: R) -> Result<AsyncFd<R>, BpfError> {
     // SAFETY: a ring owns its fd, which stays open and the same for as long as the ring is registered.
-    unsafe { AsyncFd::register(ring) }.map_err(|error| BpfError::Call {
-        call: "wait for",
-        object: "a ring".into(),
-        source: error.into(),
-    })
+    let registered = unsafe { AsyncFd::register(ring) };
+    registered.map_err(|error| SyscallError::on("wait for", "a ring")(error.into()).into())
 }
 
 /// Passes on what the programs log.

@@ -42,26 +42,33 @@ impl Choice {
 pub struct Trial {
     /// The feeder.
     pub feeder: Feeder,
-    result: Result<SelfTest, String>,
+    outcome: Outcome,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Tested(SelfTest),
+    /// It can't be attached: why.
+    Refused(String),
 }
 
 impl Trial {
     /// Whether it attached, and counted every step exactly.
     #[must_use]
     pub fn passed(&self) -> bool {
-        self.result.as_ref().is_ok_and(SelfTest::is_exact)
+        matches!(&self.outcome, Outcome::Tested(test) if test.is_exact())
     }
 }
 
 impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.feeder {
-            Feeder::Kprobe(close) if self.result.is_ok() => write!(f, "kprobe ({}): ", close.symbol())?,
-            feeder => write!(f, "{feeder}: ")?,
+        match (self.feeder, &self.outcome) {
+            (Feeder::Kprobe(close), Outcome::Tested(_)) => write!(f, "kprobe ({}): ", close.symbol())?,
+            (feeder, _) => write!(f, "{feeder}: ")?,
         }
-        match &self.result {
-            Ok(test) => write!(f, "{test}"),
-            Err(why) => f.write_str(why),
+        match &self.outcome {
+            Outcome::Tested(test) => write!(f, "{test}"),
+            Outcome::Refused(why) => f.write_str(why),
         }
     }
 }
@@ -120,9 +127,12 @@ pub fn trials(hierarchy: &Hierarchy) -> Vec<Trial> {
         if before.is_some_and(Trial::passed) {
             continue;
         }
-        let trial =
-            Trial { feeder, result: attempt(hierarchy, sizes, feeder).map(|(_, test)| test).map_err(why) };
-        if before.is_some_and(|before| trial.passed() || before.result == trial.result) {
+        let outcome = match attempt(hierarchy, sizes, feeder) {
+            Ok((_, test)) => Outcome::Tested(test),
+            Err(error) => Outcome::Refused(why(error)),
+        };
+        let trial = Trial { feeder, outcome };
+        if before.is_some_and(|before| trial.passed() || before.outcome == trial.outcome) {
             trials.pop();
         }
         trials.push(trial);

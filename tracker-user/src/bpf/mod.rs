@@ -68,7 +68,7 @@ use self::{
     returns::ReturnProbe,
     sys::Mapped,
 };
-use crate::{host::KernelVersion, inventory::Uncounted, runtime::Hierarchy};
+use crate::{error::SyscallError, host::KernelVersion, inventory::Uncounted, runtime::Hierarchy};
 
 /// The BPF object, built by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
@@ -126,16 +126,8 @@ pub enum BpfError {
         source: MapError,
     },
     /// A call failed.
-    #[error("{call} {object}")]
-    Call {
-        /// What was called.
-        call: &'static str,
-        /// On what.
-        object: String,
-        /// What was refused.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Call(#[from] SyscallError),
 }
 
 /// How large the bounded maps are.
@@ -409,7 +401,7 @@ fn mapped<T: sys::Plain>(ebpf: &Ebpf, map: &'static str) -> Result<Mapped<T>, Bp
 }
 
 fn call(call: &'static str, object: &str, source: io::Error) -> BpfError {
-    BpfError::Call { call, object: object.into(), source }
+    SyscallError::on(call, object)(source).into()
 }
 
 fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>, BpfError> {

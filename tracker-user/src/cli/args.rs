@@ -20,7 +20,13 @@ use crate::{
     verdict::Judge,
 };
 
-use super::{judging::Judging, load::Config, runtimes::Runtimes, web::Web};
+use super::{
+    judging::Judging,
+    load::Config,
+    runtimes::Runtimes,
+    values::{capability, duration},
+    web::Web,
+};
 
 /// Live, exact counts of the file descriptors that stop a CRIU checkpoint, for every container.
 #[derive(Debug, Parser)]
@@ -304,14 +310,6 @@ pub(super) enum Feeder {
     Audit,
 }
 
-fn capability(name: &str) -> Result<Capability, String> {
-    let uses = privileges::USES.map(|used| used.capability);
-    uses.into_iter().find(|capability| capability.to_string() == name).ok_or_else(|| {
-        let all = uses.map(|capability| capability.to_string()).join(", ");
-        format!("the agent has no use for it: it uses {all}")
-    })
-}
-
 fn size(least: i64) -> RangedI64ValueParser<u32> {
     RangedI64ValueParser::new().range(least..=1 << 24)
 }
@@ -340,13 +338,6 @@ fn kind() -> impl clap::builder::TypedValueParser<Value = Kind> {
         .try_map(|name| Kind::from_name(&name).ok_or("no such kind"))
 }
 
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a duration of at least 100ms, such as 30s, 500ms or 2m");
-    let parsed: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
-    let duration = Duration::try_from(parsed).map_err(|_| wrong())?;
-    if duration < Duration::from_millis(100) { Err(wrong()) } else { Ok(duration) }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -360,15 +351,6 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn durations() {
-        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        for bad in ["", "30", "-1s", "0s", "1ms", "soon"] {
-            assert!(duration(bad).unwrap_err().contains("such as 30s"), "{bad}");
-        }
     }
 
     #[test]

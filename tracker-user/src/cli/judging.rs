@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
+use super::values::ValueError;
 use crate::{
     criu::{self, Wanted},
     host::{self, KernelVersion},
@@ -103,8 +104,8 @@ enum Engine {
     Podman,
 }
 
-fn ghost_limit(text: &str) -> Result<u64, String> {
-    verdict::size(text).ok_or_else(|| format!("{text:?} is no size, such as 4194304 or 4M"))
+fn ghost_limit(text: &str) -> Result<u64, ValueError> {
+    verdict::size(text).ok_or_else(|| ValueError::Size(text.to_owned()))
 }
 
 impl Judging {

@@ -19,6 +19,7 @@ mod rules;
 mod runtimes;
 mod service;
 mod tail;
+mod values;
 mod web;
 
 use std::{io, process::ExitCode, time::Duration};

@@ -4,7 +4,7 @@ use std::{str::FromStr, sync::Arc, time::Duration};
 
 use clap::Args;
 
-use super::args::duration;
+use super::values::duration;
 use crate::runtime::{Directory, ParseSocketError, Settings, Socket, look_names_up};
 
 #[derive(Debug, Args)]

@@ -1,8 +1,8 @@
 //! What is wrong, where, and what would be right.
 
-use std::{io, path::PathBuf};
-
 use thiserror::Error;
+
+use crate::error::SyscallError;
 
 /// Why there is no configuration.
 #[derive(Debug, Error)]
@@ -11,14 +11,8 @@ pub enum ConfigError {
     #[error(transparent)]
     Usage(#[from] clap::Error),
     /// The file can't be read.
-    #[error("read the configuration file {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Read(#[from] SyscallError),
     /// The file is no TOML.
     #[error("{place}: {message}")]
     Syntax {

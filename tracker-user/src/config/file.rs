@@ -14,13 +14,14 @@ use toml::{
 };
 
 use super::{ConfigError, Given, Key, Origin, Shape};
+use crate::error::SyscallError;
 
 /// No configuration is as long: whatever this is, it isn't read into memory.
 const LONGEST: u64 = 1 << 20;
 
 /// What a file says.
 pub(super) fn read(path: &Path, keys: &[Key]) -> Result<Given, ConfigError> {
-    let text = text(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let text = text(path).map_err(SyscallError::on("read the configuration file", path.display()))?;
     File { name: &path.display().to_string(), text: &text, keys }.parse()
 }
 

@@ -196,7 +196,7 @@ fn variables_that_set_nothing_are_told() {
 fn files_that_are_none() {
     let read = |path: &Path| file::read(path, &[]).map(|_| ()).unwrap_err();
     let why = |path: &Path| match read(path) {
-        ConfigError::Read { source, .. } => source.to_string(),
+        ConfigError::Read(error) => error.source.to_string(),
         other => panic!("{other}"),
     };
     assert!(why(&std::env::temp_dir()).contains("directory"));

@@ -3,11 +3,16 @@
 mod config;
 mod program;
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
+pub use program::ProgramError;
 use thiserror::Error;
 
 use crate::{
+    error::SyscallError,
     host::KernelVersion,
     verdict::{CriuVersion, DumpOption, Judge, Profile, RuleError, Rules, VersionSource},
 };
@@ -49,14 +54,8 @@ impl Engine {
 #[derive(Debug, Error)]
 pub enum CriuError {
     /// A file can't be read.
-    #[error("read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What was refused.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Read(#[from] SyscallError),
     /// A file of rules is malformed.
     #[error(transparent)]
     Rules(#[from] RuleError),
@@ -66,7 +65,7 @@ pub enum CriuError {
         /// The program.
         path: PathBuf,
         /// What it did.
-        why: String,
+        why: ProgramError,
     },
 }
 
@@ -151,8 +150,8 @@ fn configured(wanted: &Wanted) -> Result<Vec<String>, CriuError> {
     Ok(options)
 }
 
-fn read(path: &PathBuf) -> Result<String, CriuError> {
-    fs::read_to_string(path).map_err(|source| CriuError::Read { path: path.clone(), source })
+fn read(path: &Path) -> Result<String, SyscallError> {
+    fs::read_to_string(path).map_err(SyscallError::on("read", path.display()))
 }
 
 #[cfg(test)]

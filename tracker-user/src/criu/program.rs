@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use thiserror::Error;
+
 use crate::verdict::{CriuVersion, Facts, fact};
 
 /// CRIU tells its version in milliseconds.
@@ -29,13 +31,23 @@ fn in_path(name: &str) -> Option<PathBuf> {
     env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_file())
 }
 
+/// Why a program's version isn't known.
+#[derive(Debug, Error)]
+pub enum ProgramError {
+    /// It can't be run, or doesn't end.
+    #[error(transparent)]
+    Run(#[from] io::Error),
+    /// It isn't CRIU.
+    #[error("--version tells no version")]
+    NoVersion,
+}
+
 /// The version that it tells.
 ///
 /// # Errors
-/// When it can't be run, or tells none: what happened.
-pub(super) fn version(program: &Path) -> Result<CriuVersion, String> {
-    let text = ask(program, PATIENCE).map_err(|error| error.to_string())?;
-    parse(&text).ok_or_else(|| "--version tells no version".to_owned())
+/// When it can't be run, or tells none.
+pub(super) fn version(program: &Path) -> Result<CriuVersion, ProgramError> {
+    parse(&ask(program, PATIENCE)?).ok_or(ProgramError::NoVersion)
 }
 
 /// What it prints, within this time. Afterwards it has ended, and what it has started in its process group.

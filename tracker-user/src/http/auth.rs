@@ -8,7 +8,8 @@ use std::{
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use bcrypt::HashParts;
+use bcrypt::{BcryptError, HashParts};
+use thiserror::Error;
 use tokio::sync::Semaphore;
 
 /// Passwords that were found right are remembered, this many: more than anybody has users.
@@ -28,6 +29,15 @@ pub(super) struct Users {
     turn: Semaphore,
     /// Passwords that may wait for their turn.
     waiting: Semaphore,
+}
+
+/// Why a user's hash can't be used.
+#[derive(Debug, Error)]
+pub(super) enum HashError {
+    #[error("{name}: not a hash of bcrypt ({error}): htpasswd -nBC 10 {name} makes one")]
+    Malformed { name: String, error: BcryptError },
+    #[error("{name}: a hash of cost {cost} takes too long: {MAX_COST} at the most, 10 is usual")]
+    Slow { name: String, cost: u32 },
 }
 
 /// What comes of a name and a password.
@@ -50,17 +60,13 @@ impl Users {
     ///
     /// # Errors
     /// Says which user's hash isn't one.
-    pub(super) fn new(hashes: BTreeMap<String, String>) -> Result<Self, String> {
+    pub(super) fn new(hashes: BTreeMap<String, String>) -> Result<Self, HashError> {
         let mut slowest = (0, String::new());
         for (name, hash) in &hashes {
             let cost = HashParts::from_str(hash).map(|parts| parts.get_cost());
-            let cost = cost.map_err(|error| {
-                format!("{name}: not a hash of bcrypt ({error}): htpasswd -nBC 10 {name} makes one")
-            })?;
+            let cost = cost.map_err(|error| HashError::Malformed { name: name.clone(), error })?;
             if cost > MAX_COST {
-                return Err(format!(
-                    "{name}: a hash of cost {cost} takes too long: {MAX_COST} at the most, 10 is usual"
-                ));
+                return Err(HashError::Slow { name: name.clone(), cost });
             }
             if cost > slowest.0 {
                 slowest = (cost, hash.clone());
@@ -169,10 +175,12 @@ mod tests {
 
     #[test]
     fn what_is_no_hash_is_told() {
-        let error = Users::new(BTreeMap::from([("me".into(), "right".into())])).err().unwrap();
+        let refused =
+            |hash: String| Users::new(BTreeMap::from([("me".into(), hash)])).err().unwrap().to_string();
+        let error = refused("right".into());
         assert!(error.starts_with("me: not a hash of bcrypt"), "{error}");
         let costly = bcrypt::hash("right", 4).unwrap().replace("$04$", "$17$");
-        let error = Users::new(BTreeMap::from([("me".into(), costly)])).err().unwrap();
+        let error = refused(costly);
         assert!(error.contains("16 at the most"), "{error}");
     }
 }

@@ -12,20 +12,17 @@ use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use crate::api::{Filter, Listing, Notice};
+use crate::{
+    api::{Filter, Listing, Notice},
+    error::SyscallError,
+};
 
 /// Why the agent can't be asked.
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// The socket can't be opened.
-    #[error("connect to the agent at {}", .path.display())]
-    Connect {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Connect(#[from] SyscallError),
     /// The conversation failed.
     #[error("talk to the agent at {}", .path.display())]
     Http {
@@ -62,7 +59,7 @@ impl Client {
             {
                 Ok(None)
             }
-            Err(source) => Err(ClientError::Connect { path: path.to_owned(), source }),
+            Err(error) => Err(unreachable(path)(error).into()),
         }
     }
 
@@ -86,9 +83,7 @@ impl Client {
     }
 
     async fn get(&self, path_and_query: &str) -> Result<Incoming, ClientError> {
-        let stream = UnixStream::connect(&self.path)
-            .await
-            .map_err(|source| ClientError::Connect { path: self.path.clone(), source })?;
+        let stream = UnixStream::connect(&self.path).await.map_err(unreachable(&self.path))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|source| self.http_error(source))?;
         tokio::spawn(connection);
@@ -108,6 +103,10 @@ impl Client {
     fn http_error(&self, source: hyper::Error) -> ClientError {
         ClientError::Http { path: self.path.clone(), source }
     }
+}
+
+fn unreachable(path: &Path) -> impl FnOnce(io::Error) -> SyscallError {
+    SyscallError::on("connect to the agent at", path.display())
 }
 
 /// Events of a running agent.

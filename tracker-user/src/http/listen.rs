@@ -28,7 +28,7 @@ use super::{
     routes::{Routes, Service},
     web_config::WebConfigError,
 };
-use crate::host;
+use crate::{error::SyscallError, host};
 
 /// How to answer over TCP.
 #[derive(Clone, Debug)]
@@ -58,27 +58,12 @@ pub enum ServeError {
         /// Who has it, if that can be told.
         holder: Option<String>,
     },
-    /// The address can't be used.
-    #[error("listen on {address}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
     /// Another agent has the socket.
     #[error("another fdtracker agent answers at {}: stop it, or choose another path with --socket", .0.display())]
     Running(PathBuf),
-    /// The socket can't be made.
-    #[error("make the socket {}", .path.display())]
-    Socket {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// The address can't be used, or the socket can't be made.
+    #[error(transparent)]
+    Call(#[from] SyscallError),
     /// systemd gave nothing to listen on.
     #[error(
         "--web.systemd-socket: systemd has opened nothing for this process (LISTEN_FDS): start it by a .socket unit"
@@ -218,13 +203,13 @@ async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ServeError> {
         if source.kind() == io::ErrorKind::AddrInUse {
             ServeError::Taken { address, holder: host::listener_of(address.port()) }
         } else {
-            ServeError::Listen { address, source }
+            SyscallError::on("listen on", address)(source).into()
         }
     })
 }
 
 fn bind_unix(path: &Path) -> Result<UnixListener, ServeError> {
-    let error = |source| ServeError::Socket { path: path.to_owned(), source };
+    let error = |source| SyscallError::on("make the socket", path.display())(source);
     if let Some(dir) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(error)?;
     }
@@ -233,7 +218,7 @@ fn bind_unix(path: &Path) -> Result<UnixListener, ServeError> {
         // Left over from an agent that was killed.
         Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
             if !fs::symlink_metadata(path).map_err(error)?.file_type().is_socket() {
-                return Err(error(io::Error::other("there is a file that is no socket")));
+                return Err(error(io::Error::other("there is a file that is no socket")).into());
             }
             fs::remove_file(path).map_err(error)?;
         }
@@ -245,5 +230,5 @@ fn bind_unix(path: &Path) -> Result<UnixListener, ServeError> {
     let listener = UnixListener::bind(path);
     // SAFETY: as above.
     unsafe { libc::umask(mask) };
-    listener.map_err(error)
+    Ok(listener.map_err(error)?)
 }

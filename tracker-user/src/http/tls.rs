@@ -14,7 +14,8 @@ use tokio_rustls::rustls::{
     version::{TLS12, TLS13},
 };
 
-use super::web_config::{Problem, Source, WebConfigError};
+use super::web_config::{KeyError, Source};
+use crate::error::SyscallError;
 
 /// `tls_server_config`.
 #[derive(Debug, Default, Deserialize)]
@@ -57,7 +58,7 @@ impl TlsSection {
     }
 
     /// Refuses what means to protect, and wouldn't.
-    pub(super) fn check(&self) -> Result<(), Problem> {
+    pub(super) fn check(&self) -> Result<(), KeyError> {
         if self.client_allowed_sans.is_some() {
             let text =
                 "isn't followed here: leave it out, and have a CA of your own for clients that may ask";
@@ -77,8 +78,8 @@ impl TlsSection {
     }
 }
 
-fn problem<T>(key: &str, text: impl Into<String>) -> Result<T, Problem> {
-    Err((format!("tls_server_config.{key}"), text.into()))
+fn problem<T>(key: &str, text: impl Into<String>) -> Result<T, KeyError> {
+    Err(KeyError::new(format!("tls_server_config.{key}"), text))
 }
 
 /// What its files hold, in PEM.
@@ -92,7 +93,7 @@ pub(super) struct Files {
 
 impl Files {
     /// Reads them; a relative path is below the web config's directory.
-    pub(super) fn read(section: &TlsSection, dir: &Path) -> Result<Self, WebConfigError> {
+    pub(super) fn read(section: &TlsSection, dir: &Path) -> Result<Self, SyscallError> {
         let mut sources = Vec::new();
         let mut get = |text: &Option<String>, file: &Option<PathBuf>| match (text, file) {
             (_, Some(file)) => {
@@ -115,7 +116,7 @@ impl Files {
 ///
 /// # Errors
 /// Says which key can't be followed.
-pub(super) fn configure(section: &TlsSection, files: &Files) -> Result<ServerConfig, Problem> {
+pub(super) fn configure(section: &TlsSection, files: &Files) -> Result<ServerConfig, KeyError> {
     let provider = Arc::new(provider(section)?);
     let verifier = verifier(section, files, &provider)?;
     let chain = certificates("cert", files.certificate.as_deref())?;
@@ -136,7 +137,7 @@ pub(super) fn configure(section: &TlsSection, files: &Files) -> Result<ServerCon
     Ok(config)
 }
 
-fn certificates(key: &str, pem: Option<&[u8]>) -> Result<Vec<CertificateDer<'static>>, Problem> {
+fn certificates(key: &str, pem: Option<&[u8]>) -> Result<Vec<CertificateDer<'static>>, KeyError> {
     let key = format!("{key}_file");
     let Some(pem) = pem else { return problem(&key, "is missing: it is needed for TLS") };
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
@@ -151,7 +152,7 @@ fn verifier(
     section: &TlsSection,
     files: &Files,
     provider: &Arc<CryptoProvider>,
-) -> Result<Arc<dyn ClientCertVerifier>, Problem> {
+) -> Result<Arc<dyn ClientCertVerifier>, KeyError> {
     if section.client_auth_type == ClientAuth::NoClientCert {
         return Ok(Arc::new(NoClientAuth));
     }
@@ -165,7 +166,7 @@ fn verifier(
     Ok(verifier)
 }
 
-fn versions(section: &TlsSection) -> Result<Vec<&'static SupportedProtocolVersion>, Problem> {
+fn versions(section: &TlsSection) -> Result<Vec<&'static SupportedProtocolVersion>, KeyError> {
     let version = |key, name: &Option<String>, default| match name.as_deref() {
         None => Ok(default),
         Some("TLS12") => Ok(2),
@@ -182,7 +183,7 @@ fn versions(section: &TlsSection) -> Result<Vec<&'static SupportedProtocolVersio
 }
 
 /// ring, with what is to be chosen from. TLS 1.3 has no suites to choose from, as in other exporters.
-fn provider(section: &TlsSection) -> Result<CryptoProvider, Problem> {
+fn provider(section: &TlsSection) -> Result<CryptoProvider, KeyError> {
     let mut provider = ring::default_provider();
     if !section.cipher_suites.is_empty() {
         let (fixed, mut free): (Vec<_>, Vec<_>) =
@@ -219,7 +220,7 @@ fn order<T: Copy>(
     names: &[String],
     all: &[T],
     ignored: impl Fn(&str) -> bool,
-) -> Result<Vec<T>, Problem> {
+) -> Result<Vec<T>, KeyError> {
     let mut found = Vec::new();
     for name in chosen.iter().filter(|name| !ignored(name)) {
         match names.iter().zip(all).find(|(known, _)| *known == name) {
@@ -236,8 +237,7 @@ mod tests {
 
     fn wrong(section: &TlsSection) -> String {
         let files = Files { certificate: None, key: None, client_ca: None, sources: Vec::new() };
-        let (key, text) = section.check().and_then(|()| configure(section, &files)).err().unwrap();
-        format!("{key}: {text}")
+        section.check().and_then(|()| configure(section, &files)).err().unwrap().to_string()
     }
 
     #[test]
@@ -269,7 +269,7 @@ mod tests {
         let curve = TlsSection { curve_preferences: vec!["P".into()], ..TlsSection::default() };
         assert!(wrong(&curve).contains("CurveP256"), "{}", wrong(&curve));
         let old = TlsSection { min_version: Some("TLS10".into()), ..TlsSection::default() };
-        assert!(versions(&old).unwrap_err().1.contains("TLS12 and TLS13"));
+        assert!(versions(&old).unwrap_err().problem.contains("TLS12 and TLS13"));
         let swapped = TlsSection {
             max_version: Some("TLS12".into()),
             min_version: Some("TLS13".into()),

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -17,23 +17,18 @@ use thiserror::Error;
 use tokio_rustls::rustls::ServerConfig;
 
 use super::{
-    auth::Users,
+    auth::{HashError, Users},
     routes::Caller,
     tls::{self, TlsSection},
 };
+use crate::error::SyscallError;
 
 /// Why a web config can't be followed.
 #[derive(Debug, Error)]
 pub enum WebConfigError {
     /// It, or a file that it names, can't be read.
-    #[error("read {}", .path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Read(#[from] SyscallError),
     /// It isn't understood.
     #[error("{}", .path.display())]
     Parse {
@@ -52,14 +47,12 @@ pub enum WebConfigError {
         lost: &'static str,
     },
     /// A key has a value that can't be followed, or isn't followed at all.
-    #[error("{}: {key}: {problem}", .path.display())]
+    #[error("{}: {problem}", .path.display())]
     Key {
         /// Its path.
         path: PathBuf,
-        /// The key, with those above it.
-        key: String,
-        /// What is wrong, and what would be right.
-        problem: String,
+        /// Which, and what is wrong.
+        problem: KeyError,
     },
 }
 
@@ -95,7 +88,20 @@ struct HttpSection {
 }
 
 /// A key, and what is wrong with its value.
-pub(super) type Problem = (String, String);
+#[derive(Debug, Error)]
+#[error("{key}: {problem}")]
+pub struct KeyError {
+    /// The key, with those above it.
+    pub key: String,
+    /// What is wrong, and what would be right.
+    pub problem: String,
+}
+
+impl KeyError {
+    pub(super) fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { key: key.into(), problem: problem.into() }
+    }
+}
 
 impl WebConfig {
     /// Says whether a file could be followed: it, its certificates and its keys are read.
@@ -112,10 +118,10 @@ impl WebConfig {
             .map_err(|source| WebConfigError::Parse { path: path.to_owned(), source })?;
         let File { tls_server_config, http_server_config, basic_auth_users, rate_limit } =
             file.unwrap_or_default();
-        let refuse = |(key, problem)| WebConfigError::Key { path: path.to_owned(), key, problem };
+        let refuse = |problem| WebConfigError::Key { path: path.to_owned(), problem };
         if rate_limit.is_some() {
             let problem = "isn't followed here: leave it out, and limit requests by --web.max-requests";
-            return Err(refuse(("rate_limit".into(), problem.into())));
+            return Err(refuse(KeyError::new("rate_limit", problem)));
         }
         let mut config = Self { files: vec![source], ..Self::default() };
         if let Some(section) = tls_server_config {
@@ -130,7 +136,8 @@ impl WebConfig {
         config.headers = http_server_config.map(headers).transpose().map_err(refuse)?.unwrap_or_default();
         let users = basic_auth_users.filter(|users| !users.is_empty());
         let users = users.map(Users::new).transpose();
-        config.users = users.map_err(|problem| refuse(("basic_auth_users".into(), problem)))?.map(Arc::new);
+        let problem = |error: HashError| KeyError::new("basic_auth_users", error.to_string());
+        config.users = users.map_err(|error| refuse(problem(error)))?.map(Arc::new);
         Ok(config)
     }
 
@@ -170,13 +177,11 @@ type Stamp = (u64, u64, i64, i64, u64);
 
 impl Source {
     /// Reads a file.
-    pub(super) fn read(path: PathBuf) -> Result<(Self, Vec<u8>), WebConfigError> {
+    pub(super) fn read(path: PathBuf) -> Result<(Self, Vec<u8>), SyscallError> {
         // Before it is read: a change meanwhile is noticed afterwards.
         let stamp = stamp(&path);
-        match fs::read(&path) {
-            Ok(content) => Ok((Self { path, stamp }, content)),
-            Err(source) => Err(WebConfigError::Read { path, source }),
-        }
+        let content = fs::read(&path).map_err(SyscallError::on("read", path.display()))?;
+        Ok((Self { path, stamp }, content))
     }
 
     /// Whether it was written or replaced since.
@@ -199,14 +204,15 @@ const HEADERS: [(&str, &[&str]); 5] = [
     ("Strict-Transport-Security", &[]),
 ];
 
-fn headers(section: HttpSection) -> Result<HeaderMap, Problem> {
+fn headers(section: HttpSection) -> Result<HeaderMap, KeyError> {
     if section.http2 == Some(true) {
         let problem = "HTTP/2 isn't spoken here: leave it out, or say false";
-        return Err(("http_server_config.http2".into(), problem.into()));
+        return Err(KeyError::new("http_server_config.http2", problem));
     }
     let mut headers = HeaderMap::new();
     for (name, value) in section.headers.unwrap_or_default() {
-        let refuse = |problem| Err((format!("http_server_config.headers.{name}"), problem));
+        let refuse =
+            |problem: String| Err(KeyError::new(format!("http_server_config.headers.{name}"), problem));
         let Some((_, values)) = HEADERS.iter().find(|(known, _)| known.eq_ignore_ascii_case(&name)) else {
             let known = HEADERS.map(|(name, _)| name).join(", ");
             return refuse(format!("this header can't be set: one of {known} can"));

@@ -10,6 +10,8 @@ use std::{
     },
 };
 
+use thiserror::Error;
+
 use super::{
     epoll, kinds,
     parse::{self, FdInfo, LockKind},
@@ -34,11 +36,22 @@ pub(super) struct Looker<'a> {
     dir: fs::File,
     fds: Vec<u32>,
     /// For duplicates of sockets, when the first is met.
-    process: Option<Result<OwnedFd, String>>,
+    process: Option<OwnedFd>,
     /// Inodes of what is open, when an epoll asks.
     inodes: Option<BTreeMap<u32, u64>>,
     /// Files on their way through a socket that was just looked at.
     pub(super) sent: Vec<File>,
+}
+
+/// Why there is no duplicate of a socket.
+#[derive(Debug, Error)]
+pub(super) enum DuplicateError {
+    #[error("pidfd_open: {0}")]
+    Open(io::Error),
+    #[error("it has ended")]
+    Ended,
+    #[error("pidfd_getfd: {0}")]
+    Duplicate(io::Error),
 }
 
 /// A file that is being looked at.
@@ -246,15 +259,21 @@ impl<'a> Looker<'a> {
         }
     }
 
-    /// A handle of the process, for duplicates of sockets.
-    pub(super) fn process(&mut self) -> Result<&OwnedFd, &str> {
-        let pid = self.seen.process.pid;
-        let open = || {
-            let process = sys::open_process(pid).map_err(|error| format!("pidfd_open: {error}"))?;
-            // The number could be another's by now; from here on it is this one's as long as the handle is.
-            if self.seen.is_alive() { Ok(process) } else { Err("it has ended".to_owned()) }
+    /// Duplicates a socket.
+    pub(super) fn duplicate_socket(&mut self, fd: u32) -> Result<OwnedFd, DuplicateError> {
+        let process = match self.process.take() {
+            Some(process) => process,
+            None => {
+                let process = sys::open_process(self.seen.process.pid).map_err(DuplicateError::Open)?;
+                // The number could be another's by now; from here on it is this one's as long as the handle is.
+                if !self.seen.is_alive() {
+                    return Err(DuplicateError::Ended);
+                }
+                process
+            }
         };
-        self.process.get_or_insert_with(open).as_ref().map_err(String::as_str)
+        let process = self.process.insert(process);
+        sys::duplicate_socket(process.as_fd(), fd).map_err(DuplicateError::Duplicate)
     }
 
     /// The inodes of all that is open.

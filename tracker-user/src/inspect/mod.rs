@@ -30,13 +30,16 @@ mod terminals;
 mod unix;
 mod watches;
 
-use std::{collections::BTreeSet, io};
+use std::collections::BTreeSet;
 
 use thiserror::Error;
 
 pub use self::limits::limits;
 use self::{files::Looker, processes::Seen, surroundings::Surroundings};
-use crate::verdict::tree::{Process, Tree};
+use crate::{
+    error::SyscallError,
+    verdict::tree::{Process, Tree},
+};
 
 /// Why a tree can't be looked at.
 #[derive(Debug, Error)]
@@ -56,16 +59,8 @@ pub enum InspectError {
         process: u32,
     },
     /// What everything else depends on can't be read.
-    #[error("{call} {object}")]
-    Call {
-        /// The system call.
-        call: &'static str,
-        /// What it was about.
-        object: String,
-        /// What the kernel says.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Call(#[from] SyscallError),
 }
 
 /// Looks at a process and all that descends from it. `scan` are the paths where CRIU looks for watched files
@@ -94,11 +89,7 @@ pub fn tree(root: u32, scan: &BTreeSet<String>) -> Result<Tree, InspectError> {
 }
 
 fn open_proc() -> Result<std::fs::File, InspectError> {
-    std::fs::File::open("/proc").map_err(|source| InspectError::Call {
-        call: "open",
-        object: "/proc".to_owned(),
-        source,
-    })
+    Ok(std::fs::File::open("/proc").map_err(SyscallError::on("open", "/proc"))?)
 }
 
 /// What a process has mapped, and what is open.

@@ -14,7 +14,10 @@ use super::{
     sys::{self, Compare, c_path},
     unreadable,
 };
-use crate::verdict::tree::{Namespaces, Process};
+use crate::{
+    error::SyscallError,
+    verdict::tree::{Namespaces, Process},
+};
 
 /// A process that was found, and its directory in `/proc`: that is of this process, also when its number is another's.
 pub(super) struct Seen {
@@ -89,7 +92,7 @@ pub(super) fn list(proc: &File, root: u32) -> Result<Vec<Seen>, InspectError> {
 fn refused(pid: u32, source: io::Error) -> InspectError {
     match source.raw_os_error() {
         Some(libc::ENOENT | libc::ESRCH) => InspectError::NoProcess(pid),
-        _ => InspectError::Call { call: "open", object: format!("/proc/{pid}"), source },
+        _ => SyscallError::on("open", format_args!("/proc/{pid}"))(source).into(),
     }
 }
 

@@ -17,10 +17,9 @@ use crate::verdict::{
 /// A socket, of which only the link was read: the duplicate tells the rest.
 pub(super) fn look(looker: &mut Looker<'_>, fd: u32, link: &str) -> File {
     let unknown = |why: &str| unreadable(fd, link.to_owned(), why);
-    let socket = match looker.process().map(|process| sys::duplicate_socket(process.as_fd(), fd)) {
-        Ok(Ok(socket)) => socket,
-        Ok(Err(error)) => return unknown(&format!("pidfd_getfd: {error}")),
-        Err(why) => return unknown(why),
+    let socket = match looker.duplicate_socket(fd) {
+        Ok(socket) => socket,
+        Err(error) => return unknown(&error.to_string()),
     };
     // It may be another file by now, of which a duplicate isn't to live longer than this.
     let status = match sys::status_of(socket.as_fd()) {

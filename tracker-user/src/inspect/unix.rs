@@ -16,7 +16,7 @@ use crate::verdict::{
 type Unix = BTreeMap<u64, (u64, UnixSocket)>;
 
 /// Reads them. What can't be read is by namespace, with the reason.
-fn list(seen: &[Seen]) -> (Unix, BTreeMap<u64, Result<(), String>>) {
+fn list(seen: &[Seen]) -> (Unix, BTreeMap<u64, io::Result<()>>) {
     let (mut all, mut results) = (Unix::new(), BTreeMap::new());
     for process in seen.iter().filter(|seen| !seen.process.zombie && !seen.gone) {
         let Some(number) = process.namespace("net").filter(|number| !results.contains_key(number)) else {
@@ -30,7 +30,7 @@ fn list(seen: &[Seen]) -> (Unix, BTreeMap<u64, Result<(), String>>) {
             // Another process may be in it too.
             Err(_) if !process.is_alive() => {}
             Err(error) => {
-                results.insert(number, Err(error.to_string()));
+                results.insert(number, Err(error));
             }
         }
     }

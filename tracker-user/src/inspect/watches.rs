@@ -7,6 +7,8 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
 };
 
+use thiserror::Error;
+
 use super::{
     files::{Looker, Open},
     parse::{Mark, Mount, Watch},
@@ -29,6 +31,17 @@ pub(super) struct Hints {
     incomplete: bool,
 }
 
+/// Why it isn't known what becomes of a watch.
+#[derive(Debug, Error)]
+enum WatchError {
+    #[error("open what is watched by its handle: not permitted (CAP_DAC_READ_SEARCH)")]
+    NotPermitted,
+    #[error("what is watched is on {0}, of which no file is opened")]
+    Served(String),
+    #[error("not all places could be listed where CRIU looks for watched files")]
+    NotListed,
+}
+
 pub(super) fn look(looker: &mut Looker<'_>, open: &Open, file: &mut File) {
     let Some(info) = looker.fdinfo_or_why(open.fd, file) else { return };
     if info.incomplete {
@@ -39,7 +52,7 @@ pub(super) fn look(looker: &mut Looker<'_>, open: &Open, file: &mut File) {
             Ok(Watches::Found) => {}
             // CRIU stops at the first.
             Ok(outcome) => return failed(file, mark, outcome),
-            Err(why) => return file.facts.set(fact::WHY, why.into()),
+            Err(why) => return file.facts.set(fact::WHY, why.to_string()),
         }
     }
     file.facts.set(fact::WATCHES, Watches::Found);
@@ -57,7 +70,7 @@ fn failed(file: &mut File, mark: &Mark, outcome: Watches) {
     }
 }
 
-fn outcome(around: &mut Surroundings, mark: &Mark) -> Result<Watches, String> {
+fn outcome(around: &mut Surroundings, mark: &Mark) -> Result<Watches, WatchError> {
     match mark {
         Mark::Filesystem => Ok(Watches::Found),
         Mark::Mount(id) => Ok(if around.space_of(*id).is_some() { Watches::Found } else { Watches::NoMount }),
@@ -72,7 +85,7 @@ fn outcome(around: &mut Surroundings, mark: &Mark) -> Result<Watches, String> {
 }
 
 /// Opens a watch's handle on each mount of its filesystem, as CRIU does; opened by `O_PATH`, so that nothing happens.
-fn by_handle(around: &Surroundings, watch: &Watch) -> Result<Watches, String> {
+fn by_handle(around: &Surroundings, watch: &Watch) -> Result<Watches, WatchError> {
     let (mut is_mounted, mut is_open, mut in_memory) = (false, false, false);
     for (space, mount) in around.mounts_of(watch.device_numbers()) {
         is_mounted = true;
@@ -82,9 +95,7 @@ fn by_handle(around: &Surroundings, watch: &Watch) -> Result<Watches, String> {
         let opened = match sys::open_by_handle(directory.as_fd(), *kind, bytes) {
             Ok(opened) => opened,
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                return Err(
-                    "open what is watched by its handle: not permitted (CAP_DAC_READ_SEARCH)".to_owned()
-                );
+                return Err(WatchError::NotPermitted);
             }
             Err(_) => continue,
         };
@@ -104,9 +115,9 @@ fn by_handle(around: &Surroundings, watch: &Watch) -> Result<Watches, String> {
 
 /// Opens the directory where something is mounted; `None` if it is none, or can't be reached. Where that could wait for somebody
 /// else, or mount something, it isn't tried.
-fn directory(space: &MountSpace, mount: &Mount) -> Result<Option<StdFile>, String> {
+fn directory(space: &MountSpace, mount: &Mount) -> Result<Option<StdFile>, WatchError> {
     if space.is_served((mount.major, mount.minor)) {
-        return Err(format!("what is watched is on {}, of which no file is opened", mount.filesystem));
+        return Err(WatchError::Served(mount.filesystem.clone()));
     }
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NONBLOCK | libc::O_NOFOLLOW;
     let opened = space.open(&mount.mountpoint, flags);
@@ -121,7 +132,7 @@ fn has_path(space: &MountSpace, file: BorrowedFd<'_>, inode: u64) -> bool {
     found.and_then(|file| sys::status_of(file.as_fd())).is_ok_and(|status| status.inode == inode)
 }
 
-fn is_hinted(around: &mut Surroundings, watch: &Watch) -> Result<bool, String> {
+fn is_hinted(around: &mut Surroundings, watch: &Watch) -> Result<bool, WatchError> {
     if around.hints.is_none() {
         around.hints = Some(around.first_space.and_then(|number| around.space(number)).map_or_else(
             || Hints { incomplete: true, ..Hints::default() },
@@ -132,7 +143,7 @@ fn is_hinted(around: &mut Surroundings, watch: &Watch) -> Result<bool, String> {
     match hints {
         Some(hints) if hints.found.contains(&(watch.device_numbers(), watch.inode)) => Ok(true),
         Some(hints) if !hints.incomplete => Ok(false),
-        _ => Err("not all places could be listed where CRIU looks for watched files".to_owned()),
+        _ => Err(WatchError::NotListed),
     }
 }
 

@@ -13,13 +13,14 @@ use std::{
 use thiserror::Error;
 
 use super::{claims::Rank, path::candidates};
+use crate::error::SyscallError;
 
 /// Why no hierarchy can be used.
 #[derive(Debug, Error)]
 pub enum HierarchyError {
     /// The list of mounts can't be read.
-    #[error("read /proc/self/mountinfo")]
-    Mounts(#[source] io::Error),
+    #[error(transparent)]
+    Mounts(#[from] SyscallError),
     /// Only a part of each, whose paths aren't those that runtimes name.
     #[error(
         "only a part of the cgroup hierarchy can be seen here, in which containers have other paths: use the host's cgroup \
@@ -73,7 +74,8 @@ impl Hierarchy {
     /// # Errors
     /// When none is mounted.
     pub fn find() -> Result<Self, HierarchyError> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(HierarchyError::Mounts)?;
+        let path = "/proc/self/mountinfo";
+        let mounts = fs::read_to_string(path).map_err(SyscallError::on("read", path))?;
         Self::choose(&mounts, |at| fs::metadata(at).is_ok_and(|meta| meta.ino() == ROOT))
     }
 
