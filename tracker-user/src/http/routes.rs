@@ -10,6 +10,7 @@ use hyper::{
     Method, Request, StatusCode,
     header::{self, HeaderMap},
 };
+use percent_encoding::percent_decode_str;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use super::{
@@ -275,23 +276,7 @@ fn host(headers: &HeaderMap) -> Option<&str> {
 
 /// A path's part, without its escapes. What isn't one stays as it is.
 fn decode(part: &str) -> String {
-    let mut bytes = Vec::with_capacity(part.len());
-    let mut rest = part.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let escape =
-            after.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
-        match escape.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = after.get(2..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    percent_decode_str(part).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -303,5 +288,6 @@ mod tests {
         assert_eq!(decode("web"), "web");
         assert_eq!(decode("a%20b%2Fc%"), "a b/c%");
         assert_eq!(decode("%zz%4"), "%zz%4");
+        assert_eq!(decode("%+f"), "%+f");
     }
 }
