@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use rustix::time::ClockId;
 pub use tracker_verdict::KernelVersion;
 
 /// The running kernel's version.
@@ -21,21 +22,19 @@ pub fn running_kernel() -> io::Result<KernelVersion> {
 /// Turns the kernel's event times (`CLOCK_BOOTTIME`) into wall-clock times.
 #[must_use]
 pub fn wall_clock(boot_ns: u64) -> SystemTime {
-    let age = clock(libc::CLOCK_BOOTTIME).saturating_sub(Duration::from_nanos(boot_ns));
+    let age = clock(ClockId::Boottime).saturating_sub(Duration::from_nanos(boot_ns));
     SystemTime::now().checked_sub(age).unwrap_or(UNIX_EPOCH)
 }
 
 /// The BPF programs' clock, `bpf_ktime_get_ns`: since the start of the machine, less what it slept.
 #[must_use]
 pub fn monotonic() -> Duration {
-    clock(libc::CLOCK_MONOTONIC)
+    clock(ClockId::Monotonic)
 }
 
-fn clock(id: libc::clockid_t) -> Duration {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a timespec that lives through the call.
-    unsafe { libc::clock_gettime(id, &raw mut now) };
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+fn clock(id: ClockId) -> Duration {
+    // These two never go below 0.
+    rustix::time::clock_gettime(id).try_into().unwrap_or_default()
 }
 
 /// Returns freed memory to the kernel. Reading the kernel's type information takes some 20 MB once, which glibc would keep.

@@ -28,6 +28,7 @@ pub mod cli;
 pub mod config;
 pub mod criu;
 pub mod error;
+mod file_handle;
 pub mod freeze;
 pub mod host;
 pub mod http;

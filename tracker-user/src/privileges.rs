@@ -122,8 +122,8 @@ pub struct PrivilegesError {
 pub fn keep(only: &[Capability]) -> Result<(), PrivilegesError> {
     let error = |set| move |source| PrivilegesError { set, source };
     let only: HashSet<Capability> = only.iter().copied().collect();
-    // SAFETY: the call has no memory to do with. What is executed from now on gains nothing by its owner or its file.
-    unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    // What is executed from now on gains nothing by its owner or its file. Every kernel since 3.5 can do that.
+    let _ = rustix::thread::set_no_new_privs(true);
     let has = |set, name| caps::read(None, set).map_err(error(name));
     // Without CAP_SETPCAP the bounding set stays: nothing can be gained by it any more.
     if has(CapSet::Effective, "effective")?.contains(&Capability::CAP_SETPCAP) {

@@ -122,9 +122,7 @@ impl<T: Plain> Mapped<T> {
     /// Maps the start of a page of a map that has pages for user space, to be read. There must be
     /// such a page, and `T` fits in it.
     pub(super) fn page(map: BorrowedFd<'_>, page: i64) -> io::Result<Self> {
-        // SAFETY: it has no precondition.
-        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        Self::map(map, page * size, libc::PROT_READ)
+        Self::map(map, page * rustix::param::page_size() as i64, libc::PROT_READ)
     }
 
     fn map(map: BorrowedFd<'_>, offset: i64, protection: i32) -> io::Result<Self> {

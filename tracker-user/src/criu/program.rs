@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use thiserror::Error;
 
 use crate::verdict::{CriuVersion, Facts, fact};
@@ -56,8 +57,8 @@ fn ask(program: &Path, patience: Duration) -> io::Result<String> {
     command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.process_group(0).spawn()?;
     let printed = printed(child.stdout.take(), patience);
-    // SAFETY: the call has no memory to do with. The group is the child's, which hasn't been waited for: nobody else has its number.
-    unsafe { libc::kill(-child.id().cast_signed(), libc::SIGKILL) };
+    // The group is the child's, which hasn't been waited for: nobody else has its number. It may be empty already.
+    let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
     child.wait()?;
     printed
 }

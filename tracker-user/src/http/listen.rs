@@ -14,6 +14,7 @@ use std::{
     sync::Arc,
 };
 
+use rustix::{fs::Mode, process::umask};
 use socket2::Socket;
 use thiserror::Error;
 use tokio::{
@@ -224,11 +225,9 @@ fn bind_unix(path: &Path) -> Result<UnixListener, ServeError> {
         }
         Err(_) => {}
     }
-    // SAFETY: the call has no precondition. The mask is the process's: nothing else makes files meanwhile, because the agent
-    // runs its tasks on one thread.
-    let mask = unsafe { libc::umask(0o177) };
+    // The mask is the process's: nothing else makes files meanwhile, because the agent runs its tasks on one thread.
+    let mask = umask(Mode::from_raw_mode(0o177));
     let listener = UnixListener::bind(path);
-    // SAFETY: as above.
-    unsafe { libc::umask(mask) };
+    umask(mask);
     Ok(listener.map_err(error)?)
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::{CStr, CString},
     fs, io,
     os::{
         fd::{AsFd as _, OwnedFd},
@@ -10,6 +9,7 @@ use std::{
     },
 };
 
+use rustix::fs::{AtFlags, OFlags};
 use thiserror::Error;
 
 use super::{
@@ -71,7 +71,7 @@ impl<'a> Looker<'a> {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("list its fds: {error}"));
         let mut fds = list_dir(seen.dir.as_fd(), "fd").map_err(named)?;
         fds.sort_unstable();
-        let dir = sys::open(seen.dir.as_fd(), c"fd", libc::O_RDONLY | libc::O_DIRECTORY).map_err(named)?;
+        let dir = sys::open(seen.dir.as_fd(), c"fd", OFlags::RDONLY | OFlags::DIRECTORY).map_err(named)?;
         Ok(Self { seen, around, dir, fds, process: None, inodes: None, sent: Vec::new() })
     }
 
@@ -106,7 +106,7 @@ impl<'a> Looker<'a> {
     }
 
     fn try_file(&mut self, fd: u32) -> io::Result<File> {
-        let name = CString::new(fd.to_string())?;
+        let name = fd.to_string();
         let link = sys::read_link(self.dir.as_fd(), &name)?;
         // No path begins like this (net/socket.c:sockfs_dname).
         if link.starts_with("socket:[") {
@@ -116,8 +116,8 @@ impl<'a> Looker<'a> {
         Ok(self.look_at(&open))
     }
 
-    fn open(&mut self, fd: u32, name: &CStr, link: String) -> io::Result<Open> {
-        let status = sys::status(self.dir.as_fd(), name, 0)?;
+    fn open(&mut self, fd: u32, name: &str, link: String) -> io::Result<Open> {
+        let status = sys::status(self.dir.as_fd(), name, AtFlags::empty())?;
         let pid = self.seen.process.pid;
         let magic = self.around.magic(status.mount, || format!("/proc/{pid}/fd/{fd}"))?;
         Ok(Open { fd, link, status, magic })
@@ -280,10 +280,8 @@ impl<'a> Looker<'a> {
     pub(super) fn inodes(&mut self) -> &BTreeMap<u32, u64> {
         let dir = &self.dir;
         self.inodes.get_or_insert_with(|| {
-            let inode = |fd: u32| {
-                let name = CString::new(fd.to_string()).ok()?;
-                Some((fd, sys::status(dir.as_fd(), &name, 0).ok()?.inode))
-            };
+            let inode =
+                |fd: u32| Some((fd, sys::status(dir.as_fd(), fd.to_string(), AtFlags::empty()).ok()?.inode));
             list_dir(dir.as_fd(), ".").unwrap_or_default().into_iter().filter_map(inode).collect()
         })
     }

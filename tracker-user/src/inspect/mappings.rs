@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd},
 };
 
+use rustix::fs::{AtFlags, OFlags};
 use tracker_ebpf::Kind;
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
     paths,
     processes::Seen,
     surroundings::Surroundings,
-    sys::{self, Status, c_path},
+    sys::{self, Status},
 };
 use crate::verdict::{
     Facts, FileKind, fact,
@@ -33,7 +34,7 @@ pub(super) fn look(seen: &Seen, around: &mut Surroundings, files: &mut Vec<File>
     };
     let text = seen.read("maps").map_err(named)?;
     let directory =
-        sys::open(seen.dir.as_fd(), c"map_files", libc::O_RDONLY | libc::O_DIRECTORY).map_err(named)?;
+        sys::open(seen.dir.as_fd(), c"map_files", OFlags::RDONLY | OFlags::DIRECTORY).map_err(named)?;
     let mut known = BTreeSet::new();
     for mapping in Mapping::parse(&text) {
         if known.insert((mapping.major, mapping.minor, mapping.inode, mapping.name.clone())) {
@@ -60,7 +61,7 @@ fn file(
         _ => {}
     }
     let path = mapping.file_name();
-    let status = match sys::status(directory, &c_path(path.as_str()).ok()?, 0) {
+    let status = match sys::status(directory, path.as_str(), AtFlags::empty()) {
         Ok(status) => status,
         // It was unmapped, or has no file.
         Err(error) if is_gone(&error) => return None,

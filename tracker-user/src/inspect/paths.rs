@@ -2,6 +2,8 @@
 
 use std::os::fd::AsFd as _;
 
+use rustix::fs::OFlags;
+
 use super::{
     kinds,
     surroundings::Surroundings,
@@ -41,7 +43,8 @@ pub(super) fn look(around: &mut Surroundings, status: &Status, magic: u64, link:
     // CRIU refuses a file whose mount it doesn't know before it looks at the path.
     let Some(space) = around.space_of(mount) else { return };
     let is_link = status.mode & libc::S_IFMT == libc::S_IFLNK;
-    let flags = libc::O_PATH | if is_link { libc::O_NOFOLLOW } else { 0 };
+    let mut flags = OFlags::PATH;
+    flags.set(OFlags::NOFOLLOW, is_link);
     match space.open(link, flags).and_then(|file| sys::status_of(file.as_fd())) {
         Ok(found) if (found.device, found.inode) == known => {
             facts.set(fact::LEADS, Leads::Same);

@@ -8,10 +8,12 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd},
 };
 
+use rustix::fs::{Dir, DirEntry, OFlags};
+
 use super::{
     InspectError, parse,
     parse::Stat,
-    sys::{self, Compare, c_path},
+    sys::{self, Compare},
     unreadable,
 };
 use crate::{
@@ -51,7 +53,7 @@ impl Seen {
 
 /// Reads a whole file of `/proc`. Bytes that aren't UTF-8 are replaced.
 pub(super) fn read(dir: BorrowedFd<'_>, path: &str) -> io::Result<String> {
-    let mut file = sys::open(dir, &c_path(path)?, libc::O_RDONLY)?;
+    let mut file = sys::open(dir, path, OFlags::RDONLY)?;
     let mut bytes = Vec::with_capacity(4096);
     file.read_to_end(&mut bytes)?;
     Ok(String::from_utf8(bytes)
@@ -103,8 +105,8 @@ fn status(dir: BorrowedFd<'_>, name: &str) -> Option<u32> {
 }
 
 fn open(proc: &File, pid: u32) -> io::Result<Seen> {
-    let flags = libc::O_RDONLY | libc::O_DIRECTORY;
-    let dir = sys::open(proc.as_fd(), &c_path(pid.to_string())?, flags)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let dir = sys::open(proc.as_fd(), pid.to_string(), flags)?;
     let text = read(dir.as_fd(), "stat")?;
     let stat =
         Stat::parse(&text).ok_or_else(|| io::Error::other(format!("stat of {pid} isn't understood")))?;
@@ -133,13 +135,11 @@ pub(super) fn numbers(dir: BorrowedFd<'_>, path: &str) -> Vec<u32> {
 
 /// As [`numbers`], or why it can't be read.
 pub(super) fn list_dir(dir: BorrowedFd<'_>, path: &str) -> io::Result<Vec<u32>> {
-    let opened = sys::open(dir, &c_path(path)?, libc::O_RDONLY | libc::O_DIRECTORY)?;
-    // The standard library lists no directory by its fd.
-    let names = std::fs::read_dir(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&opened)))?;
-    let number = |entry: std::fs::DirEntry| entry.file_name().to_str().and_then(|name| name.parse().ok());
+    let opened = sys::open(dir, path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let number = |entry: DirEntry| entry.file_name().to_str().ok()?.parse().ok();
     // An error on the way: the process has ended, and the list isn't whole.
-    let entries: io::Result<Vec<_>> = names.collect();
-    Ok(entries?.into_iter().filter_map(number).collect())
+    let entries = Dir::new(opened)?.collect::<Result<Vec<_>, _>>()?;
+    Ok(entries.into_iter().filter_map(number).collect())
 }
 
 /// The namespaces of a process. What can't be read isn't there.
@@ -155,7 +155,7 @@ pub(super) fn namespaces(dir: BorrowedFd<'_>) -> Namespaces {
         ("uts", c"ns/uts"),
     ];
     let number = |path| parse::namespace(&sys::read_link(dir, path).ok()?).map(|(_, number)| number);
-    NAMES.iter().filter_map(|(name, path)| Some(((*name).to_owned(), number(path)?))).collect()
+    NAMES.iter().filter_map(|(name, path)| Some(((*name).to_owned(), number(*path)?))).collect()
 }
 
 /// In the order of the kernel's lists, which is CRIU's (proc_parse.c:parse_children).

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
+use rustix::event::PollFlags;
 use tracker_ebpf::classify::magic::SOCKFS;
 
 use super::{
@@ -31,7 +32,7 @@ pub(super) fn look(looker: &mut Looker<'_>, fd: u32, link: &str) -> File {
 }
 
 fn look_at(looker: &mut Looker<'_>, open: &Open, socket: BorrowedFd<'_>) -> File {
-    let number = |name| sys::socket_option::<i32>(socket, libc::SOL_SOCKET, name).map(|(value, _)| value);
+    let number = |name| sys::socket_option(socket, libc::SOL_SOCKET, name);
     let what = number(libc::SO_DOMAIN)
         .and_then(|family| Ok((family, number(libc::SO_TYPE)?, number(libc::SO_PROTOCOL)?)));
     let (family, kind, protocol) = match what {
@@ -86,8 +87,8 @@ fn details(
         FileKind::Udp => {
             const UDP_CORK: i32 = 1;
             let protocol = if file.facts.get(fact::PROTOCOL) == Some(136) { 136 } else { libc::IPPROTO_UDP };
-            let corked = sys::socket_option::<i32>(socket, protocol, UDP_CORK);
-            file.facts.set_some(fact::CORKED, corked.ok().map(|(corked, _)| corked != 0));
+            let corked = sys::socket_option(socket, protocol, UDP_CORK);
+            file.facts.set_some(fact::CORKED, corked.ok().map(|corked| corked != 0));
         }
         FileKind::Netlink => netlink_socket(socket, file),
         FileKind::Packet => {
@@ -104,7 +105,7 @@ fn details(
 
 /// The first bytes of `struct tcp_info`, and the words that follow them: up to `tcpi_unacked`.
 fn tcp(socket: BorrowedFd<'_>, file: &mut File) {
-    let Ok((info, length)) = sys::socket_option::<[u32; 8]>(socket, libc::IPPROTO_TCP, libc::TCP_INFO) else {
+    let Ok((info, length)) = sys::socket_option_words::<8>(socket, libc::IPPROTO_TCP, libc::TCP_INFO) else {
         return;
     };
     if length < size_of_val(&info) {
@@ -132,14 +133,13 @@ fn tcp(socket: BorrowedFd<'_>, file: &mut File) {
 /// `sk-netlink.c:dump_one_netlink_fd`
 fn netlink_socket(socket: BorrowedFd<'_>, file: &mut File) {
     // CRIU asks `poll` too (fd_has_data).
-    let readable = sys::poll(socket, libc::POLLIN).map(|events| i64::from(events != 0));
+    let readable = sys::poll(socket, PollFlags::IN).map(|events| i64::from(!events.is_empty()));
     file.facts.set_some(fact::QUEUED, readable.ok());
     file.facts.set_some(fact::PORT_ID, sys::netlink_port(socket).ok().map(i64::from));
     // include/uapi/linux/netlink.h
     const SOL_NETLINK: i32 = 270;
     const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
-    if let Ok((words, length)) =
-        sys::socket_option::<[u32; 32]>(socket, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS)
+    if let Ok((words, length)) = sys::socket_option_words::<32>(socket, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS)
     {
         file.facts.set(fact::GROUP, highest_group(&words, length));
     }
@@ -160,20 +160,19 @@ fn highest_group(words: &[u32], length: usize) -> i64 {
 
 /// What CRIU would find in the queue (sk-queue.c:dump_sk_queue). Nothing is read, so what isn't plain remains unknown.
 fn unix_queue(looker: &mut Looker<'_>, open: &Open, socket: BorrowedFd<'_>, file: &mut File) {
-    let Ok(events) = sys::poll(socket, libc::POLLIN | libc::POLLRDHUP) else { return };
-    if events & libc::POLLIN == 0 {
+    let Ok(events) = sys::poll(socket, PollFlags::IN | PollFlags::RDHUP) else { return };
+    if !events.contains(PollFlags::IN) {
         file.facts.set(fact::CREDENTIALS, false);
         return;
     }
-    let has =
-        |name| sys::socket_option::<i32>(socket, libc::SOL_SOCKET, name).is_ok_and(|(value, _)| value != 0);
+    let has = |name| sys::socket_option(socket, libc::SOL_SOCKET, name).is_ok_and(|value| value != 0);
     // A socket that listens has connections in its queue, which CRIU doesn't read. One that was shut down is readable too; a
     // datagram may be empty.
     let is_stream = file.facts.get(fact::SOCKET_TYPE) == Some(libc::SOCK_STREAM.into());
     let is_empty = match sys::unread(socket) {
         _ if has(libc::SO_ACCEPTCONN) => Some(true),
         Ok(0) if is_stream => Some(true),
-        Ok(0) if events & libc::POLLRDHUP != 0 => None,
+        Ok(0) if events.contains(PollFlags::RDHUP) => None,
         Ok(_) => Some(false),
         Err(_) => None,
     };

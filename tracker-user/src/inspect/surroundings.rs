@@ -7,6 +7,8 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
+use rustix::{fs::OFlags, thread::LinkNameSpaceType};
+
 use super::{
     kinds, netlink,
     parse::{self, Mount, Stat},
@@ -29,7 +31,7 @@ pub(super) struct MountSpace {
 impl MountSpace {
     /// Opens a path, as seen from the namespace's root. Who serves a filesystem isn't asked: any process may do that in a
     /// container, and keep the asker waiting.
-    pub(super) fn open(&self, path: &str, flags: i32) -> io::Result<OwnedFd> {
+    pub(super) fn open(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
         let is_below = |place: &str| {
             path.strip_prefix(place.trim_end_matches('/')).is_some_and(|r| r.is_empty() || r.starts_with('/'))
         };
@@ -110,7 +112,7 @@ impl Surroundings {
 
     /// The namespaces of this process.
     pub(super) fn host(&self) -> Namespaces {
-        sys::open(self.proc.as_fd(), c"self", libc::O_RDONLY | libc::O_DIRECTORY)
+        sys::open(self.proc.as_fd(), c"self", OFlags::RDONLY | OFlags::DIRECTORY)
             .map(|me| namespaces(me.as_fd()))
             .unwrap_or_default()
     }
@@ -224,12 +226,12 @@ fn mount_space(proc: BorrowedFd<'_>, process: BorrowedFd<'_>, number: u64) -> io
         let root = sys::open_root()?;
         Ok((root, read(proc, "thread-self/mountinfo")?))
     };
-    let own = sys::open(proc, c"self", libc::O_RDONLY | libc::O_DIRECTORY)?;
+    let own = sys::open(proc, c"self", OFlags::RDONLY | OFlags::DIRECTORY)?;
     let (root, text) = if namespaces(own.as_fd()).get("mnt") == Some(&number) {
         read_here()?
     } else {
-        let namespace = sys::open(process, c"ns/mnt", libc::O_RDONLY)?;
-        sys::in_namespace(namespace.as_fd(), libc::CLONE_NEWNS, read_here)?
+        let namespace = sys::open(process, c"ns/mnt", OFlags::RDONLY)?;
+        sys::in_namespace(namespace.as_fd(), LinkNameSpaceType::Mount, read_here)?
     };
     let mut mounts = Mount::parse(&text);
     // Left out by CRIU, so that files on it are on no mount (filesystems.c:tracefs_parse).

@@ -6,6 +6,8 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd},
 };
 
+use rustix::{fs::OFlags, thread::LinkNameSpaceType};
+
 use super::{netlink, parse, processes::Seen, surroundings::Surroundings, sys};
 use crate::verdict::{
     fact,
@@ -85,7 +87,7 @@ fn settle(file: &mut File, unix: &BTreeMap<u64, UnixSocket>, known: &BTreeSet<u6
 /// Asks about the sockets of the network namespace that a process is in; again if the list changed meanwhile.
 pub(super) fn ask<T>(seen: &Seen, question: impl Fn(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
     const TRIES: usize = 5;
-    let namespace = sys::open(seen.dir.as_fd(), c"ns/net", libc::O_RDONLY)?;
+    let namespace = sys::open(seen.dir.as_fd(), c"ns/net", OFlags::RDONLY)?;
     let is_own = std::fs::read_link("/proc/self/ns/net").is_ok_and(|link| {
         let own = link.to_str().and_then(parse::namespace);
         own.map(|(_, number)| number) == seen.namespace("net")
@@ -93,8 +95,11 @@ pub(super) fn ask<T>(seen: &Seen, question: impl Fn(BorrowedFd<'_>) -> io::Resul
     // A socket stays in the namespace that it was made in.
     let once = || {
         let make = sys::diagnostics;
-        let socket =
-            if is_own { make()? } else { sys::in_namespace(namespace.as_fd(), libc::CLONE_NEWNET, make)? };
+        let socket = if is_own {
+            make()?
+        } else {
+            sys::in_namespace(namespace.as_fd(), LinkNameSpaceType::Network, make)?
+        };
         question(socket.as_fd())
     };
     let is_interrupted = |result: &io::Result<T>| {

@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
 };
 
+use rustix::fs::OFlags;
 use thiserror::Error;
 
 use super::{
@@ -119,7 +120,7 @@ fn directory(space: &MountSpace, mount: &Mount) -> Result<Option<StdFile>, Watch
     if space.is_served((mount.major, mount.minor)) {
         return Err(WatchError::Served(mount.filesystem.clone()));
     }
-    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::NOFOLLOW;
     let opened = space.open(&mount.mountpoint, flags);
     Ok(opened.ok().map(StdFile::from))
 }
@@ -128,7 +129,7 @@ fn directory(space: &MountSpace, mount: &Mount) -> Result<Option<StdFile>, Watch
 fn has_path(space: &MountSpace, file: BorrowedFd<'_>, inode: u64) -> bool {
     let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
     let Some(path) = path.ok().and_then(|path| path.to_str().map(str::to_owned)) else { return false };
-    let found = space.open(&path, libc::O_PATH);
+    let found = space.open(&path, OFlags::PATH);
     found.and_then(|file| sys::status_of(file.as_fd())).is_ok_and(|status| status.inode == inode)
 }
 
@@ -152,7 +153,7 @@ impl Hints {
         let mut hints = Self::default();
         hints.found.extend(sys::status_of(space.root.as_fd()).map(|status| (status.device, status.inode)));
         for hint in scan {
-            match space.open(hint, libc::O_PATH | libc::O_NOFOLLOW) {
+            match space.open(hint, OFlags::PATH | OFlags::NOFOLLOW) {
                 Ok(file) => hints.add(space, file.as_fd(), MAX_DEPTH),
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {}
                 Err(_) => hints.incomplete = true,
@@ -176,8 +177,8 @@ impl Hints {
 
     fn directory(&mut self, space: &MountSpace, directory: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
         for entry in std::fs::read_dir(format!("/proc/self/fd/{}", directory.as_raw_fd()))? {
-            let name = sys::c_path(entry?.file_name().into_encoded_bytes())?;
-            match sys::open(directory, &name, libc::O_PATH | libc::O_NOFOLLOW) {
+            let name = entry?.file_name();
+            match sys::open(directory, &name, OFlags::PATH | OFlags::NOFOLLOW) {
                 Ok(file) => self.add(space, file.as_fd(), depth),
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 Err(error) => return Err(error),

@@ -103,7 +103,7 @@ pub(super) fn user_of(path: &Path) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::{ffi::CString, os::unix::ffi::OsStrExt as _};
+    use rustix::fs::{CWD, FileType, Mode};
 
     use super::*;
 
@@ -113,9 +113,7 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         let (file, pipe, link) = (dir.join("file"), dir.join("pipe"), dir.join("link"));
         fs::write(&file, "12345").unwrap();
-        let name = CString::new(pipe.as_os_str().as_bytes()).unwrap();
-        // SAFETY: the path is NUL-terminated.
-        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
         let found = (read(&file, 5), read(&file, 4), read(&pipe, 5), read(&link, 5), read(&dir, 5));
         fs::remove_dir_all(&dir).unwrap();

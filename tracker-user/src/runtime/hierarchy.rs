@@ -1,19 +1,20 @@
 //! Which cgroup hierarchy tells containers apart, and which path an id stands for.
 
 use std::{
-    fs, io, mem,
+    fs, io,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::fs::{DirEntryExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
     time::Instant,
 };
 
+use rustix::fs::OFlags;
 use thiserror::Error;
 
 use super::{claims::Rank, path::candidates};
-use crate::error::SyscallError;
+use crate::{error::SyscallError, file_handle};
 
 /// Why no hierarchy can be used.
 #[derive(Debug, Error)]
@@ -162,32 +163,12 @@ impl Hierarchy {
     fn open(&self, id: u64) -> io::Result<OwnedFd> {
         /// enum fid_type, include/linux/exportfs.h
         const FILEID_KERNFS: i32 = 0xfe;
-        #[repr(C)]
-        struct Handle {
-            head: libc::file_handle,
-            id: [u8; 8],
-        }
         let root = fs::File::open(&self.root)?;
-        // SAFETY: a handle is plain data.
-        let mut handle: Handle = unsafe { mem::zeroed() };
-        handle.head.handle_bytes = 8;
-        handle.head.handle_type = FILEID_KERNFS;
-        handle.id = id.to_ne_bytes();
-        // SAFETY: the handle is followed by the bytes that it says it has, and both live through the call.
-        let fd = unsafe {
-            libc::open_by_handle_at(
-                root.as_raw_fd(),
-                (&raw mut handle).cast(),
-                libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC,
-            )
-        };
-        if fd < 0 {
-            let error = io::Error::last_os_error();
-            let gone = error.raw_os_error() == Some(libc::ESTALE);
-            return Err(if gone { io::ErrorKind::NotFound.into() } else { error });
-        }
-        // SAFETY: the call made this fd, and nobody else has it.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        file_handle::open(root.as_fd(), FILEID_KERNFS, &id.to_ne_bytes(), flags).map_err(|error| {
+            let gone = error.kind() == io::ErrorKind::StaleNetworkFileHandle;
+            if gone { io::ErrorKind::NotFound.into() } else { error }
+        })
     }
 
     fn relative(&self, path: &Path) -> Option<String> {

@@ -3,13 +3,26 @@
 //! It keeps no file open but the pipes to its parent and what the steps open.
 
 use std::{
-    io::{self, BufRead as _, Read as _, Write as _},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
-    os::unix::process::CommandExt as _,
+    io::{self, BufRead as _, IoSlice, IoSliceMut, Read as _, Write as _},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        unix::{net::UnixStream, process::CommandExt as _},
+    },
     process::Command,
     sync::mpsc,
     thread::JoinHandle,
     time::{Duration, Instant},
+};
+
+use rustix::{
+    cmsg_space,
+    event::pause,
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags, recvmsg, sendmsg,
+    },
+    process::{Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid},
 };
 
 use super::{Answer, COMMAND, Open, Step};
@@ -53,7 +66,7 @@ struct Subject {
     /// Copies that are closed one by one.
     copies: Vec<OwnedFd>,
     threads: Vec<TableThread>,
-    child: Option<libc::pid_t>,
+    child: Option<Pid>,
 }
 
 /// A thread with a table of its own.
@@ -73,7 +86,9 @@ impl Subject {
             open.eventfds += more.eventfds;
             open.pidfds += more.pidfds;
         }
-        let pids = std::iter::once(std::process::id()).chain(self.child.map(|pid| pid as u32)).collect();
+        let pids = std::iter::once(std::process::id())
+            .chain(self.child.map(|pid| pid.as_raw_pid() as u32))
+            .collect();
         Answer::Open { open, pids }
     }
 
@@ -109,7 +124,8 @@ impl Subject {
                 self.open.pidfds += 1;
             }
             Step::Receive => {
-                self.copies.push(pass(fd(&self.eventfd))?);
+                let eventfd = self.eventfd.as_ref().ok_or(io::ErrorKind::NotFound)?;
+                self.copies.push(pass(eventfd.as_fd())?);
                 self.open.eventfds += 1;
             }
             Step::GetFd => {
@@ -164,12 +180,10 @@ impl Subject {
 
     fn kill(&mut self) -> io::Result<()> {
         let Some(pid) = self.child.take() else { return Ok(()) };
-        // SAFETY: the child hasn't been waited for, so the pid is its own; the status isn't wanted.
-        let waited = unsafe {
-            libc::kill(pid, libc::SIGKILL);
-            libc::waitpid(pid, std::ptr::null_mut(), 0)
-        };
-        check(waited.into()).map(drop)
+        // The child hasn't been waited for, so the pid is its own.
+        kill_process(pid, Signal::KILL)?;
+        waitpid(Some(pid), WaitOptions::empty())?;
+        Ok(())
     }
 
     /// Becomes another image of this program, which answers. Returns only if that fails.
@@ -201,60 +215,38 @@ fn alone() -> io::Result<()> {
 
 /// A child that has begun to run, and waits for its end. (Without raw tracepoints its table is
 /// counted when `fork` returns in it.)
-fn fork() -> io::Result<libc::pid_t> {
+fn fork() -> io::Result<Pid> {
     let (mut reader, mut writer) = io::pipe()?;
     // SAFETY: the child calls nothing that isn't safe after a fork.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         let _ = writer.write_all(&[0]);
         loop {
-            // SAFETY: the calls have no precondition.
-            unsafe {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                libc::pause();
-            }
+            let _ = set_parent_process_death_signal(Some(Signal::KILL));
+            pause();
         }
     }
     check(pid.into())?;
     drop(writer);
     reader.read_exact(&mut [0])?;
-    Ok(pid)
+    Pid::from_raw(pid).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Sends an fd to itself, and returns what was received.
-fn pass(fd: i64) -> io::Result<OwnedFd> {
-    use std::os::unix::net::UnixStream;
+fn pass(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let (from, to) = UnixStream::pair()?;
-    /// Room for a control message with one fd, aligned as its head must be.
-    #[repr(C)]
-    struct Control {
-        head: libc::cmsghdr,
-        fd: libc::c_int,
-        pad: libc::c_int,
-    }
-    let mut byte = 0_u8;
-    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-    // SAFETY: both structures are plain data, of which zeroes are a value.
-    let (mut control, mut message): (Control, libc::msghdr) =
-        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-    // CMSG_LEN of one fd: the head, and the fd behind it.
-    let len = size_of::<libc::cmsghdr>() + size_of::<libc::c_int>();
-    control.head.cmsg_len = len;
-    control.head.cmsg_level = libc::SOL_SOCKET;
-    control.head.cmsg_type = libc::SCM_RIGHTS;
-    control.fd = fd as libc::c_int;
-    message.msg_iov = &raw mut part;
-    message.msg_iovlen = 1;
-    message.msg_control = (&raw mut control).cast();
-    message.msg_controllen = size_of::<Control>();
-    // SAFETY: the message and what it points to live through both calls.
-    unsafe {
-        check(libc::sendmsg(from.as_raw_fd(), &raw const message, 0) as i64)?;
-        control.fd = -1;
-        message.msg_controllen = size_of::<Control>();
-        check(libc::recvmsg(to.as_raw_fd(), &raw mut message, 0) as i64)?;
-    }
-    if control.fd < 0 { Err(io::Error::other("no fd was received")) } else { Ok(owned(control.fd.into())) }
+    let mut room = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let (mut sent, fds) = (SendAncillaryBuffer::new(&mut room), [fd]);
+    sent.push(SendAncillaryMessage::ScmRights(&fds));
+    sendmsg(&from, &[IoSlice::new(&[0])], &mut sent, SendFlags::empty())?;
+    let mut room = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut received = RecvAncillaryBuffer::new(&mut room);
+    recvmsg(&to, &mut [IoSliceMut::new(&mut [0])], &mut received, RecvFlags::empty())?;
+    let fd = |message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    };
+    received.drain().find_map(fd).ok_or_else(|| io::Error::other("no fd was received"))
 }
 
 fn fd(file: &Option<OwnedFd>) -> i64 {
