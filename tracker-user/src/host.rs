@@ -9,6 +9,8 @@ use std::{
 use rustix::time::ClockId;
 pub use tracker_verdict::KernelVersion;
 
+use crate::proc;
+
 /// The running kernel's version.
 ///
 /// # Errors
@@ -59,53 +61,6 @@ pub fn comm_or_empty(pid: u32) -> String {
     comm(pid).unwrap_or_default()
 }
 
-/// What `/proc/PID/status` says of a process.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    /// The process, or thread, that was asked for.
-    pub pid: u32,
-    /// Its process.
-    pub tgid: u32,
-    /// Its parent.
-    pub parent: u32,
-    /// Its name.
-    pub comm: String,
-    /// `Z` for one that has ended, and so on.
-    pub state: char,
-    /// Its pid in each pid namespace, from the outermost that is visible.
-    pub inner_pids: Vec<u32>,
-    /// Whether it has memory: kernel threads, and processes that have ended, have none.
-    pub has_memory: bool,
-}
-
-impl Status {
-    /// Of a process or thread; `None` when there is none.
-    #[must_use]
-    pub fn of(pid: u32) -> Option<Self> {
-        let text = fs::read(format!("/proc/{pid}/status")).ok()?;
-        Some(Self { pid, ..Self::parse(&String::from_utf8_lossy(&text)) })
-    }
-
-    fn parse(text: &str) -> Self {
-        let mut status = Self::default();
-        for (name, value) in text.lines().filter_map(|line| line.split_once(":\t")) {
-            let number = || value.trim().parse().unwrap_or_default();
-            match name {
-                "Name" => status.comm = value.to_owned(),
-                "State" => status.state = value.chars().next().unwrap_or_default(),
-                "Tgid" => status.tgid = number(),
-                "PPid" => status.parent = number(),
-                "NSpid" => {
-                    status.inner_pids = value.split_whitespace().filter_map(|n| n.parse().ok()).collect();
-                }
-                "VmSize" => status.has_memory = true,
-                _ => {}
-            }
-        }
-        status
-    }
-}
-
 /// What an fd of a process is, as its link in `/proc` says. `None` when it has gone.
 #[must_use]
 pub fn fd_link(pid: u32, fd: u32) -> Option<String> {
@@ -116,14 +71,13 @@ pub fn fd_link(pid: u32, fd: u32) -> Option<String> {
 /// Whether `/proc` doesn't show everybody all processes.
 #[must_use]
 pub fn hides_processes() -> bool {
-    fs::read_to_string("/proc/self/mounts").is_ok_and(|mounts| is_hidepid(&mounts))
+    proc::own_mountinfo().is_ok_and(|text| is_hidepid(&text))
 }
 
-fn is_hidepid(mounts: &str) -> bool {
-    let of_proc = |line: &&str| line.split(' ').nth(1) == Some("/proc");
+fn is_hidepid(mountinfo: &str) -> bool {
     // What is mounted last is what is seen.
-    let options = mounts.lines().rfind(of_proc).and_then(|line| line.split(' ').nth(3));
-    let hidepid = options.and_then(|options| options.split(',').find_map(|o| o.strip_prefix("hidepid=")));
+    let mount = proc::mounts(mountinfo).filter(|mount| mount.mountpoint == "/proc").last();
+    let hidepid = mount.and_then(|mount| mount.option("hidepid"));
     hidepid.is_some_and(|value| !matches!(value, "0" | "off"))
 }
 
@@ -165,9 +119,12 @@ mod tests {
 
     #[test]
     fn hidepid() {
-        assert!(!is_hidepid("proc /proc proc rw,relatime 0 0\nproc /x/proc proc rw,hidepid=2 0 0"));
-        assert!(is_hidepid("proc /proc proc rw 0 0\nproc /proc proc rw,nosuid,hidepid=invisible 0 0"));
-        assert!(!is_hidepid("proc /proc proc rw,hidepid=off 0 0\n"));
+        let mount =
+            |at: &str, options: &str| format!("1 2 0:3 / {at} rw,nosuid shared:4 - proc proc {options}\n");
+        assert!(!is_hidepid(&(mount("/proc", "rw") + &mount("/x/proc", "rw,hidepid=2"))));
+        assert!(is_hidepid(&(mount("/proc", "rw") + &mount("/proc", "rw,hidepid=invisible"))));
+        assert!(!is_hidepid(&(mount("/proc", "rw,hidepid=2") + &mount("/proc", "rw"))));
+        assert!(!is_hidepid(&mount("/proc", "rw,hidepid=off")));
     }
 
     #[test]

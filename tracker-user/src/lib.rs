@@ -19,6 +19,7 @@
 //! - [`agent`]: puts these together: the owner of the agent's state, the tasks that keep it true, and snapshots of it;
 //!   [`privileges`]: what the agent gives up once it is attached.
 //! - [`config`]: values of flags from a file and the environment.
+//! - `proc`, `file_handle`: files of `/proc`, and files by their handles, for several of these. They depend on none.
 //! - [`metrics`], [`http`], [`cli`]: how they are shown it; [`error`]: and what went wrong.
 
 pub mod agent;
@@ -36,6 +37,7 @@ pub mod inspect;
 pub mod inventory;
 pub mod metrics;
 pub mod privileges;
+mod proc;
 pub mod runtime;
 pub mod target;
 

@@ -1,10 +1,12 @@
 //! Which capabilities the agent uses, and what for; and how it gives up the others once its probes are attached: whoever gets hold of it then
 //! has no more than it needs.
 
-use std::{collections::HashSet, fs, io};
+use std::{collections::HashSet, io};
 
 use caps::{CapSet, Capability, errors::CapsError};
 use thiserror::Error;
+
+use crate::proc::Status;
 
 /// A capability that the agent uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,15 +92,10 @@ pub const USES: [Use; 8] = [
 /// # Errors
 /// When `/proc/self/status` can't be read.
 pub fn missing(need: Need) -> io::Result<Vec<Use>> {
-    Ok(missing_from(need, &fs::read_to_string("/proc/self/status")?))
+    Ok(missing_from(need, Status::own()?.capabilities))
 }
 
-fn missing_from(need: Need, status: &str) -> Vec<Use> {
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0);
+fn missing_from(need: Need, effective: u64) -> Vec<Use> {
     let has = |capability: Capability| effective & capability.bitmask() != 0;
     // They were parts of CAP_SYS_ADMIN.
     let stands_in = |capability| matches!(capability, Capability::CAP_BPF | Capability::CAP_PERFMON);
@@ -151,8 +148,7 @@ mod tests {
     #[test]
     fn missing_capabilities_are_named() {
         let names = |mask: u64| -> Vec<_> {
-            let status = format!("Name:\tx\nCapEff:\t{mask:016x}\n");
-            missing_from(Need::Start, &status).iter().map(|used| used.capability.to_string()).collect()
+            missing_from(Need::Start, mask).iter().map(|used| used.capability.to_string()).collect()
         };
         assert_eq!(names(u64::MAX), [""; 0]);
         assert_eq!(names(0), ["CAP_BPF", "CAP_PERFMON", "CAP_DAC_READ_SEARCH"]);
@@ -166,13 +162,13 @@ mod tests {
         let row = |used: &Use| format!("| `{}` | {} | {} |\n", used.capability, used.reason, used.without);
         let table: String = USES.iter().map(row).collect();
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
-        let document = fs::read_to_string(path).unwrap();
+        let document = std::fs::read_to_string(path).unwrap();
         let head = "| capability | what for | without it |\n|---|---|---|\n";
         let (before, rest) = document.split_once(head).unwrap();
         let (_, after) = rest.split_once("\n\n").unwrap();
         let made = format!("{before}{head}{table}\n{after}");
         if std::env::var_os("FDTRACKER_WRITE_DOCS").is_some() {
-            fs::write(path, made).unwrap();
+            std::fs::write(path, made).unwrap();
         } else {
             assert_eq!(document, made, "cargo xtask gen writes it anew");
         }

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::{
     error::SyscallError,
-    host,
+    proc::Status,
     runtime::{Container, Directory, Hierarchy, HierarchyError, Resolver, SANDBOX},
 };
 
@@ -306,8 +306,8 @@ fn pids_below(dir: &Path) -> Result<Vec<u32>, TargetError> {
 
 /// The process that a dump of a container is of: the first in its pid namespace; else the oldest of those whose parent isn't in it.
 fn init_of(pids: &[u32]) -> Option<u32> {
-    let status: Vec<host::Status> = pids.iter().filter_map(|pid| host::Status::of(*pid)).collect();
-    let is_top = |status: &&host::Status| !pids.contains(&status.parent);
+    let status: Vec<Status> = pids.iter().filter_map(|pid| Status::of(*pid)).collect();
+    let is_top = |status: &&Status| !pids.contains(&status.parent);
     let top = || status.iter().filter(is_top);
     let first = top().find(|status| status.inner_pids.len() > 1 && status.inner_pids.last() == Some(&1));
     first.or_else(|| top().min_by_key(|status| status.pid)).map(|status| status.pid)
@@ -315,7 +315,7 @@ fn init_of(pids: &[u32]) -> Option<u32> {
 
 /// Whether a dump can be of a process at all.
 fn check(pid: u32) -> Result<(), TargetError> {
-    let status = host::Status::of(pid).ok_or(TargetError::NoProcess(pid))?;
+    let status = Status::of(pid).ok_or(TargetError::NoProcess(pid))?;
     let refuse = |what| Err(TargetError::NoTree { pid, comm: status.comm.clone(), what });
     if status.tgid != pid {
         return Err(TargetError::Thread { tid: pid, pid: status.tgid });

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     error::SyscallError,
+    proc::Status,
     verdict::tree::{Namespaces, Process},
 };
 
@@ -67,8 +68,10 @@ pub(super) fn list(proc: &File, root: u32) -> Result<Vec<Seen>, InspectError> {
         return Err(InspectError::KernelThread(root));
     }
     // That a number is in /proc doesn't make it a process's.
-    match status(first.dir.as_fd(), "Tgid:") {
-        Some(process) if process != root => return Err(InspectError::Thread { thread: root, process }),
+    match first.read("status").map(|text| Status::parse(&text).tgid) {
+        Ok(process) if process != 0 && process != root => {
+            return Err(InspectError::Thread { thread: root, process });
+        }
         _ => {}
     }
     let mut found = Vec::new();
@@ -98,12 +101,6 @@ fn refused(pid: u32, source: io::Error) -> InspectError {
     }
 }
 
-/// A number that `status` tells of a task.
-fn status(dir: BorrowedFd<'_>, name: &str) -> Option<u32> {
-    let status = read(dir, "status").ok()?;
-    status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
-}
-
 fn open(proc: &File, pid: u32) -> io::Result<Seen> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let dir = sys::open(proc.as_fd(), pid.to_string(), flags)?;
@@ -121,7 +118,7 @@ fn open(proc: &File, pid: u32) -> io::Result<Seen> {
         namespaces: namespaces(dir.as_fd()),
         ..Process::default()
     };
-    process.traced = status(dir.as_fd(), "TracerPid:").is_some_and(|tracer| tracer != 0);
+    process.traced = read(dir.as_fd(), "status").is_ok_and(|text| Status::parse(&text).tracer.is_some());
     if stat.is_headless() {
         unreadable(&mut process, "its first thread has ended, and others run: /proc shows no file of theirs");
     }

@@ -14,7 +14,11 @@ use rustix::fs::OFlags;
 use thiserror::Error;
 
 use super::{claims::Rank, path::candidates};
-use crate::{error::SyscallError, file_handle};
+use crate::{
+    error::SyscallError,
+    file_handle,
+    proc::{self, MountLine},
+};
 
 /// Why no hierarchy can be used.
 #[derive(Debug, Error)]
@@ -75,26 +79,25 @@ impl Hierarchy {
     /// # Errors
     /// When none is mounted.
     pub fn find() -> Result<Self, HierarchyError> {
-        let path = "/proc/self/mountinfo";
-        let mounts = fs::read_to_string(path).map_err(SyscallError::on("read", path))?;
+        let mounts = proc::own_mountinfo().map_err(SyscallError::on("read", "/proc/self/mountinfo"))?;
         Self::choose(&mounts, |at| fs::metadata(at).is_ok_and(|meta| meta.ino() == ROOT))
     }
 
     /// In a cgroup namespace the root of a mount reads `/` too if it is the namespace's own, so `is_whole` is asked of where it is mounted.
     fn choose(mountinfo: &str, is_whole: impl Fn(&str) -> bool) -> Result<Self, HierarchyError> {
-        let mounts: Vec<Mount<'_>> = mountinfo.lines().filter_map(Mount::parse).collect();
-        let whole: Vec<&Mount<'_>> = mounts.iter().filter(|mount| is_whole(mount.at)).collect();
+        let is_cgroup = |m: &MountLine<'_>| matches!(m.filesystem, "cgroup" | "cgroup2");
+        let mounts: Vec<MountLine<'_>> = proc::mounts(mountinfo).filter(is_cgroup).collect();
+        let whole: Vec<&MountLine<'_>> = mounts.iter().filter(|mount| is_whole(&mount.mountpoint)).collect();
         let v1 = |controller: &&str| {
-            let has = |m: &&&Mount<'_>| m.kind == "cgroup" && m.options.split(',').any(|o| o == *controller);
-            whole.iter().find(has).map(|found| Self::v1(found.at, *controller))
+            let has = |m: &&&MountLine<'_>| m.filesystem == "cgroup" && m.option(controller).is_some();
+            whole.iter().find(has).map(|found| Self::v1(&*found.mountpoint, *controller))
         };
-        let v2 = || whole.iter().find(|m| m.kind == "cgroup2").map(|found| Self::unified(found.at));
-        let has_parts = || mounts.iter().any(|m| matches!(m.kind, "cgroup" | "cgroup2") && !is_whole(m.at));
-        CONTROLLERS
-            .iter()
-            .find_map(v1)
-            .or_else(v2)
-            .ok_or_else(|| if has_parts() { HierarchyError::Part } else { HierarchyError::None })
+        let v2 = || whole.iter().find(|m| m.filesystem == "cgroup2").map(|m| Self::unified(&*m.mountpoint));
+        CONTROLLERS.iter().find_map(v1).or_else(v2).ok_or(if mounts.len() > whole.len() {
+            HierarchyError::Part
+        } else {
+            HierarchyError::None
+        })
     }
 
     /// The v1 controller, or `None` for the v2 hierarchy.
@@ -176,23 +179,6 @@ impl Hierarchy {
         // The kernel appends this to the path of a removed directory; a directory may also be called so.
         let gone = rest.ends_with(" (deleted)") && !path.exists();
         (!gone).then(|| format!("/{rest}"))
-    }
-}
-
-/// One line of `/proc/PID/mountinfo`, see proc(5).
-struct Mount<'a> {
-    at: &'a str,
-    kind: &'a str,
-    options: &'a str,
-}
-
-impl<'a> Mount<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
-        let (left, right) = line.split_once(" - ")?;
-        let mut left = left.split(' ').skip(4);
-        let mut right = right.split(' ');
-        let kind = right.next()?;
-        Some(Self { at: left.next()?, kind, options: right.nth(1)? })
     }
 }
 

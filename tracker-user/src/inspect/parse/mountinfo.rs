@@ -1,6 +1,8 @@
-//! `/proc/PID/mountinfo` (fs/proc_namespace.c:show_mountinfo).
+//! Mounts, and which of them are mounted over.
 
 use std::collections::{BTreeMap, HashMap};
+
+use crate::proc::{MountLine, mounts};
 
 /// A mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,47 +20,21 @@ pub(in crate::inspect) struct Mount {
 impl Mount {
     /// All mounts. Lines that aren't understood are left out.
     pub(in crate::inspect) fn parse(text: &str) -> Vec<Self> {
-        text.lines().filter_map(Self::line).collect()
-    }
-
-    /// `id parent major:minor root mountpoint options [tag…] - type source options`
-    fn line(line: &str) -> Option<Self> {
-        let (before, after) = line.split_once(" - ")?;
-        let mut words = before.split(' ');
-        let (id, parent) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        let (major, minor) = words.next()?.split_once(':')?;
-        let mountpoint = unescape(words.nth(1)?);
-        Some(Self {
-            id,
-            parent,
-            major: major.parse().ok()?,
-            minor: minor.parse().ok()?,
-            mountpoint,
-            filesystem: after.split(' ').next()?.to_owned(),
-        })
+        mounts(text).map(Self::from).collect()
     }
 }
 
-/// Octal escapes, which the kernel has for space, tab, line end and backslash (seq_file.c:mangle_path).
-fn unescape(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|_| *first == b'\\').and_then(|digits| {
-            digits.iter().try_fold(0_u32, |n, digit| Some(n * 8 + char::from(*digit).to_digit(8)?))
-        });
-        match octal.and_then(|n| u8::try_from(n).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = tail.get(3..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
+impl From<MountLine<'_>> for Mount {
+    fn from(line: MountLine<'_>) -> Self {
+        Self {
+            id: line.id,
+            parent: line.parent,
+            major: line.device.0,
+            minor: line.device.1,
+            mountpoint: line.mountpoint.into_owned(),
+            filesystem: line.filesystem.to_owned(),
         }
     }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Whether something is mounted over each mount: on its own root, over where it is mounted, or over a mount that it is on
@@ -137,9 +113,6 @@ mod tests {
         assert_eq!(mounts.len(), 5);
         assert_eq!((mounts[0].filesystem.as_str(), mounts[0].minor), ("overlay", 48));
         assert_eq!((mounts[4].mountpoint.as_str(), mounts[4].filesystem.as_str()), ("/data\\x", "ext4"));
-        assert_eq!(unescape("a\\04"), "a\\04");
-        assert_eq!(unescape("\\777"), "\\777");
-        assert_eq!(Mount::parse("1 2 3\n1 2 a:b / / - x\n\n"), []);
     }
 
     #[test]
