@@ -128,15 +128,6 @@ mod tests {
     }
 
     #[test]
-    fn what_a_process_is() {
-        let text = "Name:\tweb: x\nUmask:\t0022\nState:\tS (sleeping)\nTgid:\t7\nPPid:\t1\nNSpid:\t7\t1\nVmSize:\t 100 kB\n";
-        let status = Status::parse(text);
-        assert_eq!((status.comm.as_str(), status.state, status.tgid, status.parent), ("web: x", 'S', 7, 1));
-        assert_eq!((status.inner_pids, status.has_memory), (vec![7, 1], true));
-        assert_eq!(Status::parse("garbage\n:\t"), Status::default());
-    }
-
-    #[test]
     fn finds_the_listening_socket() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
              0: 0100007F:2648 0100007F:1F90 01 00000000:00000000 00:00000000 00000000     0        0 111 1 x\n   \

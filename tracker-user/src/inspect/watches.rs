@@ -53,7 +53,7 @@ pub(super) fn look(looker: &mut Looker<'_>, open: &Open, file: &mut File) {
             Ok(Watches::Found) => {}
             // CRIU stops at the first.
             Ok(outcome) => return failed(file, mark, outcome),
-            Err(why) => return file.facts.set(fact::WHY, why.to_string()),
+            Err(why) => return file.facts.set(fact::WHY, why.to_string().into()),
         }
     }
     file.facts.set(fact::WATCHES, Watches::Found);
