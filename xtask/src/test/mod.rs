@@ -95,7 +95,7 @@ fn prepare(desktop: bool, no_install: bool) -> anyhow::Result<()> {
 }
 
 fn unit_tests(filter: Option<&str>) -> anyhow::Result<()> {
-    must(build::cargo_of_all("test")?.args(["--lib", "--bins", "--"]).args(filter))?;
+    must(build::cargo_of_all("test")?.args(["--lib", "--bins", "--test", "rooms", "--"]).args(filter))?;
     // Examples, also of what must not compile.
     must(build::cargo_of_all("test")?.args(["--doc", "--"]).args(filter))
 }
