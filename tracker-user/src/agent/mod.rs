@@ -30,7 +30,7 @@ use std::{
 use aya_log::EbpfLogger;
 pub use hidden::HiddenScans;
 pub use snapshot::{AuditStats, Reloads, Snapshot};
-pub use state::{Handle, State, StateError, start};
+pub use state::{Attached, Handle, State, StateError, attach};
 use tokio::{
     io::unix::AsyncFd,
     sync::{Notify, watch},
@@ -92,13 +92,13 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Loads and attaches the probes, reads events from now on, and asks runtimes for the names of containers.
+    /// Reads events from now on, and asks runtimes for the names of containers.
     ///
     /// # Errors
-    /// When the machine lacks something.
-    pub fn start(judge: Judge, sizes: Sizes, choice: Choice, runtimes: Settings) -> Result<Self, StateError> {
-        let directory = Arc::new(Directory::default());
-        let (state, rings) = start(judge, sizes, choice, Arc::clone(&directory))?;
+    /// When the rings can't be waited for, or there can't be another thread.
+    pub fn start(attached: Attached, runtimes: Settings) -> Result<Self, StateError> {
+        let directory = attached.directory();
+        let (state, rings) = attached.start()?;
         let (feed, liveness) = (Feed::default(), Arc::<Liveness>::default());
         let (audit_requests, verdicts) = (Arc::<Notify>::default(), Arc::<Notify>::default());
         let changed = Arc::<Changed>::default();
@@ -218,7 +218,7 @@ pub async fn look_once(
     sizes: Sizes,
     directory: Arc<Directory>,
 ) -> Result<Arc<Snapshot>, StateError> {
-    let (state, _rings) = start(judge, sizes, Choice::Audit, directory)?;
+    let (state, _rings) = attach(judge, sizes, Choice::Audit, directory)?.start()?;
     adopt(&state).await?;
     inspections::once(&state).await;
     state.snapshot().await

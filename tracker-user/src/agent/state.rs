@@ -77,17 +77,24 @@ pub struct Handle {
 /// Work that waits for the thread, at the most. Whoever has more waits before sending it.
 const QUEUE: usize = 64;
 
+/// The programs, loaded and attached, and a state that nobody owns yet.
+pub struct Attached {
+    state: State,
+    pub(super) rings: Rings,
+}
+
 /// Loads the programs and attaches a feeder. Counts are those of the last audit, and with a feeder live
-/// from then on. Containers are called as the directory says.
+/// from then on. Containers are called as the directory says. No thread is started: what this one may do
+/// can still be given up for all.
 ///
 /// # Errors
 /// When the machine lacks something.
-pub fn start(
+pub fn attach(
     judge: Judge,
     sizes: Sizes,
     choice: Choice,
     directory: Arc<Directory>,
-) -> Result<(Handle, Rings), StateError> {
+) -> Result<Attached, StateError> {
     let hierarchy = Hierarchy::find()?;
     let (kernel, rings) = Kernel::start(&hierarchy, sizes, choice)?;
     let resolver = Resolver::new(hierarchy.clone(), Arc::clone(&directory));
@@ -95,7 +102,7 @@ pub fn start(
     let state = State {
         hidden: HiddenScans::new(kernel.impossible_looks().to_vec()),
         kernel,
-        owners: Arc::clone(&owners),
+        owners,
         directory,
         ledger: Ledger::default(),
         audits: AuditStats::default(),
@@ -104,12 +111,28 @@ pub fn start(
         judge: watch::Sender::new(Arc::new(judge)),
         ready: watch::Sender::new(false),
     };
-    Ok((Handle::spawn(state, owners)?, rings))
+    Ok(Attached { state, rings })
+}
+
+impl Attached {
+    /// The names of containers, which the state reads.
+    pub(super) fn directory(&self) -> Arc<Directory> {
+        Arc::clone(&self.state.directory)
+    }
+
+    /// Gives the state to a thread.
+    ///
+    /// # Errors
+    /// When there can't be another thread.
+    pub(super) fn start(self) -> Result<(Handle, Rings), StateError> {
+        Ok((Handle::spawn(self.state)?, self.rings))
+    }
 }
 
 impl Handle {
-    fn spawn(state: State, owners: Arc<Owners>) -> Result<Self, StateError> {
+    fn spawn(state: State) -> Result<Self, StateError> {
         let (work, queue) = mpsc::channel::<Work>(QUEUE);
+        let owners = Arc::clone(&state.owners);
         let (judge, ready) = (state.judge.subscribe(), state.ready.subscribe());
         let live = state.kernel.feeder().is_live();
         std::thread::Builder::new()

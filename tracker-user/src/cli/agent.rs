@@ -3,6 +3,7 @@
 use std::{
     io::{self, Write as _},
     process::ExitCode,
+    sync::Arc,
 };
 
 use anyhow::Context as _;
@@ -15,7 +16,7 @@ use super::{
     service,
 };
 use crate::{
-    agent::Agent,
+    agent::{self, Agent},
     bpf,
     config::Settings,
     http::{Listeners, Service},
@@ -45,10 +46,10 @@ pub(super) async fn run(
     }
     tracing::info!("verdicts are about {}", judge.profile());
     service::status("attaching probes");
-    let mut agent =
-        Agent::start(judge, args.engine.sizes(), args.engine.choice(), args.engine.runtimes.settings())?;
+    let attached = agent::attach(judge, args.engine.sizes(), args.engine.choice(), Arc::default())?;
     // Before any other thread is started.
     privileges::keep(&args.keep)?;
+    let mut agent = Agent::start(attached, args.engine.runtimes.settings())?;
     let socket = listeners.serve(Service {
         state: agent.state.clone(),
         feed: agent.feed.clone(),

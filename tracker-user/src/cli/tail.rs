@@ -1,6 +1,6 @@
 //! `fdtracker tail`.
 
-use std::{io, os::fd::AsFd as _, process::ExitCode};
+use std::{io, os::fd::AsFd as _, process::ExitCode, sync::Arc};
 
 use anyhow::bail;
 use tokio::io::{Interest, unix::AsyncFd};
@@ -11,7 +11,7 @@ use super::{
     output,
 };
 use crate::{
-    agent::Agent,
+    agent::{self, Agent},
     api::{Filter, Listing, Notice, Subscription},
     http::{Client, ClientError, Events},
 };
@@ -56,12 +56,9 @@ impl Source {
             "fdtracker: no agent answers at {}: attaching probes for this command alone",
             args.socket.socket.display()
         );
-        let mut agent = Agent::start(
-            args.engine.judge()?,
-            args.engine.sizes(),
-            args.engine.choice(),
-            args.engine.runtimes.settings(),
-        )?;
+        let (judge, engine) = (args.engine.judge()?, &args.engine);
+        let attached = agent::attach(judge, engine.sizes(), engine.choice(), Arc::default())?;
+        let mut agent = Agent::start(attached, engine.runtimes.settings())?;
         let events = agent.feed.subscribe();
         agent.adopt(args.engine.pace()).await?;
         let filter = filter(args, &agent.state.snapshot().await?.listing(None))?;
