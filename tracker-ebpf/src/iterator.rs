@@ -25,8 +25,24 @@ impl Output {
     /// program again for the same object.
     #[inline(always)]
     pub(crate) fn write<T>(self, record: &T) -> bool {
-        // SAFETY: the record lives through the call, which reads no more than that.
-        unsafe { bpf_seq_write(self.0, (&raw const *record).cast_mut().cast(), size_of::<T>() as u32) == 0 }
+        // SAFETY: the record lives through the call, and is as large as its type.
+        unsafe { self.write_bytes((&raw const *record).cast(), size_of::<T>()) }
+    }
+
+    /// Writes a copy of what the iterator is at, such as an entry of a map.
+    #[inline(always)]
+    pub(crate) fn copy<T>(self, item: Ptr<T, Direct>) -> bool {
+        // SAFETY: the verifier checks that the item has as many bytes.
+        unsafe { self.write_bytes(item.as_ptr(), size_of::<T>()) }
+    }
+
+    /// # Safety
+    /// There are as many bytes at the address, for as long as the call takes.
+    #[inline(always)]
+    unsafe fn write_bytes(self, bytes: *const u8, len: usize) -> bool {
+        // SAFETY: the helper reads the bytes and keeps no pointer to them; the verifier checks that the
+        // file is one that the kernel has given to the iterator.
+        unsafe { bpf_seq_write(self.0, bytes.cast_mut().cast(), len as u32) == 0 }
     }
 }
 

@@ -95,6 +95,12 @@ impl<S, R> Ptr<S, R> {
         self.0.is_null()
     }
 
+    /// The pointer, which keeps its type for the verifier.
+    #[inline(always)]
+    pub(crate) fn as_ptr(self) -> *const u8 {
+        self.0
+    }
+
     /// The address.
     #[inline(always)]
     pub(crate) fn address(self) -> u64 {

@@ -11,25 +11,28 @@ use crate::{
     kernel::{Direct, Ptr},
 };
 
-/// Context of `iter/bpf_map_elem` (kernel: `struct bpf_iter__bpf_map_elem`), for maps of these
-/// types: the verifier checks that their sizes are those of the map. Key and value are null at the
-/// end of the walk.
+/// Context of `iter/bpf_map_elem` (kernel: `struct bpf_iter__bpf_map_elem`), for maps of these types:
+/// the verifier checks that their sizes are those of the map. Key and value are null at the end of the
+/// walk.
+///
+/// No references to the types: LLVM would describe them in BTF in an order that isn't the same in every
+/// build.
 #[repr(C)]
-struct MapElement<K: 'static, V: 'static> {
+struct MapElement<K, V> {
     meta: &'static Meta,
     map: Ptr<(), Direct>,
-    key: Option<&'static K>,
-    value: Option<&'static V>,
+    key: Ptr<K, Direct>,
+    value: Ptr<V, Direct>,
 }
 
 /// Writes an entry: the key, and then the value.
 #[inline(always)]
 fn dump<K, V>(entry: &MapElement<K, V>) -> i32 {
-    if let (Some(key), Some(value)) = (entry.key, entry.value) {
-        // If there is no room for both, the kernel takes back what was written, and runs the
-        // program again.
-        entry.meta.output.write(key);
-        entry.meta.output.write(value);
+    if !entry.key.is_null() && !entry.value.is_null() {
+        // If there is no room for both, the kernel takes back what was written, and runs the program
+        // again.
+        entry.meta.output.copy(entry.key);
+        entry.meta.output.copy(entry.value);
     }
     0
 }
