@@ -17,7 +17,7 @@ use super::{
     state::{Handle, State, StateError},
 };
 use crate::{
-    bpf::{Impossible, Iterators, Look, Sight, confirmed, is_possible},
+    bpf::{HiddenPlace, HiddenScan, Sightings, UnscannablePlace, can_scan, confirmed_hidden},
     error::chain,
     inventory::Hidden,
 };
@@ -34,7 +34,7 @@ pub struct HiddenScans {
     /// What it found; nothing if it failed.
     pub found: Vec<Hidden>,
     /// Where it couldn't look on this kernel.
-    pub impossible: Vec<Impossible>,
+    pub impossible: Vec<UnscannablePlace>,
     /// How long it took.
     pub took: Duration,
     /// Scans that were finished.
@@ -48,7 +48,7 @@ pub struct HiddenScans {
 impl HiddenScans {
     /// Before the first scan.
     #[must_use]
-    pub fn new(impossible: Vec<Impossible>) -> Self {
+    pub fn new(impossible: Vec<UnscannablePlace>) -> Self {
         Self { found: Vec::new(), impossible, took: Duration::ZERO, finished: 0, failed: 0, succeeded: None }
     }
 
@@ -60,8 +60,8 @@ impl HiddenScans {
 
     /// Whether the last scan looked in this place.
     #[must_use]
-    pub fn covers(&self, place: Look) -> bool {
-        self.succeeded() && is_possible(place, &self.impossible)
+    pub fn covers(&self, place: HiddenPlace) -> bool {
+        self.succeeded() && can_scan(place, &self.impossible)
     }
 
     /// Takes note of a scan; `None` for one that failed.
@@ -98,7 +98,7 @@ impl Scanner for Handle {
 
 /// Scans, by iterators that were opened already. If the kernel's lists can't be read, which is logged,
 /// nothing is known to be hidden, and no container is called clean.
-pub(super) async fn scan_from(state: &Handle, first: Result<Iterators, StateError>) -> Duration {
+pub(super) async fn scan_from(state: &Handle, first: Result<HiddenScan, StateError>) -> Duration {
     let start = Instant::now();
     let result = match first {
         Ok(first) => scan_twice(state, first).await,
@@ -119,18 +119,18 @@ pub(super) async fn scan_from(state: &Handle, first: Result<Iterators, StateErro
 }
 
 /// What is hidden, and how long it was only waited.
-async fn scan_twice(state: &Handle, first: Iterators) -> Result<(Vec<Hidden>, Duration), StateError> {
+async fn scan_twice(state: &Handle, first: HiddenScan) -> Result<(Vec<Hidden>, Duration), StateError> {
     let first = walk(first).await?;
     if first.is_clear() {
         return Ok((Vec::new(), Duration::ZERO));
     }
     sleep(REPEAT).await;
     let second = walk(state.with(State::open_hidden_scan).await?).await?;
-    Ok((confirmed(&first, &second), REPEAT))
+    Ok((confirmed_hidden(&first, &second), REPEAT))
 }
 
 /// Reads on a thread of its own: it takes milliseconds.
-async fn walk(iterators: Iterators) -> Result<Sight, StateError> {
+async fn walk(iterators: HiddenScan) -> Result<Sightings, StateError> {
     let walked = spawn_blocking(move || iterators.read()).await;
     Ok(walked.map_err(|_| StateError::Gone)??)
 }
@@ -167,12 +167,12 @@ mod tests {
 
     #[test]
     fn what_failed_covers_nothing() {
-        let mut scans = HiddenScans::new(vec![(Look::Mapped, "too old".into())]);
-        assert!(!scans.succeeded() && !scans.covers(Look::Direct));
+        let mut scans = HiddenScans::new(vec![(HiddenPlace::Mapped, "too old".into())]);
+        assert!(!scans.succeeded() && !scans.covers(HiddenPlace::Direct));
         scans.note(Some(vec![]), Duration::ZERO);
-        assert!(scans.covers(Look::Direct) && !scans.covers(Look::Mapped));
+        assert!(scans.covers(HiddenPlace::Direct) && !scans.covers(HiddenPlace::Mapped));
         scans.note(None, Duration::ZERO);
-        assert!(!scans.covers(Look::Direct));
+        assert!(!scans.covers(HiddenPlace::Direct));
         assert_eq!((scans.finished, scans.failed), (1, 1));
     }
 

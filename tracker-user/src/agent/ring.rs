@@ -97,7 +97,7 @@ impl EventReader {
 
     fn handle(&self, event: Event) {
         match event.change {
-            Change::Uncertain => {
+            Change::AuditRequested => {
                 self.audit_requests.notify_one();
                 return;
             }
@@ -299,7 +299,7 @@ mod tests {
     #[tokio::test]
     async fn what_probes_cant_be_sure_of_requests_an_audit() {
         let running = start(Cached::Current(Owner::Host));
-        for event in [event(0, 0, Change::Uncertain), opened(HOST, 10, Kind::Fanotify)] {
+        for event in [event(0, 0, Change::AuditRequested), opened(HOST, 10, Kind::Fanotify)] {
             running.events.send(event).unwrap();
             timeout(Duration::from_secs(10), running.audits.notified()).await.unwrap();
         }

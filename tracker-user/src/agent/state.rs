@@ -19,7 +19,7 @@ use super::{
     snapshot::{AuditStats, Reloads, Snapshot},
 };
 use crate::{
-    bpf::{Audit, Auditing, BpfError, Choice, Iterators, Kernel, Program, Rings, Sizes},
+    bpf::{Audit, Auditing, BpfError, Choice, HiddenScan, Kernel, Program, Rings, Sizes},
     inventory::{Detail, Inventory, Ledger},
     runtime::{Container, Directory, Hierarchy, HierarchyError, Owners, Resolver},
     verdict::{Assessment, Judge, Verdict, history::Histories},
@@ -100,7 +100,7 @@ pub fn attach(
     let resolver = Resolver::new(hierarchy.clone(), Arc::clone(&directory));
     let owners = Arc::new(Owners::new(hierarchy, resolver));
     let state = State {
-        hidden: HiddenScans::new(kernel.impossible_looks().to_vec()),
+        hidden: HiddenScans::new(kernel.unscannable_places().to_vec()),
         kernel,
         owners,
         directory,
@@ -271,7 +271,7 @@ impl State {
     /// # Errors
     /// When the kernel's lists or maps can't be read.
     pub fn continue_audit(&mut self, mut audit: Auditing) -> Result<Auditing, BpfError> {
-        self.kernel.look_again(&mut audit)?;
+        self.kernel.recheck(&mut audit)?;
         Ok(audit)
     }
 
@@ -323,8 +323,8 @@ impl State {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn open_hidden_scan(&mut self) -> Result<Iterators, BpfError> {
-        self.kernel.open_look()
+    pub fn open_hidden_scan(&mut self) -> Result<HiddenScan, BpfError> {
+        self.kernel.open_hidden_scan()
     }
 
     /// Takes over what a hidden scan found.

@@ -109,7 +109,7 @@ impl Notice {
             Change::Exited(counts) => notice.table("exited", counts, judge),
             Change::Unshared(counts) => notice.table("unshared", counts, judge),
             Change::Moved(counts) => notice.table("moved", counts, judge),
-            Change::Uncertain => return None,
+            Change::AuditRequested => return None,
         }
         Some(notice)
     }

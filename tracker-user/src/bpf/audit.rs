@@ -72,7 +72,7 @@ impl Auditing {
 
 impl Kernel {
     /// Compares what is recorded with the kernel's own list of files. What differs is to be
-    /// [checked again](Self::look_again) after each [`Auditing::wait`]; what still differs then is
+    /// [checked again](Self::recheck) after each [`Auditing::wait`]; what still differs then is
     /// repaired by [`Self::finish_audit`].
     ///
     /// The first audit adopts what was open before the probes were attached.
@@ -104,7 +104,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When the kernel can't be asked.
-    pub fn look_again(&mut self, audit: &mut Auditing) -> Result<(), BpfError> {
+    pub fn recheck(&mut self, audit: &mut Auditing) -> Result<(), BpfError> {
         match &mut audit.differences {
             Differences::Slots(plan) => plan.retain_slots(|files, fd| {
                 self.resync(&[resync::COMPARE_SLOT, files, fd.into()]).map(|differs| differs != 0)

@@ -49,9 +49,9 @@ pub enum Change {
     Unshared(Counts),
     /// A process with these was moved to another cgroup.
     Moved(Counts),
-    /// There may be a change that no probe can see: only an audit can tell. Nothing else is said of
+    /// There may be a change that no probe can see: only an audit finds it. Nothing else is said of
     /// it.
-    Uncertain,
+    AuditRequested,
 }
 
 /// The head of an event that is about nobody.
@@ -64,7 +64,7 @@ impl Event {
         // The code is the first word of every record.
         let code: u32 = sys::read(record)?;
         let (header, change) = match code {
-            event::AUDIT_REQUEST => return Some(Self::new(&NOBODY, Change::Uncertain)),
+            event::AUDIT_REQUEST => return Some(Self::new(&NOBODY, Change::AuditRequested)),
             event::OPENED | event::CLOSED => {
                 let SlotEvent { header, tag } = sys::read(record)?;
                 tag.kind()?;
@@ -165,8 +165,8 @@ mod tests {
             Event::decode(&bytes(&SlotEvent { header: header(event::OPENED), tag: Tag(u64::MAX) })),
             None
         );
-        let uncertain = bytes(&u64::from(event::AUDIT_REQUEST));
-        assert_eq!(Event::decode(&uncertain).map(|event| event.change), Some(Change::Uncertain));
+        let request = bytes(&u64::from(event::AUDIT_REQUEST));
+        assert_eq!(Event::decode(&request).map(|event| event.change), Some(Change::AuditRequested));
         assert_eq!(Event::decode(&bytes(&TableEvent { header: header(99), n: [0; Kind::COUNT] })), None);
     }
 }

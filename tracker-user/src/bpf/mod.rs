@@ -6,7 +6,7 @@
 //! - `self_test`, `choice`: which of them count exactly on this kernel;
 //! - `event`: records of the ring;
 //! - `audit`: audits; `auditor`: the comparison of truth and records;
-//! - `hidden`: looks for what no slot holds;
+//! - `hidden`: the hidden scan;
 //! - `state`: how full maps are, and what programs cost;
 //! - `prerequisites`: what a kernel must offer, and what to do where it doesn't;
 //! - `sys`: raw calls.
@@ -50,8 +50,8 @@ pub use btf::BtfError;
 pub use choice::{Choice, Trial, trials};
 pub use event::{Change, Event};
 pub use feeder::{CloseHook, Feeder};
-pub(crate) use hidden::is_possible;
-pub use hidden::{Impossible, Iterators, Look, Sight, confirmed};
+pub(crate) use hidden::can_scan;
+pub use hidden::{HiddenPlace, HiddenScan, Sightings, UnscannablePlace, confirmed_hidden};
 pub use prerequisites::{Finding, Missing, Status, check, findings};
 pub use self_test::{COMMAND as SELF_TEST, SelfTest, run_child as self_test_child};
 pub use state::{Fill, Program, RingFill, count_runs};
@@ -197,8 +197,8 @@ pub struct Kernel {
     no_room: u64,
     /// Misses before the last audit, which has repaired what came of them.
     known_misses: u64,
-    /// Where this kernel can't be asked for hidden files.
-    impossible: Vec<Impossible>,
+    /// The places that the hidden scan can't cover on this kernel.
+    unscannable: Vec<UnscannablePlace>,
 }
 
 impl Kernel {
@@ -210,19 +210,19 @@ impl Kernel {
     pub fn load(hierarchy: &Hierarchy, sizes: Sizes, feeder: Feeder) -> Result<(Self, Rings), BpfError> {
         let kernel = check()?;
         let log = tracing::enabled!(tracing::Level::DEBUG);
-        let (mut ebpf, mut impossible) = open(hierarchy, sizes, kernel, feeder, log)?;
+        let (mut ebpf, mut unscannable) = open(hierarchy, sizes, kernel, feeder, log)?;
         let log = log.then(|| EbpfLogger::init_with_logger(&mut ebpf, LogTracer::new())).transpose()?;
         fill_anon_names(&mut ebpf)?;
         let btf = aya::Btf::from_sys_fs()?;
         let probes = feeder::probes(feeder, kernel)?;
         let mut names = vec!["audit", "resync"];
         names.extend(DUMPS.map(|(program, _)| program));
-        names.extend(hidden::programs(&impossible));
+        names.extend(hidden::programs(&unscannable));
         names.extend(probes.iter().map(|probe| probe.program));
         for (name, source) in load::all(&mut ebpf, &btf, &names)? {
             let error = attach_error(name, source);
-            match hidden::look_of(name) {
-                Some(look) => impossible.push((look, choice::why(error))),
+            match hidden::place_of(name) {
+                Some(place) => unscannable.push((place, choice::why(error))),
                 None if DUMPS.iter().any(|(program, _)| *program == name) => {
                     tracing::debug!("maps are read by system calls: {error}");
                 }
@@ -245,7 +245,7 @@ impl Kernel {
             uncounted: BTreeSet::new(),
             no_room: 0,
             known_misses: 0,
-            impossible,
+            unscannable,
         };
         let losses = kernel.shared.losses.clone();
         Ok((kernel, Rings { events, losses, log }))
@@ -421,7 +421,7 @@ fn open(
     kernel: KernelVersion,
     feeder: Feeder,
     log: bool,
-) -> Result<(Ebpf, Vec<Impossible>), BpfError> {
+) -> Result<(Ebpf, Vec<UnscannablePlace>), BpfError> {
     let btf = kernel_btf()?;
     let globals = Globals::find(&btf, hierarchy, kernel)?;
     let count_deltas = u8::from(feeder.counts_deltas());
@@ -445,7 +445,7 @@ fn open(
         loader.map_max_entries("AYA_LOGS", 4096);
     }
     let ebpf = loader.load(OBJECT).map_err(BpfError::Load)?;
-    Ok((ebpf, globals.impossible))
+    Ok((ebpf, globals.unscannable))
 }
 
 /// Tells the programs which names of anonymous inodes stand for which kind.

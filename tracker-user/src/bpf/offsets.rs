@@ -4,7 +4,7 @@ use aya::EbpfLoader;
 
 use super::{
     btf::{Btf, BtfError},
-    hidden::{Impossible, Look, is_possible},
+    hidden::{HiddenPlace, UnscannablePlace, can_scan},
 };
 use crate::{host::KernelVersion, runtime::Hierarchy};
 
@@ -53,8 +53,8 @@ const OFFSETS: &[Offset] = &[
     ("OFF_REGS_SYSCALL",  "pt_regs",      arch::SYSCALL,    Some(8)),
 ];
 
-/// For each look for hidden files what it needs, which some kernels lack. What isn't there leaves
-/// its global at 0, and the look isn't taken.
+/// For each place of the hidden scan what its program needs. Some kernels lack some of it: then its
+/// globals stay 0, and the place isn't scanned.
 #[rustfmt::skip]
 const MAPPED: &[Offset] = &[
     ("OFF_VMA_FILE",      "vm_area_struct", "vm_file",      Some(8)),
@@ -114,44 +114,44 @@ pub(super) struct Globals {
     cgroup_by_css: u8,
     have_task_pt_regs: u8,
     own_tgid: u32,
-    look_direct: u8,
+    scan_direct: u8,
     direct_nodes: u8,
-    /// Looks for hidden files that this kernel lacks something for.
-    pub(super) impossible: Vec<Impossible>,
+    /// Places of the hidden scan for which this kernel lacks something.
+    pub(super) unscannable: Vec<UnscannablePlace>,
 }
 
-/// Where the members are that the looks for hidden files need.
-struct Looks<'a> {
+/// Where the members are that the hidden scan needs.
+struct HiddenPlaces<'a> {
     btf: &'a Btf<'a>,
     kernel: KernelVersion,
     offsets: Vec<(&'static str, u64)>,
     direct_nodes: bool,
-    impossible: Vec<Impossible>,
+    unscannable: Vec<UnscannablePlace>,
 }
 
-impl<'a> Looks<'a> {
+impl<'a> HiddenPlaces<'a> {
     fn find(btf: &'a Btf<'a>, kernel: KernelVersion) -> Self {
-        let mut looks =
-            Self { btf, kernel, offsets: Vec::new(), direct_nodes: false, impossible: Vec::new() };
-        for look in Look::ALL {
-            if let Err(error) = looks.add(look) {
-                looks.impossible.push((look, format!("the kernel has {error}")));
+        let mut places =
+            Self { btf, kernel, offsets: Vec::new(), direct_nodes: false, unscannable: Vec::new() };
+        for place in HiddenPlace::ALL {
+            if let Err(error) = places.add(place) {
+                places.unscannable.push((place, format!("the kernel has {error}")));
             }
         }
-        looks
+        places
     }
 
-    fn add(&mut self, look: Look) -> Result<(), BtfError> {
-        let found = match look {
-            Look::Mapped => {
+    fn add(&mut self, place: HiddenPlace) -> Result<(), BtfError> {
+        let found = match place {
+            HiddenPlace::Mapped => {
                 // Without it the iterator crashes a kernel in which a process ends at the wrong
                 // moment (kernel commit 7ff94f276f8e, Linux 6.2 and stable kernels since 5.15).
                 self.btf.field("bpf_iter_seq_task_vma_info", "mm")?;
                 members(self.btf, MAPPED)?
             }
-            Look::Registered => members(self.btf, REGISTERED)?,
-            Look::InFlight => members(self.btf, IN_FLIGHT)?,
-            Look::Direct => match members(self.btf, NODES) {
+            HiddenPlace::Registered => members(self.btf, REGISTERED)?,
+            HiddenPlace::InFlight => members(self.btf, IN_FLIGHT)?,
+            HiddenPlace::Direct => match members(self.btf, NODES) {
                 Ok(nodes) => {
                     self.direct_nodes = true;
                     nodes
@@ -172,8 +172,8 @@ impl<'a> Looks<'a> {
         members(self.btf, FILES)
     }
 
-    fn has(&self, look: Look) -> u8 {
-        u8::from(is_possible(look, &self.impossible))
+    fn has(&self, place: HiddenPlace) -> u8 {
+        u8::from(can_scan(place, &self.unscannable))
     }
 }
 
@@ -220,13 +220,13 @@ impl Globals {
         // `ss` is the last word.
         let regs = u64::from(btf.field("pt_regs", "ss")?.offset) + 8;
         offsets.push(("OFF_STACK_REGS", arch::STACK_SIZE - regs));
-        let looks = Looks::find(&btf, kernel);
-        offsets.extend(&looks.offsets);
+        let places = HiddenPlaces::find(&btf, kernel);
+        offsets.extend(&places.offsets);
         Ok(Self {
             offsets,
-            look_direct: looks.has(Look::Direct),
-            direct_nodes: u8::from(looks.direct_nodes),
-            impossible: looks.impossible,
+            scan_direct: places.has(HiddenPlace::Direct),
+            direct_nodes: u8::from(places.direct_nodes),
+            unscannable: places.unscannable,
             cgroup_by_css,
             // bpf_task_pt_regs, kernel commit dd6e10fbd9fb
             have_task_pt_regs: u8::from(kernel.at_least(5, 15)),
@@ -242,7 +242,7 @@ impl Globals {
         loader.override_global("CGROUP_BY_CSS", &self.cgroup_by_css, true);
         loader.override_global("HAVE_TASK_PT_REGS", &self.have_task_pt_regs, true);
         loader.override_global("OWN_TGID", &self.own_tgid, true);
-        loader.override_global("SCAN_DIRECT", &self.look_direct, true);
+        loader.override_global("SCAN_DIRECT", &self.scan_direct, true);
         loader.override_global("DIRECT_NODES", &self.direct_nodes, true);
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use thiserror::Error;
 
-use super::{Feeder, Kernel, Look, Sizes, trials};
+use super::{Feeder, HiddenPlace, Kernel, Sizes, trials};
 use crate::{
     error::chain,
     host::{self, KernelVersion},
@@ -171,7 +171,7 @@ impl Status {
 /// One line of `doctor`.
 #[derive(Clone, Debug)]
 pub struct Finding {
-    /// What was looked at.
+    /// What was checked.
     pub name: &'static str,
     /// How to take it.
     pub status: Status,
@@ -192,7 +192,7 @@ impl Finding {
     }
 }
 
-/// Looks at everything, and at last tries it: what loads and attaches is what works.
+/// Checks everything, and at last tries it: what loads and attaches is what works.
 #[must_use]
 pub fn findings() -> Vec<Finding> {
     let mut found = vec![
@@ -214,31 +214,32 @@ pub fn findings() -> Vec<Finding> {
     match hierarchy {
         Ok(hierarchy) if found.iter().all(|finding| finding.status != Status::Fail) => {
             found.extend(feeders(&hierarchy));
-            found.push(looks(&hierarchy));
+            found.push(hidden_places(&hierarchy));
         }
         _ => found.push(Finding::new("feeder", Status::Fail, "none: see above")),
     }
     found
 }
 
-/// Where files are looked for that no slot holds.
-fn looks(hierarchy: &Hierarchy) -> Finding {
+/// Which places the hidden scan covers.
+fn hidden_places(hierarchy: &Hierarchy) -> Finding {
     const NAME: &str = "hidden fds";
     let sizes = Sizes { tables: 1, slots: 1, ring: 4096 };
     let kernel = match Kernel::load(hierarchy, sizes, Feeder::None) {
         Ok((kernel, _)) => kernel,
         Err(error) => return Finding::new(NAME, Status::Fail, chain(error)),
     };
-    let names = |looks: Vec<Look>| looks.iter().map(Look::to_string).collect::<Vec<_>>().join(", ");
-    let impossible = kernel.impossible_looks();
-    if impossible.is_empty() {
+    let names =
+        |places: Vec<HiddenPlace>| places.iter().map(HiddenPlace::to_string).collect::<Vec<_>>().join(", ");
+    let unscannable = kernel.unscannable_places();
+    if unscannable.is_empty() {
         return Finding::new(
             NAME,
             Status::Ok,
-            format!("looked for at audits: {}", names(Look::ALL.to_vec())),
+            format!("looked for at audits: {}", names(HiddenPlace::ALL.to_vec())),
         );
     }
-    let why: Vec<_> = impossible.iter().map(|(look, why)| format!("{look} ({why})")).collect();
+    let why: Vec<_> = unscannable.iter().map(|(place, why)| format!("{place} ({why})")).collect();
     Finding::new(NAME, Status::Warn, format!("not looked for on this kernel: {}", why.join(", ")))
 }
 

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
     use crate::{
         agent::{AuditStats, HiddenScans, Reloads},
-        bpf::{Feeder, Fill, Look, Program, RingFill},
+        bpf::{Feeder, Fill, HiddenPlace, Program, RingFill},
         host::KernelVersion,
         inventory::{Counts, Entry, Inventory},
         runtime::{Container, Identity, Runtime},
@@ -114,7 +114,7 @@ mod tests {
             ring: RingFill { waiting: 8, capacity: 4096 },
             lost: vec![("ring", 3)],
             audits: AuditStats { finished: 2, last: Duration::from_millis(5), ..AuditStats::default() },
-            hidden: HiddenScans::new(vec![(Look::Mapped, "too old".into())]),
+            hidden: HiddenScans::new(vec![(HiddenPlace::Mapped, "too old".into())]),
             runtime_lookups: vec![],
             ready: true,
             reloads: Reloads { successful: true, succeeded_at: UNIX_EPOCH },

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     agent::Snapshot,
     api::Feed,
-    bpf::{Fill, Look, Program},
+    bpf::{Fill, HiddenPlace, Program},
 };
 
 /// Adds all of them.
@@ -78,7 +78,7 @@ fn looks(families: &mut Families, snapshot: &Snapshot) {
     let hidden = &snapshot.hidden;
     families.add(&HIDDEN_LOOKS, &["ok"], hidden.finished as f64);
     families.add(&HIDDEN_LOOKS, &["error"], hidden.failed as f64);
-    for look in Look::ALL {
+    for look in HiddenPlace::ALL {
         families.add(&HIDDEN_LOOK, &[look.name()], f64::from(u8::from(hidden.covers(look))));
     }
     families.one(&HIDDEN_LOOK_DURATION, hidden.took.as_secs_f64());

@@ -1,4 +1,4 @@
-//! What is hidden, from what a look met: pure.
+//! Finds what is hidden in what a scan saw. Pure.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -6,12 +6,12 @@ use tracker_ebpf::{Kind, Sighting, sighting};
 
 use crate::inventory::Hidden;
 
-/// A task that was met: thread group, and cgroup.
-type Who = (u32, u64);
+/// A task: thread group, and cgroup.
+type TaskId = (u32, u64);
 
-/// Something hidden, by which a second look knows it again.
+/// Something hidden, as a second scan recognises it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Item {
+struct HiddenItem {
     /// What it is counted as.
     kind: Kind,
     /// The file's own kind.
@@ -21,11 +21,11 @@ struct Item {
     cgroup_id: u64,
 }
 
-/// What one look met. What is open must be noted last.
+/// What one scan saw. What is open must be noted last.
 #[derive(Debug, Default)]
-pub struct Sight {
+pub struct Sightings {
     /// mm and file → kind, and who has that mm.
-    mapped: HashMap<(u64, u64), (Kind, HashSet<Who>)>,
+    mapped: HashMap<(u64, u64), (Kind, HashSet<TaskId>)>,
     /// Thread group and ring → cgroup.
     registered: HashMap<(u32, u64), u64>,
     /// Files that are mapped or registered.
@@ -33,10 +33,10 @@ pub struct Sight {
     /// Thread groups that have a suspect open.
     open: HashSet<(u32, u64)>,
     /// What a ring or a socket has → the lowest thread group that holds it there, and how many.
-    held: BTreeMap<Item, (u32, u64)>,
+    held: BTreeMap<HiddenItem, (u32, u64)>,
 }
 
-impl Sight {
+impl Sightings {
     /// Notes a record.
     pub(super) fn note(&mut self, sighting: &Sighting) {
         let Sighting { what, holder, file, kind, cgroup_id, tgid, .. } = *sighting;
@@ -45,8 +45,9 @@ impl Sight {
         match what {
             sighting::MAPPED => {
                 self.suspects.insert(file);
-                let (_, who) = self.mapped.entry((holder, file)).or_insert_with(|| (of, HashSet::default()));
-                who.insert((tgid, cgroup_id));
+                let (_, tasks) =
+                    self.mapped.entry((holder, file)).or_insert_with(|| (of, HashSet::default()));
+                tasks.insert((tgid, cgroup_id));
             }
             sighting::REGISTERED => {
                 self.suspects.insert(file);
@@ -55,19 +56,19 @@ impl Sight {
             sighting::OPEN if self.suspects.contains(&file) => {
                 self.open.insert((tgid, file));
             }
-            sighting::DIRECT => self.hold(Kind::IoUringDirect, of, sighting),
-            sighting::IN_FLIGHT => self.hold(Kind::FdInFlight, of, sighting),
+            sighting::DIRECT => self.note_held(Kind::IoUringDirect, of, sighting),
+            sighting::IN_FLIGHT => self.note_held(Kind::FdInFlight, of, sighting),
             _ => {}
         }
     }
 
-    /// A ring, or a socket, may be met several times: by several fds, in several processes, and
+    /// A ring or a socket may be seen several times: by several fds, in several processes, and
     /// mapped. What it has is counted once in each cgroup.
-    fn hold(&mut self, kind: Kind, of: Kind, sighting: &Sighting) {
+    fn note_held(&mut self, kind: Kind, of: Kind, sighting: &Sighting) {
         let Sighting { holder, cgroup_id, n, .. } = *sighting;
         let tgid = sighting.tgid as u32;
         let (lowest, most) =
-            self.held.entry(Item { kind, of, holder, file: 0, cgroup_id }).or_insert((tgid, n));
+            self.held.entry(HiddenItem { kind, of, holder, file: 0, cgroup_id }).or_insert((tgid, n));
         *lowest = tgid.min(*lowest);
         *most = n.max(*most);
     }
@@ -79,16 +80,21 @@ impl Sight {
     }
 
     /// What seems to be hidden: to whom it is charged, and how many.
-    fn hidden(&self) -> BTreeMap<Item, (u32, u64)> {
+    fn hidden(&self) -> BTreeMap<HiddenItem, (u32, u64)> {
         let mut hidden = self.held.clone();
         let mut mapped_by = HashSet::new();
-        for ((mm, file), (of, who)) in &self.mapped {
-            mapped_by.extend(who.iter().map(|(tgid, _)| (*tgid, *file)));
+        for ((mm, file), (of, tasks)) in &self.mapped {
+            mapped_by.extend(tasks.iter().map(|(tgid, _)| (*tgid, *file)));
             // Processes that share their memory (`CLONE_VM`) are one.
-            let open = who.iter().any(|(tgid, _)| self.open.contains(&(*tgid, *file)));
-            if let Some((tgid, cgroup_id)) = who.iter().min().filter(|_| !open) {
-                let item =
-                    Item { kind: of.mapped(), of: *of, holder: *mm, file: *file, cgroup_id: *cgroup_id };
+            let open = tasks.iter().any(|(tgid, _)| self.open.contains(&(*tgid, *file)));
+            if let Some((tgid, cgroup_id)) = tasks.iter().min().filter(|_| !open) {
+                let item = HiddenItem {
+                    kind: of.mapped(),
+                    of: *of,
+                    holder: *mm,
+                    file: *file,
+                    cgroup_id: *cgroup_id,
+                };
                 hidden.insert(item, (*tgid, 1));
             }
         }
@@ -96,7 +102,8 @@ impl Sight {
             let known = [&self.open, &mapped_by].iter().any(|known| known.contains(&(*tgid, *file)));
             if !known {
                 let (kind, of) = (Kind::IoUringRegistered, Kind::IoUring);
-                let item = Item { kind, of, holder: u64::from(*tgid), file: *file, cgroup_id: *cgroup_id };
+                let item =
+                    HiddenItem { kind, of, holder: u64::from(*tgid), file: *file, cgroup_id: *cgroup_id };
                 hidden.insert(item, (*tgid, 1));
             }
         }
@@ -104,9 +111,9 @@ impl Sight {
     }
 }
 
-/// What two looks agree on.
+/// What two scans agree on.
 #[must_use]
-pub fn confirmed(first: &Sight, second: &Sight) -> Vec<Hidden> {
+pub fn confirmed_hidden(first: &Sightings, second: &Sightings) -> Vec<Hidden> {
     let (first, second) = (first.hidden(), second.hidden());
     let mut sums: BTreeMap<(u64, u32, Kind, Kind), u64> = BTreeMap::new();
     for (item, (tgid, n)) in second {
@@ -136,17 +143,17 @@ mod tests {
         Sighting { what, holder: MM, file: RING, kind: kind.index() as u64, cgroup_id: 100, n: 1, tgid }
     }
 
-    fn sight(sightings: &[Sighting]) -> Sight {
-        let mut sight = Sight::default();
+    fn noted(sightings: &[Sighting]) -> Sightings {
+        let mut result = Sightings::default();
         for sighting in sightings {
-            sight.note(sighting);
+            result.note(sighting);
         }
-        sight
+        result
     }
 
     /// Kind, process and number of what stays hidden.
     fn found(sightings: &[Sighting]) -> Vec<(Kind, u32, i64)> {
-        let found = confirmed(&sight(sightings), &sight(sightings));
+        let found = confirmed_hidden(&noted(sightings), &noted(sightings));
         found.iter().map(|hidden| (hidden.kind, hidden.tgid, hidden.n)).collect()
     }
 
@@ -198,12 +205,12 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_or_goes_between_two_looks_isnt_believed() {
-        let three = sight(&[Sighting { n: 3, ..sighting(sighting::IN_FLIGHT, Kind::Pidfd, 7) }]);
-        let one = sight(&[sighting(sighting::IN_FLIGHT, Kind::Pidfd, 7)]);
-        assert_eq!(confirmed(&three, &one)[0].n, 1);
-        let ring = sight(&[sighting(sighting::MAPPED, Kind::IoUring, 7)]);
-        assert!(confirmed(&ring, &one).is_empty() && confirmed(&one, &ring).is_empty());
-        assert!(!ring.is_clear() && Sight::default().is_clear());
+    fn what_comes_or_goes_between_two_scans_isnt_believed() {
+        let three = noted(&[Sighting { n: 3, ..sighting(sighting::IN_FLIGHT, Kind::Pidfd, 7) }]);
+        let one = noted(&[sighting(sighting::IN_FLIGHT, Kind::Pidfd, 7)]);
+        assert_eq!(confirmed_hidden(&three, &one)[0].n, 1);
+        let ring = noted(&[sighting(sighting::MAPPED, Kind::IoUring, 7)]);
+        assert!(confirmed_hidden(&ring, &one).is_empty() && confirmed_hidden(&one, &ring).is_empty());
+        assert!(!ring.is_clear() && Sightings::default().is_clear());
     }
 }
