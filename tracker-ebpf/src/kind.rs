@@ -1,4 +1,5 @@
-//! The one table of kinds: what a file can be, and how that is told. All lists of kinds are made from it.
+//! The one table of kinds: what a file can be, and how that is told. All lists of kinds come from
+//! it.
 
 use crate::classify::{
     magic::{DMA_BUF, GUEST_MEMORY, MQUEUE, PID_FS, SECRET_MEMORY},
@@ -27,7 +28,8 @@ macro_rules! kinds {
             $context:ident = $context_name:literal;
         )+ }
     ) => {
-        /// A closed list of file kinds; [`Kind::AnonOther`] takes the anonymous inodes not known by name yet.
+        /// A closed list of file kinds. [`Kind::AnonOther`] takes anonymous inodes of unknown
+        /// names.
         ///
         /// The discriminant indexes [`Table::n`](crate::Table::n) and [`Flow`](crate::Flow).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,13 +51,13 @@ macro_rules! kinds {
                 match self { $(Self::$kind => $name,)+ }
             }
 
-            /// By what a file of this kind is told.
+            /// Says by what a file of this kind is told.
             #[must_use]
             pub const fn class(self) -> Class {
                 match self { $(Self::$kind => Class::$class,)+ }
             }
 
-            /// The kind of all files on a filesystem, by its magic.
+            /// Finds the kind of all files on a filesystem, by its magic.
             #[must_use]
             #[inline(always)]
             pub const fn of_magic(magic: u64) -> Option<Self> {
@@ -65,7 +67,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// The kind of all sockets of a family.
+            /// Finds the kind of all sockets of a family.
             #[must_use]
             #[inline(always)]
             pub const fn of_family(family: u16) -> Option<Self> {
@@ -75,7 +77,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// The kind of all sockets of a protocol of IPv4 and IPv6, but raw ones.
+            /// Finds the kind of all sockets of a protocol of IPv4 and IPv6, but raw ones.
             #[must_use]
             #[inline(always)]
             pub const fn of_protocol(protocol: u16) -> Option<Self> {
@@ -85,7 +87,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// The kind of a character device, by its number.
+            /// Finds the kind of a character device, by its number.
             #[must_use]
             #[inline(always)]
             pub const fn of_device(major: u32, minor: u32) -> Option<Self> {
@@ -95,7 +97,8 @@ macro_rules! kinds {
                 }
             }
 
-            /// What a file of this kind counts as that is mapped, and open nowhere in its process.
+            /// Says what a file of this kind counts as that is mapped, and open nowhere in its
+            /// process.
             #[must_use]
             pub const fn mapped(self) -> Self {
                 match self {
@@ -105,14 +108,17 @@ macro_rules! kinds {
             }
         }
 
-        /// Names of anonymous inodes (`dentry.d_name`, set by `alloc_file_pseudo`) and the kind each stands for.
+        /// Names of anonymous inodes, and the kind that each stands for.
+        ///
+        /// # Source
+        /// Linux: `dentry.d_name`, set by `alloc_file_pseudo`.
         pub const ANON_INODES: &[(&str, Kind)] = &[$($($((($inode), Kind::$kind),)+)?)+];
 
         /// Beginnings of such names that stand for a kind.
         const ANON_INODE_PREFIXES: &[(&str, Kind)] = &[$($($((($prefix), Kind::$kind),)+)?)+];
 
-        /// What a file is: of a [`Kind`] that is counted, or one that isn't, because what CRIU makes of it depends on context
-        /// alone.
+        /// What a file is: of a [`Kind`] that is counted, or of one that isn't, because what CRIU
+        /// makes of it depends on context alone.
         ///
         /// Those that are counted come first, in the order of [`Kind`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -144,7 +150,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// The kind as which it is counted, if it is.
+            /// Returns the kind as which it is counted, if it is.
             #[must_use]
             pub const fn counted(self) -> Option<Kind> {
                 match self {
@@ -162,9 +168,9 @@ macro_rules! kinds {
     };
 }
 
-// A row: variant = "stable name": class, then how it is told. Where nothing is said, it is what is left of its class
-// (`anon_other`, `char_device`, `socket_other`, `other_mapped`), or found by what holds it. What is mapped, and open nowhere,
-// counts as `mapped`, or as `OtherMapped`.
+// A row: variant = "stable name": class, then how it is told. Where nothing is said, it is what is
+// left of its class (`anon_other`, `char_device`, `socket_other`, `other_mapped`), or found by what
+// holds it. What is mapped, and open nowhere, counts as `mapped`, or as `OtherMapped`.
 kinds! {
     counted {
         /// `eventfd2(2)`.
@@ -203,7 +209,8 @@ kinds! {
         SeccompNotify = "seccomp_notify": AnonymousInode, inode ["seccomp notify"];
         /// `landlock_create_ruleset(2)`.
         Landlock = "landlock": AnonymousInode, inode ["[landlock-ruleset]"];
-        /// A KVM virtual machine, vcpu or device: every anonymous inode named `kvm-*`, and guest memory.
+        /// A KVM virtual machine, vcpu or device: every anonymous inode named `kvm-*`, and guest
+        /// memory.
         Kvm = "kvm": AnonymousInode, inode ["[kvm-gmem]"], inode_prefix ["kvm-"], magic [GUEST_MEMORY];
         /// A VFIO device.
         Vfio = "vfio": AnonymousInode, inode ["[vfio-device]"];
@@ -243,8 +250,8 @@ kinds! {
         Nvidia = "nvidia": Device, device [(195, _)], mapped GpuMapped;
         /// A DRI device: GPU card or render node (major 226).
         Dri = "dri": Device, device [(226, _)], mapped GpuMapped;
-        /// Any other character device that CRIU doesn't restore. Terminals and `mem` devices are not counted:
-        /// whether they can be dumped depends on context, not on the device number.
+        /// Any other character device that CRIU doesn't restore. Terminals and `mem` devices are
+        /// not counted: whether they can be dumped depends on context, not on the device number.
         CharDevice = "char_device": Device;
         /// A block device.
         BlockDevice = "block_device": Device;
@@ -257,11 +264,13 @@ kinds! {
         MemfdSecretMapped = "memfd_secret_mapped": Hidden;
         /// A GPU that is mapped ([`Kind::Nvidia`], [`Kind::Dri`]), and open nowhere in its process.
         GpuMapped = "gpu_mapped": Hidden;
-        /// Any other file of a kind that is counted, mapped, and open nowhere in its process: a BPF map, a vcpu, a device, …
+        /// Any other file of a kind that is counted, mapped, and open nowhere in its process: a BPF
+        /// map, a vcpu, a device, …
         OtherMapped = "other_mapped": Hidden;
-        /// An io_uring that a thread has registered, and that is neither open nor mapped in its process.
+        /// An io_uring that a thread has registered, and that is neither open nor mapped in its
+        /// process.
         IoUringRegistered = "io_uring_registered": Hidden;
-        /// A file of a kind that is counted among those that are registered with an io_uring (direct descriptors).
+        /// A file of a kind that is counted, registered with an io_uring (a direct descriptor).
         IoUringDirect = "io_uring_direct": Hidden;
         /// A file of a kind that is counted, sent over a unix socket and not received yet.
         FdInFlight = "fd_in_flight": Hidden;
@@ -279,7 +288,8 @@ kinds! {
         Pipe = "pipe";
         /// Memory of `memfd_create(2)`, and other files of the kernel's own tmpfs.
         Memfd = "memfd";
-        /// `/dev/null`, `/dev/zero`, … ([`CharDevice::Memory`](crate::classify::CharDevice::Memory)).
+        /// `/dev/null`, `/dev/zero`, …
+        /// ([`CharDevice::Memory`](crate::classify::CharDevice::Memory)).
         MemDevice = "mem_device";
         /// `/dev/autofs` ([`CharDevice::Autofs`](crate::classify::CharDevice::Autofs)).
         Autofs = "autofs";
@@ -317,8 +327,8 @@ pub enum Class {
     Socket,
     /// A device's type and number.
     Device,
-    /// What holds it, which is no slot: only a hidden scan finds it, and no [`Table`](crate::Table) or [`Flow`](crate::Flow)
-    /// has any.
+    /// What holds it, which is no slot: only a hidden scan finds it, and no [`Table`](crate::Table)
+    /// or [`Flow`](crate::Flow) has any.
     Hidden,
 }
 
@@ -326,19 +336,19 @@ impl Kind {
     /// How many kinds there are: the length of every per-kind array.
     pub const COUNT: usize = Self::ALL.len();
 
-    /// The kind with this discriminant.
+    /// Finds the kind with this discriminant.
     #[must_use]
     pub fn from_index(index: usize) -> Option<Self> {
         Self::ALL.get(index).copied()
     }
 
-    /// The kind with this stable name.
+    /// Finds the kind with this stable name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)
     }
 
-    /// The kind of an anonymous inode, by its name: the whole of it, or its beginning.
+    /// Finds the kind of an anonymous inode, by its name: the whole of it, or its beginning.
     #[must_use]
     pub fn of_anon_inode(name: &str) -> Self {
         let whole = ANON_INODES.iter().find(|(known, _)| *known == name);
@@ -352,7 +362,7 @@ impl Kind {
         matches!(self.class(), Class::Hidden)
     }
 
-    /// The index of this kind in every per-kind array.
+    /// Returns the index of this kind in every per-kind array.
     #[must_use]
     pub const fn index(self) -> usize {
         self as usize
@@ -360,7 +370,7 @@ impl Kind {
 }
 
 impl FileKind {
-    /// The kind with this stable name.
+    /// Finds the kind with this stable name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)

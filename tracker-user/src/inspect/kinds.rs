@@ -20,8 +20,8 @@ const PROC: u64 = 0x9fa0;
 const NFS: u64 = 0x6969;
 const DEVPTS: u64 = 0x1cd1;
 
-/// What a file is that isn't a socket of the kernel's socket filesystem. `memory` is the device of memory files.
-/// `None`: nothing that CRIU or this list has a name for.
+/// Says what a file is that isn't a socket of the kernel's socket filesystem. `memory` is the
+/// device of memory files. `None`: nothing that CRIU or this list has a name for.
 pub(super) fn of_file(
     status: &Status,
     magic: u64,
@@ -40,7 +40,7 @@ pub(super) fn of_file(
     }
 }
 
-/// What a file is that no probe counts.
+/// Says what a file is that no probe counts.
 fn not_counted(status: &Status, magic: u64, link: &str, memory: Option<(u32, u32)>) -> Option<FileKind> {
     Some(match (magic, status.mode & libc::S_IFMT) {
         (NS_FS, _) if parse::namespace(link).is_some() => FileKind::Namespace,
@@ -61,7 +61,7 @@ const fn char_device((major, minor): (u32, u32)) -> CharDevice {
     classify::char_device(major, minor)
 }
 
-/// CRIU's driver for a terminal.
+/// Finds CRIU's driver for a terminal.
 pub(super) fn tty_driver(device: (u32, u32)) -> Option<Driver> {
     match char_device(device) {
         CharDevice::Terminal(terminal) => Some(terminal.into()),
@@ -69,21 +69,25 @@ pub(super) fn tty_driver(device: (u32, u32)) -> Option<Driver> {
     }
 }
 
-/// By the inode's name, which CRIU compares as a whole (util.c:is_anon_link_type).
+/// Says what an anonymous inode is, by its name, which CRIU compares as a whole.
+///
+/// # Source
+/// CRIU: `util.c:is_anon_link_type`.
 pub(super) fn anonymous(link: &str) -> FileKind {
     let name = link.strip_prefix("anon_inode:").unwrap_or(link);
     Kind::of_anon_inode(name).into()
 }
 
-/// By family, type and protocol, as `SO_DOMAIN`, `SO_TYPE` and `SO_PROTOCOL` tell them.
+/// Says what a socket is, by family, type and protocol, as `SO_DOMAIN`, `SO_TYPE` and `SO_PROTOCOL`
+/// tell them.
 pub(super) fn of_socket(family: i32, kind: i32, protocol: i32) -> FileKind {
     // What is too large for the kernel's own fields is no socket of this kernel's.
     let number = |number: i32| u16::try_from(number).unwrap_or(u16::MAX);
     classify::socket(number(family), number(kind), number(protocol)).into()
 }
 
-/// The magic number of a filesystem by the name that mountinfo has for it, where it matters; else 0. To ask the filesystem itself
-/// could take as long as its server likes.
+/// Finds the magic number of a filesystem by the name that mountinfo has for it, where it matters;
+/// else 0. To ask the filesystem itself could take as long as its server likes.
 pub(super) fn magic(filesystem: &str) -> u64 {
     match filesystem {
         "overlay" => OVERLAY,
@@ -97,7 +101,7 @@ pub(super) fn magic(filesystem: &str) -> u64 {
     }
 }
 
-/// A filesystem, where it matters.
+/// Says which filesystem has a magic number, where it matters.
 pub(super) const fn filesystem(magic: u64) -> Filesystem {
     match magic {
         OVERLAY => Filesystem::Overlay,

@@ -1,4 +1,4 @@
-//! What an agent keeps of a look at a container in detail, and how long that stays true.
+//! What an agent keeps of an inspection of a container, and how long that stays true.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,13 +10,14 @@ use crate::{
     tree::{Process, Tree},
 };
 
-/// A container as it was judged in detail. It holds for as long as its processes have as many files of each kind that is counted:
-/// what probes see. What they don't see is seen by the next look.
+/// What an inspection of a container came to. It holds for as long as its processes have as many
+/// files of each kind that is counted: what probes see. What they don't see is seen by the next
+/// inspection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assessment {
     /// What CRIU would make of the container.
     pub verdict: Option<Verdict>,
-    /// Everything that isn't dumped, in the order in which CRIU would meet it.
+    /// Everything that isn't dumped, in the order in which CRIU would find it.
     pub blockers: Vec<Blocker>,
     /// Files of kinds that are counted, by what CRIU would make of each.
     files: BTreeMap<Kind, BTreeMap<Verdict, i64>>,
@@ -41,7 +42,7 @@ impl Assessment {
         assessment
     }
 
-    /// Each file's verdict is the worst of its judgements; that of one without any is ok.
+    /// Counts files by their verdicts: of each the worst of its judgements, or ok without any.
     fn count(&mut self, processes: &[&Process]) {
         let mut verdicts: BTreeMap<(u32, Option<u32>), Verdict> = BTreeMap::new();
         for blocker in &self.blockers {
@@ -63,7 +64,8 @@ impl Assessment {
         self.outside.contains(&pid)
     }
 
-    /// What CRIU would make of each of `n` files of a kind, if there are as many by now.
+    /// Says what CRIU would make of each of `n` files of a kind, if there are as many in the
+    /// assessment.
     #[must_use]
     pub fn of_kind(&self, kind: Kind, n: i64) -> Option<Vec<(Verdict, i64)>> {
         let files = self.files.get(&kind);
@@ -71,7 +73,7 @@ impl Assessment {
         (sum == n).then(|| files.into_iter().flatten().map(|(verdict, n)| (*verdict, *n)).collect())
     }
 
-    /// The first reason against a dump, in CRIU's order, that isn't only a lack of knowledge.
+    /// Finds the first reason against a dump, in CRIU's order, that isn't only a lack of knowledge.
     #[must_use]
     pub fn first_reason(&self) -> Option<&Blocker> {
         self.blockers.iter().find(|blocker| blocker.judgement.reason != NOT_KNOWN)

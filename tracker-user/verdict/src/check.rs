@@ -1,4 +1,5 @@
-//! What CRIU would say of a whole tree: every reason at once, in its order; and which parts could be dumped by themselves.
+//! What CRIU would say of a whole tree: every reason at once, in its order; and which parts could
+//! be dumped by themselves.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +53,7 @@ pub struct Subtree {
 pub struct Report {
     /// The worst of all.
     pub verdict: Verdict,
-    /// Everything that isn't dumped, in the order in which CRIU would meet it.
+    /// Everything that isn't dumped, in the order in which CRIU would find it.
     pub blockers: Vec<Blocker>,
     /// The tree, each process before its children.
     pub tree: Vec<Subtree>,
@@ -69,11 +70,12 @@ pub fn check(judge: &Judge, tree: &Tree) -> Report {
     Report { verdict: worst(&blockers), plan, tree: subtrees(judge, tree), blockers }
 }
 
+/// Finds the worst verdict.
 pub(crate) fn worst(blockers: &[Blocker]) -> Verdict {
     blockers.iter().map(|blocker| blocker.judgement.verdict).max().unwrap_or(Verdict::Ok)
 }
 
-/// What isn't dumped of these processes, in CRIU's order.
+/// Lists what isn't dumped of these processes, in CRIU's order.
 pub(crate) fn blockers(judge: &Judge, tree: &Tree, processes: &[&Process]) -> Vec<Blocker> {
     let context = Context::new(tree, processes);
     let mut found = Vec::new();
@@ -117,7 +119,7 @@ fn blocker(process: &Process, file: Option<&File>, kind: FileKind, judgement: Ju
     }
 }
 
-/// A part of the tree's surroundings that couldn't be read.
+/// Makes a blocker of a part of the tree's surroundings that couldn't be read.
 fn unreadable(root: &Process, why: &str) -> Blocker {
     let judgement = Judgement {
         verdict: Verdict::Unknown,

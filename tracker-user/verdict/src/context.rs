@@ -47,19 +47,19 @@ const NESTED: [(&str, Nested); 6] = [
 ];
 
 impl<'a> Context<'a> {
-    /// `processes` are the tree's that are dumped, its root first.
+    /// Takes the processes of a tree that are dumped, its root first.
     pub(crate) fn new(tree: &'a Tree, processes: &[&'a Process]) -> Self {
-        let relations =
-            || processes.iter().flat_map(|process| &process.files).flat_map(|file| &file.relations);
-        let of_namespace = |name: &str| {
-            processes
-                .iter()
-                .filter_map(|process| process.namespaces.get(name).copied())
-                .collect::<BTreeSet<_>>()
-        };
-        let all = processes.iter().map(|process| &process.namespaces).chain([&tree.host]);
+        let of_namespace =
+            |name| processes.iter().filter_map(|process| process.namespaces.get(name).copied()).collect();
+        let namespaces = processes.iter().map(|process| &process.namespaces).chain([&tree.host]).flatten();
         let pending =
             tree.unix.iter().flat_map(|(inode, socket)| socket.pending.iter().map(|p| (*p, *inode)));
+        let end = |master| {
+            related(processes, move |relation| match relation {
+                Relation::Terminal { index, master: is_master } => (*is_master == master).then_some(*index),
+                _ => None,
+            })
+        };
         Self {
             tree,
             root: processes.first().copied(),
@@ -67,37 +67,24 @@ impl<'a> Context<'a> {
             sessions: processes.iter().filter(|p| p.pid == p.session).map(|p| p.session).collect(),
             mount_namespaces: of_namespace("mnt"),
             net_namespaces: of_namespace("net"),
-            namespaces: all.flatten().map(|(name, id)| (name.as_str(), *id)).collect(),
-            unix: relations()
-                .filter_map(|r| if let Relation::Unix(inode) = r { Some(*inode) } else { None })
-                .collect(),
+            namespaces: namespaces.map(|(name, id)| (name.as_str(), *id)).collect(),
+            unix: related(processes, |relation| match relation {
+                Relation::Unix(inode) => Some(*inode),
+                _ => None,
+            }),
             pending: pending.collect(),
-            masters: relations()
-                .filter_map(|r| {
-                    if let Relation::Terminal { index, master: true } = r { Some(*index) } else { None }
-                })
-                .collect(),
-            slaves: relations()
-                .filter_map(|r| {
-                    if let Relation::Terminal { index, master: false } = r { Some(*index) } else { None }
-                })
-                .collect(),
-            terminals: processes
-                .iter()
-                .flat_map(|process| &process.files)
-                .flat_map(terminal_session)
-                .collect(),
-            in_flight: processes
-                .iter()
-                .flat_map(|process| &process.files)
-                .any(|file| file.kind == FileKind::FdInFlight),
-            pipes: relations()
-                .filter_map(|r| if let Relation::ReadablePipe(inode) = r { Some(*inode) } else { None })
-                .collect(),
+            masters: end(true),
+            slaves: end(false),
+            terminals: files(processes).filter_map(terminal_session).collect(),
+            pipes: related(processes, |relation| match relation {
+                Relation::ReadablePipe(inode) => Some(*inode),
+                _ => None,
+            }),
+            in_flight: files(processes).any(|file| file.kind == FileKind::FdInFlight),
         }
     }
 
-    /// All that is known of a file in this tree.
+    /// Collects all that is known of a file in this tree.
     pub(crate) fn facts(&self, process: &Process, file: &File) -> Facts {
         let mut facts = file.facts.clone();
         facts.set(fact::PID, i64::from(process.pid));
@@ -109,7 +96,8 @@ impl<'a> Context<'a> {
             self.set(relation, &mut facts);
         }
         if facts.get(fact::END) == Some(End::Slave) && file.link.ends_with(" (deleted)") {
-            // Its master is closed: nothing is asked of such a terminal (tty.c:dump_tty_info, hangup).
+            // Its master is closed: nothing is asked of such a terminal (tty.c:dump_tty_info,
+            // hangup).
             facts.set(fact::PAIRED, true);
         }
         if facts.get(fact::END) == Some(End::Control) {
@@ -121,7 +109,7 @@ impl<'a> Context<'a> {
         facts
     }
 
-    /// What is to be known of a process besides its files.
+    /// Collects what is known of a process besides its files.
     pub(crate) fn process_facts(&self, process: &Process) -> Facts {
         let mut facts = Facts::default();
         facts.set(fact::PID, i64::from(process.pid));
@@ -135,7 +123,10 @@ impl<'a> Context<'a> {
         facts
     }
 
-    /// `namespaces.c:dump_task_ns_ids`: of these kinds only the root's are dumped.
+    /// Finds a namespace that only this process has, of a kind of which only the root's is dumped.
+    ///
+    /// # Source
+    /// CRIU: `namespaces.c:dump_task_ns_ids`.
     fn nested(&self, process: &Process) -> Nested {
         let is_own = |(name, _): &&(&str, Nested)| {
             let of = |namespaces: &Namespaces| namespaces.get(*name).copied();
@@ -180,7 +171,10 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// `net.c:dump_net_ns`: a network namespace is dumped if the root isn't in CRIU's.
+    /// Says whether the network namespace is dumped: if the root isn't in CRIU's.
+    ///
+    /// # Source
+    /// CRIU: `net.c:dump_net_ns`.
     fn set_own_netns(&self, facts: &mut Facts) {
         let (Some(root), Some(host)) = (self.root, self.tree.host.get("net")) else { return };
         facts.set_some(fact::OWN_NETNS, root.namespaces.get("net").map(|net| net != host));
@@ -219,7 +213,10 @@ impl<'a> Context<'a> {
         facts.set(fact::LOCK, if inside { LockHolder::Held } else { LockHolder::Outside });
     }
 
-    /// `sk-unix.c:dump_one_unix_fd`
+    /// Says what is known of a unix socket.
+    ///
+    /// # Source
+    /// CRIU: `sk-unix.c:dump_one_unix_fd`.
     fn set_unix(&self, inode: u64, facts: &mut Facts) {
         facts.set(fact::INODE, i64::try_from(inode).unwrap_or(i64::MAX));
         let Some(socket) = self.tree.unix.get(&inode) else {
@@ -260,7 +257,16 @@ impl<'a> Context<'a> {
     }
 }
 
-/// The session of a pseudo terminal.
+fn files<'a>(processes: &[&'a Process]) -> impl Iterator<Item = &'a File> {
+    processes.iter().flat_map(|process| &process.files)
+}
+
+/// Collects what some relations of files are to.
+fn related<T: Ord>(processes: &[&Process], of: impl Fn(&Relation) -> Option<T>) -> BTreeSet<T> {
+    files(processes).flat_map(|file| &file.relations).filter_map(of).collect()
+}
+
+/// Finds the session of a pseudo terminal.
 fn terminal_session(file: &File) -> Option<i64> {
     let is_pseudo = file.relations.iter().any(|relation| matches!(relation, Relation::Terminal { .. }));
     let session = |relation: &Relation| if let Relation::Session(id) = relation { Some(*id) } else { None };
@@ -279,7 +285,7 @@ const fn state_of(socket: &UnixSocket) -> SocketState {
     }
 }
 
-/// A socket's name, as CRIU prints it.
+/// Returns a socket's name, as CRIU prints it.
 fn name_of(socket: &UnixSocket) -> Text {
     socket.name.clone().map_or("(null)".into(), Text::from)
 }

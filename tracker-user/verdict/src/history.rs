@@ -1,5 +1,5 @@
-//! What became of containers in time: what the last inspection found, and for how long each could not be
-//! dumped.
+//! What became of containers in time: what the last inspection found, and for how long each could
+//! not be dumped.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -76,7 +76,8 @@ const fn could_be_dumped(verdict: Verdict) -> Option<bool> {
 pub struct Histories(BTreeMap<String, History>);
 
 impl Histories {
-    /// Takes over what an inspection found. Returns whether the container can be dumped, if that is news.
+    /// Takes over what an inspection found. Returns whether the container can be dumped, if that is
+    /// news.
     pub fn learn(
         &mut self,
         cgroup: &str,

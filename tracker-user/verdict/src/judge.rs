@@ -10,7 +10,7 @@ use crate::{
     rules::{Matches, Message, Rule, Rules},
 };
 
-/// Says what CRIU would make of files.
+/// What says what CRIU would make of files: rules, and the CRIU that they are asked about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judge {
     rules: Rules,
@@ -37,7 +37,7 @@ pub struct Judgement {
 }
 
 impl Judge {
-    /// A judge for this CRIU.
+    /// Makes a judge for this CRIU.
     #[must_use]
     pub fn new(rules: Rules, profile: Profile) -> Self {
         let mut judge = Self { rules, profile, by_kind: [Verdict::Unknown; Kind::COUNT] };
@@ -48,37 +48,39 @@ impl Judge {
         judge
     }
 
-    /// The CRIU that it judges for.
+    /// Returns the CRIU that it judges for.
     #[must_use]
     pub fn profile(&self) -> &Profile {
         &self.profile
     }
 
-    /// Its rules.
+    /// Returns its rules.
     #[must_use]
     pub fn rules(&self) -> &Rules {
         &self.rules
     }
 
-    /// The same rules, for another CRIU.
+    /// Makes a judge with the same rules for another CRIU.
     #[must_use]
     pub fn with_profile(&self, profile: Profile) -> Self {
         Self::new(self.rules.clone(), profile)
     }
 
-    /// What CRIU would make of a file of which only the kind is known. An fd in flight is to be judged by what it is.
+    /// Says what CRIU would make of a file of which only the kind is known. An fd in flight is to
+    /// be judged by what it is.
     #[must_use]
     pub fn kind(&self, kind: Kind) -> Verdict {
         self.by_kind.get(kind.index()).copied().unwrap_or(Verdict::Unknown)
     }
 
-    /// The worst that CRIU would make of a file.
+    /// Says the worst that CRIU would make of a file.
     #[must_use]
     pub fn worst(&self, kind: FileKind, facts: &Facts) -> Verdict {
         self.file(kind, facts).iter().map(|judgement| judgement.verdict).max().unwrap_or(Verdict::Ok)
     }
 
-    /// Why CRIU wouldn't dump a file, in the order in which it would find out: at most one reason of each pass. None: it would.
+    /// Says why CRIU wouldn't dump a file, in the order in which it would find out: at most one
+    /// reason of each pass. An empty list means that it would.
     #[must_use]
     pub fn file(&self, kind: FileKind, facts: &Facts) -> Vec<Judgement> {
         let mut passes: BTreeSet<Pass> = self.rules.of_kind(kind).map(|rule| rule.pass).collect();
@@ -102,7 +104,8 @@ impl Judge {
                 break;
             }
         }
-        // What no rule is about is dumped, but for what each file must go through.
+        // Where no rule decides, CRIU has nothing to say, but in the pass that every file goes
+        // through.
         let otherwise = (!decided).then_some(if pass == Pass::File { Verdict::Unknown } else { Verdict::Ok });
         let verdicts: BTreeSet<Verdict> = possible.iter().map(|rule| rule.verdict).chain(otherwise).collect();
         match (verdicts.len(), verdicts.first(), possible.last()) {
@@ -112,7 +115,7 @@ impl Judge {
         }
     }
 
-    /// What is known of a file, or of CRIU.
+    /// Looks up what is known of a file, or of CRIU.
     fn lookup<'a>(&'a self, facts: &'a Facts, fact: Fact) -> Option<&'a Value> {
         const NO: &Value = &Value::Bool(false);
         let known = facts.value(fact).or_else(|| self.profile.build.value(fact));

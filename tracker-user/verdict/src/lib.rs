@@ -1,13 +1,44 @@
-//! What CRIU would make of an fd. Pure: a verdict depends on its arguments alone.
+//! What CRIU would say of a process tree. A verdict depends on its arguments alone: nothing here
+//! does I/O.
 //!
-//! - `rules`: what CRIU does when, as data;
-//! - `facts`: what is known of a file;
-//! - `profile`, `options`: the CRIU that is used, and how;
-//! - `judge`: rules applied to facts. What isn't known makes a verdict `unknown`, never `ok`;
-//! - `tree`, `context`: a process tree, and what is inside of it;
-//! - `check`: a whole tree; `assessment`: what an agent keeps of that;
-//! - `history`: since when a container has been blocked;
-//! - `log`: the log of a dump that failed.
+//! A [`Judge`] has [`Rules`], which are data, and a [`Profile`]: the CRIU and the kernel in
+//! question. It is asked about a file, of which a [`FileKind`] and [`Facts`] are known. What isn't
+//! known makes a verdict `unknown`, unless it comes to the same either way; never `ok`.
+//!
+//! ```
+//! use tracker_verdict::{
+//!     Facts, FileKind, Judge, KernelVersion, Profile, Rules, Verdict, fact, word::Target,
+//! };
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let kernel = KernelVersion { major: 6, minor: 12 };
+//! let judge = Judge::new(Rules::embedded()?, Profile::new(Some("4.1".parse()?), None, kernel));
+//!
+//! // What becomes of a pidfd depends on its target.
+//! let mut facts = Facts::default();
+//! assert_eq!(judge.worst(FileKind::Pidfd, &facts), Verdict::Unknown);
+//!
+//! facts.set(fact::OF_THREAD, false);
+//! facts.set(fact::TARGET_PID, 1);
+//! facts.set(fact::TARGET, Target::Outside);
+//! let reasons = judge.file(FileKind::Pidfd, &facts);
+//! assert_eq!(reasons.len(), 1);
+//! assert_eq!(reasons[0].verdict, Verdict::Blocked);
+//! assert_eq!(reasons[0].reason, "pidfd_target_outside_tree");
+//! assert_eq!(reasons[0].message, "pidfd pid 1 is not a part of process tree..");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Of a whole [`Tree`], [`check`] tells every reason at once, which parts could be dumped by
+//! themselves, and the shortest way to a dump. There, what is inside and outside follows from
+//! [`Relation`]s.
+//!
+//! - [`fact`], [`word`]: what can be known of a file;
+//! - [`tree`]: a process tree as it was inspected;
+//! - [`Assessment`], [`history`]: what an agent keeps of an inspection, and what became of that in
+//!   time;
+//! - [`cause`], [`rule_of`]: the log of a dump that failed.
 
 #![forbid(unsafe_code)]
 
@@ -42,7 +73,7 @@ pub use profile::{
     CriuVersion, KNOWN_VERSIONS, NEWEST_KNOWN, OLDEST_KNOWN, ParseVersionError, Profile, VersionSource,
 };
 pub use reason::{NOT_KNOWN, ParseReasonError, Reason};
-pub use rules::{Message, Place, Problem, Rule, RuleError, Rules};
+pub use rules::{Expected, Message, Problem, Rule, RuleError, Rules};
 pub use tracker_ebpf::FileKind;
 pub use tree::{File, Mounts, Namespaces, Process, Relation, Tree, UnixSocket};
 pub use verdict::Verdict;

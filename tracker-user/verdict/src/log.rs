@@ -1,4 +1,4 @@
-//! Reading the log of a dump that failed: which file it was about, and what to do.
+//! The log of a dump that failed: which file it was about, and what to do.
 
 use crate::{
     facts::Fact,
@@ -16,13 +16,13 @@ pub struct Cause {
     pub pid: Option<u32>,
     /// Its name.
     pub comm: Option<String>,
-    /// The fd that the message names. It may be CRIU's own number: of a file on its way through a socket.
+    /// The fd that the message names. Of a file on its way through a socket it is CRIU's own.
     pub fd: Option<u32>,
     /// Whether the dump went through all the same.
     pub finished: bool,
 }
 
-/// What is never the cause, but only what it led to; or isn't any harm.
+/// Messages that are never the cause: what it led to, or what does no harm.
 const NO_CAUSE: &[&str] = &[
     "Dumping FAILED.",
     "Can't setup RLIMIT_NOFILE for self",
@@ -31,7 +31,8 @@ const NO_CAUSE: &[&str] = &[
     "Can't cure (pid: ",
 ];
 
-/// What made a dump fail: the first error that isn't only a consequence. `None` if the log has none.
+/// Finds what made a dump fail: the first error that isn't only a consequence. `None` if there is
+/// none.
 #[must_use]
 pub fn cause(log: &[u8]) -> Option<Cause> {
     let text = String::from_utf8_lossy(log);
@@ -51,15 +52,15 @@ pub fn cause(log: &[u8]) -> Option<Cause> {
     None
 }
 
-/// `Dumping task (pid: 7 comm: web)`, which stands before all that is said of a process.
+/// Reads `Dumping task (pid: 7 comm: web)`, which stands before all that is said of a process.
 fn task(line: &str) -> Option<(u32, &str)> {
     let (_, rest) = line.split_once("Dumping task (pid: ")?;
     let (pid, rest) = rest.split_once(" comm: ")?;
     Some((pid.parse().ok()?, rest.strip_suffix(')')?))
 }
 
-/// The message of a line that tells an error: `(00.005326) Error (criu/files-ext.c:94): unix: message`, without the subsystem's
-/// name in front.
+/// Reads the message of a line that tells an error, without the subsystem's name in front:
+/// `(00.005326) Error (criu/files-ext.c:94): unix: message`.
 fn error(line: &str) -> Option<&str> {
     let (_, rest) = line.split_once("Error (")?;
     let (_, message) = rest.split_once("): ")?;
@@ -70,7 +71,10 @@ fn error(line: &str) -> Option<&str> {
     })
 }
 
-/// Prefixes of messages (`LOG_PREFIX` in CRIU's files).
+/// Whether a word is the prefix of a subsystem's messages.
+///
+/// # Source
+/// CRIU: `LOG_PREFIX` in its files.
 fn is_subsystem(word: &str) -> bool {
     const SUBSYSTEMS: &[&str] = &[
         "inet",
@@ -107,7 +111,7 @@ fn is_subsystem(word: &str) -> bool {
     SUBSYSTEMS.contains(&word)
 }
 
-/// The rule that a message of CRIU's is of, and the facts that it names.
+/// Finds the rule that says what CRIU said, and the facts that it names.
 #[must_use]
 pub fn rule_of<'a>(rules: &'a Rules, message: &str) -> Option<(&'a Rule, Vec<(Fact, String)>)> {
     let of = |rule: &'a Rule| Some((rule, matching(&rule.message, message)?));

@@ -24,7 +24,7 @@ macro_rules! named {
                 match self { $(Self::$variant => $name,)+ }
             }
 
-            /// The one with this name.
+            /// Finds the one with this name.
             #[must_use]
             pub fn from_name(name: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|known| known.name() == name)

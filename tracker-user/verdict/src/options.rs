@@ -48,11 +48,10 @@ options! {
 }
 
 impl DumpOption {
-    /// The option with this name, with or without dashes in front.
+    /// Finds the option with this name, with or without dashes in front.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         let name = name.trim_start_matches('-');
-        // -x, and its long form, which may name a socket.
         Self::ALL.iter().copied().find(|option| option.name() == name)
     }
 }
@@ -72,7 +71,7 @@ pub struct Options {
     pub ghost_limit: u64,
     /// `--external`: what is given at restore instead.
     pub external: BTreeSet<String>,
-    /// `--irmap-scan-path`: where watched files are looked for.
+    /// `--irmap-scan-path`: where watched files are searched for.
     pub irmap_paths: BTreeSet<String>,
 }
 
@@ -97,7 +96,8 @@ impl Options {
         self.on.contains(&option)
     }
 
-    /// Adds an option as it is given to CRIU: `--ghost-limit 4M`, or a name alone. One that isn't known changes nothing.
+    /// Adds an option as it is given to CRIU: `--ghost-limit 4M`, or a name alone. One that isn't
+    /// known changes nothing.
     pub fn add(&mut self, argument: &str) {
         let (name, value) = argument.split_once([' ', '=']).unwrap_or((argument, ""));
         match name.trim_start_matches('-') {
@@ -108,7 +108,7 @@ impl Options {
         }
     }
 
-    /// The options as they are given to CRIU.
+    /// Lists the options as they are given to CRIU.
     #[must_use]
     pub fn arguments(&self) -> Vec<String> {
         let mut all: Vec<String> = self.on.iter().map(DumpOption::to_string).collect();
@@ -121,7 +121,10 @@ impl Options {
     }
 }
 
-/// A size as CRIU reads it: bytes, or with a K, M or G behind (`config.c:parse_size`).
+/// Reads a size as CRIU does: bytes, or with a K, M or G behind.
+///
+/// # Source
+/// CRIU: `config.c:parse_size`.
 #[must_use]
 pub fn size(text: &str) -> Option<u64> {
     let text = text.trim();

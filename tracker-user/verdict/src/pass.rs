@@ -18,7 +18,8 @@ named! {
         File = "file",
         /// Its epolls are dumped (`flush_eventpoll_dinfo_queue`).
         Epoll = "epoll",
-        /// After all processes: dead processes whose pid is another's thread by now (`dead_pid_conflict`).
+        /// After all processes: dead processes whose pid is now another's thread
+        /// (`dead_pid_conflict`).
         DeadPids = "dead_pids",
         /// File locks (`dump_file_locks`).
         Locks = "locks",

@@ -26,7 +26,7 @@ pub enum Step {
     },
 }
 
-/// Options first, because they cost least; then another CRIU, if it helps; then changes of what runs.
+/// Plans the way: another CRIU, if it helps; then options, if they do; then changes of what runs.
 pub(crate) fn plan(judge: &Judge, tree: &Tree, processes: &[&Process], found: Vec<Blocker>) -> Vec<Step> {
     let mut steps = Vec::new();
     let (judge, left) = with_newer_criu(judge, tree, processes, found, &mut steps);
@@ -41,7 +41,7 @@ pub(crate) fn plan(judge: &Judge, tree: &Tree, processes: &[&Process], found: Ve
     steps
 }
 
-/// The oldest release from the profile's on with which the least is left.
+/// Finds the oldest release from the profile's on with which the least is left.
 fn with_newer_criu(
     judge: &Judge,
     tree: &Tree,
@@ -68,7 +68,7 @@ fn with_newer_criu(
     best
 }
 
-/// How many reasons no option does away with.
+/// Counts reasons that no option does away with.
 fn severe(blockers: &[Blocker]) -> usize {
     blockers.iter().filter(|blocker| blocker.judgement.verdict == Verdict::Blocked).count()
 }

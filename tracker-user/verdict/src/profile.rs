@@ -18,7 +18,7 @@ pub struct CriuVersion {
 }
 
 impl CriuVersion {
-    /// A release.
+    /// Makes one of its numbers.
     #[must_use]
     pub const fn new(major: u32, minor: u32, patch: u32) -> Self {
         Self { major, minor, patch }
@@ -43,7 +43,11 @@ pub const KNOWN_VERSIONS: [CriuVersion; 8] = [
     NEWEST_KNOWN,
 ];
 
-/// Where CRIU looks for watched files (irmap.c:hints; the root itself without), and the release that was the first to.
+/// Where CRIU searches for watched files, and the first release that does. The root itself is
+/// searched without what is below.
+///
+/// # Source
+/// CRIU: `irmap.c:hints`.
 const HINTS: [(&str, CriuVersion); 8] = [
     ("/etc", OLDEST_KNOWN),
     ("/var/spool", OLDEST_KNOWN),
@@ -113,7 +117,7 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// A profile: the version given, else the one found, else the newest known.
+    /// Makes a profile: of the version given, else the one found, else the newest known.
     #[must_use]
     pub fn new(given: Option<CriuVersion>, found: Option<CriuVersion>, kernel: KernelVersion) -> Self {
         let (version, source) = match (given, found) {
@@ -124,14 +128,15 @@ impl Profile {
         Self { version, source, kernel, build: Facts::default(), options: Options::default() }
     }
 
-    /// The same, with another release of CRIU.
+    /// Makes the same for another release of CRIU.
     #[must_use]
     pub fn with_version(&self, version: CriuVersion) -> Self {
         Self { version, ..self.clone() }
     }
 
-    /// Where it looks for watched files of which it has no handle, in the root process's mount namespace, with all that is below: what
-    /// it is told, and what it knows of itself.
+    /// Lists where it searches for watched files of which it has no handle: what it is told, and
+    /// what it knows of itself. The paths are in the root process's mount namespace; all that is
+    /// below is searched.
     #[must_use]
     pub fn irmap_paths(&self) -> BTreeSet<String> {
         let known = HINTS.iter().filter(|(_, since)| *since <= self.version);

@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The stable code of a rule, such as `pidfd_unsupported`: a word of letters, digits and underscores.
+/// The stable code of a rule, such as `pidfd_unsupported`: letters, digits and underscores.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Reason(Cow<'static, str>);
@@ -19,7 +19,7 @@ pub const NOT_KNOWN: Reason = Reason(Cow::Borrowed("not_known"));
 pub struct ParseReasonError(String);
 
 impl Reason {
-    /// The code.
+    /// Returns the code.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

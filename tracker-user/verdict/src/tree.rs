@@ -1,7 +1,7 @@
-//! A process tree as it was looked at: what a dump would take.
+//! A process tree as it was inspected: what a dump would take.
 //!
-//! What depends on who else is in the tree isn't a fact yet, but a [`Relation`]: whether it is inside or outside follows from the
-//! (sub)tree that is judged.
+//! What depends on who else is in the tree isn't a fact yet, but a [`Relation`]: whether it is
+//! inside or outside follows from the (sub)tree that is judged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,7 @@ pub struct Tree {
 /// One process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Process {
-    /// In the initial pid namespace, or that of whoever looks.
+    /// In the pid namespace of whoever inspects.
     pub pid: u32,
     /// Its parent.
     pub parent: u32,
@@ -41,13 +41,14 @@ pub struct Process {
     pub traced: bool,
     /// It has ended, and its parent hasn't waited for it: nothing is open.
     pub zombie: bool,
-    /// It shares its fd table with this process, which comes before it: its files aren't looked at again.
+    /// It shares its fd table with this process, which comes before it: its files aren't inspected
+    /// again.
     pub shares_files_with: Option<u32>,
     /// Its namespaces.
     pub namespaces: Namespaces,
     /// What it has mapped, and what is open, in CRIU's order.
     pub files: Vec<File>,
-    /// Why its files couldn't be looked at.
+    /// Why its files couldn't be inspected.
     pub unreadable: Option<String>,
 }
 
@@ -126,7 +127,7 @@ pub struct UnixSocket {
 }
 
 impl Tree {
-    /// The process with all that descends from it, in order: a tree of its own.
+    /// Lists a process with all that descends from it, in order: a tree of its own.
     #[must_use]
     pub fn below(&self, root: u32) -> Vec<&Process> {
         let mut pids = BTreeSet::from([root]);

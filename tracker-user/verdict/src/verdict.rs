@@ -3,7 +3,8 @@
 use crate::named::named;
 
 named! {
-    /// What CRIU would make of a slot; of a container, the worst of its slots. Ordered from best to worst.
+    /// What CRIU would make of a file; of a container, the worst of its files. Ordered from best to
+    /// worst.
     Verdict {
         /// Dumped.
         Ok = "ok",

@@ -1,4 +1,5 @@
-//! Facts: what is known of a file or a process. Each has a name, by which rules ask for it, and a type.
+//! What is known of a file or a process. Each fact has a name, by which rules ask for it, and a
+//! type.
 //!
 //! [`fact`](table) lists all facts, [`word`] the words that some of them can be.
 
@@ -24,7 +25,7 @@ impl<T> Key<T> {
         Self { fact, of: PhantomData }
     }
 
-    /// The fact, without its type: what rules have.
+    /// Returns the fact without its type, as rules have it.
     #[must_use]
     pub const fn fact(self) -> Fact {
         self.fact
@@ -51,7 +52,7 @@ impl<T> PartialEq<Key<T>> for Fact {
     }
 }
 
-/// The type of a fact's value, where only a rule's text says which fact it is.
+/// The type of a fact's value, as rules have it: a rule names its facts in a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
     /// `bool`.
@@ -64,7 +65,7 @@ pub enum Type {
     Text,
 }
 
-/// The value of a fact, likewise.
+/// The value of a fact, as rules have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     /// Whether something is so.
@@ -82,13 +83,13 @@ pub trait FactType: Sized {
     /// The value as it is looked up: a text isn't copied.
     type Ref<'a>;
 
-    /// The type, where only a rule's text says which fact it is.
+    /// The type, as rules have it.
     const TYPE: Type;
 
-    /// The value, likewise.
+    /// Forgets the type.
     fn into_value(self) -> Value;
 
-    /// The value, if it is of this type.
+    /// Returns the value, if it is of this type.
     fn of(value: &Value) -> Option<Self::Ref<'_>>;
 }
 
@@ -201,13 +202,13 @@ impl Facts {
         }
     }
 
-    /// What is known.
+    /// Returns what is known.
     #[must_use]
     pub fn get<T: FactType>(&self, key: Key<T>) -> Option<T::Ref<'_>> {
         T::of(self.0.get(&key.fact)?)
     }
 
-    /// What is known of a fact that a rule names.
+    /// Returns what is known of a fact that a rule names.
     pub(crate) fn value(&self, fact: Fact) -> Option<&Value> {
         self.0.get(&fact)
     }

@@ -62,7 +62,8 @@ facts! {
     O_PATH = "o_path": bool,
     /// The mount of the file, as fdinfo tells it (mnt_id).
     MOUNT_ID = "mount_id": i64,
-    /// Whether CRIU knows that mount: it is among those of the tree's mount namespaces, and nothing is mounted over it.
+    /// Whether CRIU knows that mount: it is among those of the tree's mount namespaces, and nothing
+    /// is mounted over it.
     MOUNT = "mount": MountState,
     /// `--external file[mount:inode]` names the file.
     EXTERNAL = "external": bool,
@@ -111,7 +112,8 @@ facts! {
     MAP_TYPE = "map_type": i64,
     /// Whether all targets of an epoll are open in its own process.
     TARGETS = "targets": Targets,
-    /// Whether CRIU finds again what is watched: yes; its handle can't be opened; it has no path; its mount isn't known.
+    /// Whether CRIU finds again what is watched: yes; its handle can't be opened; it has no path;
+    /// its mount isn't known.
     WATCHES = "watches": Watches,
     /// The device of the first watch that isn't found.
     WATCH_DEVICE = "watch_device": i64,
@@ -181,7 +183,8 @@ facts! {
     // Of terminals.
     /// Number of a pseudo terminal.
     TERMINAL = "terminal": i64,
-    /// Which end of a pseudo terminal; the terminal that controls whoever uses it (`/dev/tty`), or none of these.
+    /// Which end of a pseudo terminal; the terminal that controls whoever uses it (`/dev/tty`), or
+    /// none of these.
     END = "end": End,
     /// The other end is open in the tree; of /dev/tty a pseudo terminal of the same session.
     PAIRED = "paired": bool,
@@ -207,7 +210,8 @@ facts! {
     PROCESS_STATE = "process_state": Text,
     /// Another process traces it.
     TRACED = "traced": bool,
-    /// A namespace of its own, of a kind that CRIU dumps of the tree's root only; none if it has none.
+    /// A namespace of its own, of a kind that CRIU dumps of the tree's root only; none if it has
+    /// none.
     NESTED = "nested": Nested,
 
     // Of the environment.
@@ -221,7 +225,7 @@ facts! {
     OWN_NETNS = "own_netns": bool,
     /// In which layer of an overlay the file is.
     LAYER = "layer": Layer,
-    /// What a file couldn't be looked at for.
+    /// Why a file couldn't be inspected.
     WHY = "why": Text,
 }
 
@@ -230,13 +234,13 @@ facts! {
 pub struct Fact(Id);
 
 impl Fact {
-    /// The fact with this name.
+    /// Finds the fact with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|fact| fact.name() == name)
     }
 
-    /// A value of this fact, as rules and messages have it.
+    /// Shows a value of this fact as rules and messages have it.
     pub(crate) fn show(self, value: &Value) -> Text {
         match (value, self.value_type()) {
             (Value::Bool(value), _) => value.to_string().into(),

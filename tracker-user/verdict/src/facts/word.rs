@@ -5,10 +5,10 @@ pub trait Word: Copy {
     /// The words, as rules have them, in the order of the enum.
     const NAMES: &'static [&'static str];
 
-    /// The place of the word.
+    /// Returns the place of the word.
     fn index(self) -> u8;
 
-    /// The word in this place.
+    /// Returns the word in this place.
     fn from_index(index: u8) -> Option<Self>;
 }
 

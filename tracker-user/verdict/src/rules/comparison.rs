@@ -73,7 +73,7 @@ impl Versions {
         Some((relation, numbers))
     }
 
-    /// The versions, for people; `None` if it is all.
+    /// Describes the versions; `None` if it is all.
     pub(super) fn describe(&self, of: &str) -> Option<String> {
         let part = |(relation, [major, minor, patch]): &(Comparison, [u32; 3])| {
             let patch = if *patch > 0 { format!(".{patch}") } else { String::new() };

@@ -4,7 +4,7 @@ use toml::{Spanned, de::DeValue};
 
 use super::{
     comparison::Comparison,
-    error::{Place, Problem},
+    error::{Expected, Problem},
     reader::{Fields, Located, unknown, wrong_type},
 };
 use crate::{
@@ -44,7 +44,7 @@ pub(super) enum Limit {
 }
 
 impl Condition {
-    /// Whether a fact is as it must be.
+    /// Whether it matches a value.
     pub(super) fn of(&self, value: Option<&Value>, profile: &Profile) -> Truth {
         let Some(value) = value else { return Truth::Unknown };
         let is_so = match self {
@@ -71,7 +71,7 @@ impl Condition {
                 Self::comparison(text).ok_or_else(|| Problem::Comparison(text.to_string()).at(value))
             }
             DeValue::Table(table) => {
-                let fields = Fields::new(table, value.span().start, Place::Condition)?;
+                let fields = Fields::new(table, value.span().start, Expected::Condition)?;
                 Ok(Self::NoneOf(alternatives(fact, fields.must("not", fields.get("not"))?)?))
             }
             _ => Ok(Self::OneOf(alternatives(fact, value)?)),
@@ -87,7 +87,7 @@ impl Condition {
         Some(Self::Compare(relation, limit))
     }
 
-    /// What it asks, for people.
+    /// Describes it.
     pub(super) fn describe(&self, fact: Fact) -> String {
         let name = fact.name();
         let list =
@@ -122,7 +122,7 @@ fn one(fact: Fact, value: &Spanned<DeValue<'_>>) -> Result<Value, Located> {
         (Type::Int, _) => wrong("a number, or a comparison such as \">= 64\""),
         (Type::Word(words), DeValue::String(text)) => {
             let place = words.iter().position(|word| word == text).and_then(|place| u8::try_from(place).ok());
-            place.map(Value::Word).ok_or_else(|| unknown(Place::Of(fact), text).at(value))
+            place.map(Value::Word).ok_or_else(|| unknown(Expected::Of(fact), text).at(value))
         }
         (Type::Text, DeValue::String(text)) => Ok(Value::Text(text.to_string().into())),
         (Type::Text | Type::Word(_), _) => wrong("a text"),

@@ -37,10 +37,10 @@ pub enum Problem {
     #[error("{0}")]
     Toml(String),
     /// A word that isn't known.
-    #[error("{place}{}", Hint(*place, word), place = Unknown(*place, word))]
+    #[error("{}{}", Unknown(*expected, word), Hint(*expected, word))]
     Word {
-        /// What it should be.
-        place: Place,
+        /// What it should be one of.
+        expected: Expected,
         /// The word.
         word: String,
     },
@@ -85,9 +85,9 @@ pub enum Problem {
     NoOption,
 }
 
-/// Where a word stands: what it should be one of.
+/// What a word should be one of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Expected {
     /// A field of the file.
     File,
     /// A field of a rule.
@@ -113,8 +113,8 @@ pub enum Place {
 /// From here on two words are like each other (by Jaro and Winkler: 1 if they are the same).
 const ALIKE: f64 = 0.8;
 
-impl Place {
-    /// The words that could stand there.
+impl Expected {
+    /// Lists the words that would be right.
     #[must_use]
     pub fn known(self) -> Vec<&'static str> {
         match self {
@@ -134,7 +134,7 @@ impl Place {
         }
     }
 
-    /// The word that is most like another, if one is.
+    /// Finds the word that is most like a wrong one, if one is.
     #[must_use]
     pub fn nearest(self, word: &str) -> Option<&'static str> {
         let likeness = |known: &'static str| (strsim::jaro_winkler(known, word), known);
@@ -144,36 +144,36 @@ impl Place {
 }
 
 /// That a word isn't known.
-struct Unknown<'a>(Place, &'a str);
+struct Unknown<'a>(Expected, &'a str);
 
 impl fmt::Display for Unknown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(place, word) = self;
-        let what = match place {
-            Place::File => "field of a file of rules",
-            Place::Rule => "field of a rule",
-            Place::Condition => "field of a condition",
-            Place::Kind => "kind",
-            Place::Pass => "pass",
-            Place::Verdict => "verdict",
-            Place::Option => "option",
-            Place::Fact => "fact",
-            Place::Of(fact) => return write!(f, "{} is never {word:?}", fact.name()),
-            Place::Form => "form of a number",
+        let Self(expected, word) = self;
+        let what = match expected {
+            Expected::File => "field of a file of rules",
+            Expected::Rule => "field of a rule",
+            Expected::Condition => "field of a condition",
+            Expected::Kind => "kind",
+            Expected::Pass => "pass",
+            Expected::Verdict => "verdict",
+            Expected::Option => "option",
+            Expected::Fact => "fact",
+            Expected::Of(fact) => return write!(f, "{} is never {word:?}", fact.name()),
+            Expected::Form => "form of a number",
         };
         write!(f, "{word:?} is no {what}")
     }
 }
 
 /// What would be right.
-struct Hint<'a>(Place, &'a str);
+struct Hint<'a>(Expected, &'a str);
 
 impl fmt::Display for Hint<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(place, word) = self;
-        match place.nearest(word) {
+        let Self(expected, word) = self;
+        match expected.nearest(word) {
             Some(nearest) => write!(f, "; did you mean {nearest:?}?"),
-            None => write!(f, "; known are {}", place.known().join(", ")),
+            None => write!(f, "; known are {}", expected.known().join(", ")),
         }
     }
 }

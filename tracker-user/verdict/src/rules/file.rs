@@ -9,7 +9,7 @@ use super::{
     Rule,
     comparison::Versions,
     condition::Condition,
-    error::{Place, Problem, RuleError},
+    error::{Expected, Problem, RuleError},
     message::Message,
     reader::{Fields, Located, unknown, wrong_type},
 };
@@ -49,16 +49,16 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Vec<Rule>, RuleError> {
     rules.iter().map(read).collect()
 }
 
-/// The rules of a file, unread.
+/// Finds the rules of a file, unread.
 fn list<'t>(file: &'t DeTable<'t>) -> Result<&'t [Spanned<DeValue<'t>>], Located> {
-    let Some(rules) = Fields::new(file, 0, Place::File)?.get("rule") else { return Ok(&[]) };
+    let Some(rules) = Fields::new(file, 0, Expected::File)?.get("rule") else { return Ok(&[]) };
     let array = rules.get_ref().as_array().map(|array| &array[..]);
     array.ok_or_else(|| wrong_type("rule", "a list of tables: [[rule]]", rules))
 }
 
 fn rule(value: &Spanned<DeValue<'_>>) -> Result<Rule, Located> {
     let table = value.get_ref().as_table().ok_or_else(|| wrong_type("rule", "a table: [[rule]]", value))?;
-    let fields = Fields::new(table, value.span().start, Place::Rule)?;
+    let fields = Fields::new(table, value.span().start, Expected::Rule)?;
     let reason = fields.parse("reason", |text| Ok(text.parse()?))?;
     let verdict = fields.must("verdict", fields.parse("verdict", verdict)?)?;
     let text = |name| fields.parse(name, Message::parse).map(Option::unwrap_or_default);
@@ -104,26 +104,26 @@ fn conditions(value: &Spanned<DeValue<'_>>) -> Result<Vec<(Fact, Condition)>, Lo
     table.iter().map(condition).collect()
 }
 
-/// The fact that a rule names.
+/// Finds the fact that a rule names.
 pub(super) fn fact(name: &str) -> Result<Fact, Problem> {
-    Fact::from_name(name).ok_or_else(|| unknown(Place::Fact, name))
+    Fact::from_name(name).ok_or_else(|| unknown(Expected::Fact, name))
 }
 
 fn kind(name: &str) -> Result<FileKind, Problem> {
-    FileKind::from_name(name).ok_or_else(|| unknown(Place::Kind, name))
+    FileKind::from_name(name).ok_or_else(|| unknown(Expected::Kind, name))
 }
 
 fn pass(name: &str) -> Result<Pass, Problem> {
-    Pass::from_name(name).ok_or_else(|| unknown(Place::Pass, name))
+    Pass::from_name(name).ok_or_else(|| unknown(Expected::Pass, name))
 }
 
 fn verdict(name: &str) -> Result<Verdict, Problem> {
     let verdict = VERDICTS.iter().copied().find(|verdict| verdict.name() == name);
-    verdict.ok_or_else(|| unknown(Place::Verdict, name))
+    verdict.ok_or_else(|| unknown(Expected::Verdict, name))
 }
 
 fn option(name: &str) -> Result<DumpOption, Problem> {
-    DumpOption::from_name(name).ok_or_else(|| unknown(Place::Option, name))
+    DumpOption::from_name(name).ok_or_else(|| unknown(Expected::Option, name))
 }
 
 #[cfg(test)]

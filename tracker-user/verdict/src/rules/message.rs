@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 
 use super::{
-    error::{Place, Problem},
+    error::{Expected, Problem},
     file,
     reader::unknown,
 };
 use crate::facts::{Fact, Type, Value};
 
-/// A text with places for facts. `{fact}` is a fact as it is, `{fact:x}`, `{fact:#x}`, `{fact:o}` and `{fact:016x}` a number in
-/// another base.
+/// A text with places for facts. `{fact}` is a fact as it is; `{fact:x}`, `{fact:#x}`, `{fact:o}`
+/// and `{fact:016x}` are a number in another base.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message(Vec<Part>);
 
@@ -58,19 +58,19 @@ impl Message {
         Ok(Self(parts))
     }
 
-    /// A place for a fact: `fact`, or `fact:x`.
+    /// Reads a place for a fact: `fact`, or `fact:x`.
     fn place(place: &str) -> Result<Part, Problem> {
         let (name, form) = place.split_once(':').unwrap_or((place, ""));
         let fact = file::fact(name)?;
         let known = FORMS.iter().find(|(known, _)| *known == form).map(|(_, form)| *form);
-        let known = known.ok_or_else(|| unknown(Place::Form, form))?;
+        let known = known.ok_or_else(|| unknown(Expected::Form, form))?;
         if known != Form::Plain && fact.value_type() != Type::Int {
             return Err(Problem::Form { fact: fact.name(), form: form.to_owned() });
         }
         Ok(Part::Fact(fact, known))
     }
 
-    /// A text without places.
+    /// Makes one without places.
     pub(super) fn of_text(text: String) -> Self {
         Self(vec![Part::Text(text)])
     }
@@ -81,7 +81,7 @@ impl Message {
         self.0.is_empty()
     }
 
-    /// The text, with `?` for what isn't known.
+    /// Fills in facts, and `?` for what isn't known.
     pub(crate) fn fill<'a>(&self, lookup: impl Fn(Fact) -> Option<&'a Value>) -> String {
         let mut text = String::new();
         for part in &self.0 {
@@ -102,7 +102,7 @@ impl Message {
         text
     }
 
-    /// The text as it stands in the file, for people: places are shown by their names.
+    /// Shows the text as it stands in the file: places by their names.
     #[must_use]
     pub fn pattern(&self) -> String {
         let part = |part: &Part| match part {
@@ -112,7 +112,7 @@ impl Message {
         self.0.iter().map(part).collect()
     }
 
-    /// Whether a text is this one, with whatever facts in it; and the facts, as texts.
+    /// Recognises a text as this one, with whatever facts in it. Returns the facts, as texts.
     #[must_use]
     pub fn matches(&self, text: &str) -> Option<Vec<(Fact, String)>> {
         let mut rest = text;

@@ -1,5 +1,5 @@
-//! The rules: data, of which this is the form. What they say is in `rules.toml`, one rule per row of what CRIU does, and can be
-//! extended or overridden by a file of the same form.
+//! Rules are data: `rules.toml` has one for each thing that CRIU does. A file of the same form can
+//! add to them and override them.
 
 mod comparison;
 mod condition;
@@ -11,21 +11,21 @@ mod rule;
 
 use std::collections::BTreeSet;
 
-pub use error::{Place, Problem, RuleError};
+pub use error::{Expected, Problem, RuleError};
 pub use message::Message;
 pub(crate) use rule::Matches;
 pub use rule::Rule;
 
 use crate::{FileKind, Reason};
 
-/// All rules, in the order in which CRIU looks.
+/// Rules, in the order in which CRIU finds out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     all: Vec<Rule>,
 }
 
 impl Rules {
-    /// The rules for the releases that are known.
+    /// Reads the rules of this build, for the releases that are known.
     ///
     /// # Errors
     /// Never, unless this build is broken: a test reads them.
@@ -41,7 +41,7 @@ impl Rules {
         Ok(Self { all: file::parse(text, name)? })
     }
 
-    /// These rules, and before them those of another file; of which those with a reason that is known here take its place.
+    /// Puts those of another file before them. They replace all rules that have the same reasons.
     #[must_use]
     pub fn overridden_by(self, other: Self) -> Self {
         let reasons: BTreeSet<Reason> = other.all.iter().map(|rule| rule.reason.clone()).collect();
@@ -49,12 +49,12 @@ impl Rules {
         Self { all: other.all.into_iter().chain(rest).collect() }
     }
 
-    /// Every rule.
+    /// Iterates over all rules, in order.
     pub fn iter(&self) -> impl Iterator<Item = &Rule> {
         self.all.iter()
     }
 
-    /// The rules for a kind, in order.
+    /// Iterates over the rules for a kind, in order.
     pub fn of_kind(&self, kind: FileKind) -> impl Iterator<Item = &Rule> {
         self.all.iter().filter(move |rule| rule.kinds.contains(&kind))
     }

@@ -5,7 +5,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::error::{Place, Problem};
+use super::error::{Expected, Problem};
 
 /// A problem, and at which byte of the file it is.
 #[derive(Debug, PartialEq, Eq)]
@@ -15,18 +15,18 @@ pub(super) struct Located {
 }
 
 impl Problem {
-    /// The problem, in this place of the file.
+    /// Says where in the file it is.
     pub(super) fn at<T>(self, place: &Spanned<T>) -> Located {
         Located { at: place.span().start, problem: self }
     }
 }
 
-/// A word that isn't known.
-pub(super) fn unknown(place: Place, word: &str) -> Problem {
-    Problem::Word { place, word: word.to_owned() }
+/// Makes a problem of a word that isn't known.
+pub(super) fn unknown(expected: Expected, word: &str) -> Problem {
+    Problem::Word { expected, word: word.to_owned() }
 }
 
-/// A value that isn't of the type that it must be.
+/// Makes a problem of a value that isn't of the type that it must be.
 pub(super) fn wrong_type(
     name: &'static str,
     expected: &'static str,
@@ -51,29 +51,29 @@ pub(super) struct Fields<'t> {
 }
 
 impl<'t> Fields<'t> {
-    /// The fields of a table that stands at this byte.
+    /// Takes a table, which stands at this byte.
     ///
     /// # Errors
-    /// When it has others than those that are known in this place.
-    pub(super) fn new(table: &'t DeTable<'t>, at: usize, place: Place) -> Result<Self, Located> {
-        let known = place.known();
+    /// When it has other fields than these.
+    pub(super) fn new(table: &'t DeTable<'t>, at: usize, expected: Expected) -> Result<Self, Located> {
+        let known = expected.known();
         match table.keys().find(|key| !known.contains(&key.get_ref().as_ref())) {
-            Some(key) => Err(unknown(place, key.get_ref()).at(key)),
+            Some(key) => Err(unknown(expected, key.get_ref()).at(key)),
             None => Ok(Self { table, at }),
         }
     }
 
-    /// A problem with the table as a whole.
+    /// Makes a problem of the table as a whole.
     pub(super) fn wrong(&self, problem: Problem) -> Located {
         Located { at: self.at, problem }
     }
 
-    /// A field's value, if it is there.
+    /// Finds a field's value, if it is there.
     pub(super) fn get(&self, name: &'static str) -> Option<&'t Spanned<DeValue<'t>>> {
         self.table.get(name)
     }
 
-    /// What was read of a field that must be there.
+    /// Refuses a table without a field that must be there.
     pub(super) fn must<T>(&self, name: &'static str, value: Option<T>) -> Result<T, Located> {
         value.ok_or_else(|| self.wrong(Problem::Missing(name)))
     }

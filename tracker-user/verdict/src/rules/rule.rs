@@ -79,7 +79,7 @@ impl Rule {
         if unknown.is_empty() { Matches::Yes } else { Matches::Unknown(unknown) }
     }
 
-    /// Its conditions, for people.
+    /// Describes its conditions.
     #[must_use]
     pub fn conditions(&self) -> String {
         let mut parts: Vec<String> = self.when.iter().map(|(fact, what)| what.describe(*fact)).collect();
