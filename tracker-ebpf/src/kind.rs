@@ -256,7 +256,7 @@ kinds! {
         /// A block device.
         BlockDevice = "block_device": Device;
         // From here on what is in no slot.
-        /// An io_uring that is mapped, and open nowhere in its process.
+        /// An `io_uring` that is mapped, and open nowhere in its process.
         IoUringMapped = "io_uring_mapped": Hidden;
         /// A perf event that is mapped, and open nowhere in its process.
         PerfEventMapped = "perf_event_mapped": Hidden;
@@ -267,10 +267,10 @@ kinds! {
         /// Any other file of a kind that is counted, mapped, and open nowhere in its process: a BPF
         /// map, a vcpu, a device, …
         OtherMapped = "other_mapped": Hidden;
-        /// An io_uring that a thread has registered, and that is neither open nor mapped in its
+        /// An `io_uring` that a thread has registered, and that is neither open nor mapped in its
         /// process.
         IoUringRegistered = "io_uring_registered": Hidden;
-        /// A file of a kind that is counted, registered with an io_uring (a direct descriptor).
+        /// A file of a kind that is counted, registered with an `io_uring` (a direct descriptor).
         IoUringDirect = "io_uring_direct": Hidden;
         /// A file of a kind that is counted, sent over a unix socket and not received yet.
         FdInFlight = "fd_in_flight": Hidden;

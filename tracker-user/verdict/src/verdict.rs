@@ -16,3 +16,26 @@ named! {
         Blocked = "blocked",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::{Serialize, de::DeserializeOwned};
+
+    use super::*;
+    use crate::{FileKind, Pass};
+
+    #[track_caller]
+    fn is_called<T: Serialize + DeserializeOwned + PartialEq + Copy>(value: T, name: &str) {
+        assert_eq!(serde_json::to_value(value).unwrap(), name);
+        assert!(serde_json::from_value::<T>(name.into()).unwrap() == value, "{name}");
+    }
+
+    #[test]
+    fn json_has_the_stable_names() {
+        Verdict::ALL.iter().for_each(|verdict| is_called(*verdict, verdict.name()));
+        Pass::ALL.iter().for_each(|pass| is_called(*pass, pass.name()));
+        FileKind::ALL.iter().for_each(|kind| is_called(*kind, kind.name()));
+        is_called(Verdict::NeedsOption, "needs_option");
+        assert!(serde_json::from_str::<Verdict>("\"fine\"").is_err());
+    }
+}
