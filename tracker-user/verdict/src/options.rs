@@ -39,7 +39,7 @@ options! {
     ShellJob = "shell-job",
     /// Use any path to a device.
     EvasiveDevices = "evasive-devices",
-    /// Look for watched files by scanning, also if their handles can be opened.
+    /// Search for watched files, even if their handles can be opened.
     ForceIrmap = "force-irmap",
     /// Dump processes with uprobes.
     AllowUprobes = "allow-uprobes",

@@ -73,7 +73,7 @@ fn severe(blockers: &[Blocker]) -> usize {
     blockers.iter().filter(|blocker| blocker.judgement.verdict == Verdict::Blocked).count()
 }
 
-/// Adds options for as long as they help: what one option lets through may need another.
+/// Adds options for as long as they help: a file that one option lets pass may need another.
 fn with_options(
     judge: &Judge,
     tree: &Tree,
