@@ -7,6 +7,7 @@ mod build;
 mod build_ebpf;
 mod cache;
 mod command;
+mod deny;
 mod generate;
 mod machine;
 mod paths;
@@ -50,6 +51,8 @@ enum Task {
     /// Make the files that are made from others: alert rules for Kubernetes, dashboards
     #[command(name = "gen")]
     Generate(generate::Args),
+    /// Check licences, duplicates and origins of all that is linked, by deny.toml (needs cargo-deny)
+    Deny(deny::Args),
     /// Build the BPF object from source into tracker-ebpf/prebuilt
     BuildEbpf(build_ebpf::Args),
 }
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Task::Desktop(args) => vm::desktop::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Generate(args) => generate::run(&args),
+        Task::Deny(args) => deny::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
     };
     cache::prune(start - PRUNED);

@@ -68,11 +68,13 @@ const TABLE: &[(&str, &[Part])] = &[
     ("tracker-user/src/cli/output.rs", &[Criu]),
     ("tracker-user/src/config", &[]),
     ("tracker-user/src/criu/", &[Criu, Desktop]),
+    ("tracker-user/src/file_handle.rs", &[Ends, Criu, Desktop]),
     ("tracker-user/src/freeze.rs", &[Criu]),
     ("tracker-user/src/http/", &[]),
     ("tracker-user/src/inspect/", &[Criu, Desktop]),
     ("tracker-user/src/inventory/", &[Ends]),
     ("tracker-user/src/metrics/", &[]),
+    ("tracker-user/src/proc/", &[Ends, Criu, Desktop]),
     ("tracker-user/src/runtime/", &[Ends, Criu]),
     ("tracker-user/src/target.rs", &[Criu, Desktop]),
     ("tracker-user/verdict/src/", &[Criu, Desktop]),
@@ -112,6 +114,7 @@ const TABLE: &[(&str, &[Part])] = &[
     ("docs/", &[]),
     (".gitignore", &[]),
     ("clippy.toml", &[]),
+    ("deny.toml", &[]),
     ("rustfmt.toml", &[]),
 ];
 
