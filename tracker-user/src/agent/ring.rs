@@ -151,7 +151,13 @@ impl Lost {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, sync::Mutex};
+    use std::{
+        collections::HashMap,
+        sync::{
+            Mutex,
+            atomic::{AtomicBool, Ordering},
+        },
+    };
 
     use tokio::{
         sync::{mpsc, watch},
@@ -181,13 +187,22 @@ mod tests {
     /// How long it takes to find the owner of [`SLOW`].
     const TAKES: Duration = Duration::from_millis(200);
 
-    struct Slow(Mutex<HashMap<u64, usize>>);
+    #[derive(Default)]
+    struct Slow {
+        /// How often each cgroup was asked for.
+        asked: Mutex<HashMap<u64, usize>>,
+        /// Nobody is told of the host meanwhile.
+        closed: AtomicBool,
+    }
 
     impl Registry for Slow {
         fn look_up(&self, cgroup: u64, _: bool) -> Owner {
-            *self.0.lock().unwrap().entry(cgroup).or_default() += 1;
+            *self.asked.lock().unwrap().entry(cgroup).or_default() += 1;
             if cgroup == SLOW {
                 std::thread::sleep(TAKES);
+            }
+            while cgroup == HOST && self.closed.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
             }
             Owner::Unknown
         }
@@ -232,7 +247,7 @@ mod tests {
         };
         let subscription = feed.subscribe();
         let (unresolved, lookups): (_, Lookups) = Unresolved::new(feed);
-        let (registry, audits) = (Arc::new(Slow(Mutex::default())), Arc::<Notify>::default());
+        let (registry, audits) = (Arc::<Slow>::default(), Arc::<Notify>::default());
         let liveness = Arc::new(Liveness::default());
         tokio::spawn(lookups.run(Arc::clone(&registry), delivery.clone(), liveness.begin("owners")));
         let cached = Box::new(move |cgroup, _| if cgroup == HOST { host.clone() } else { Cached::Missing });
@@ -284,16 +299,18 @@ mod tests {
     #[tokio::test]
     async fn an_old_owner_serves_while_it_is_looked_up_again() {
         let mut running = start(Cached::Old(Owner::Host));
+        running.registry.closed.store(true, Ordering::Relaxed);
         for pid in 10..20 {
             running.events.send(opened(HOST, pid, Kind::Pidfd)).unwrap();
         }
         for pid in 10..20 {
             assert_eq!(running.next().await, ("host".into(), pid, "zoo".into()));
         }
+        running.registry.closed.store(false, Ordering::Relaxed);
         running.events.send(opened(NEW, 20, Kind::Pidfd)).unwrap();
         assert_eq!(running.next().await.1, 20);
-        // Once, however many events ask for it meanwhile.
-        assert_eq!(running.registry.0.lock().unwrap().get(&HOST), Some(&1));
+        // Once, however many events asked for it meanwhile.
+        assert_eq!(running.registry.asked.lock().unwrap().get(&HOST), Some(&1));
     }
 
     #[tokio::test]
