@@ -14,8 +14,8 @@ pub enum Loss {
     Flows,
     /// A slot moved faster than a probe could follow.
     Contended,
-    /// A table has more room than [`MAX_SCANNED_FDS`], or a message carried more fds than are
-    /// followed.
+    /// A table has more room than [`MAX_SCANNED_FDS`](crate::MAX_SCANNED_FDS), or a message
+    /// carried more fds than are followed.
     Truncated,
 }
 

@@ -62,8 +62,8 @@ pub const TABLE_URING: u32 = 2;
 /// Flag of [`Table`]: an io_uring of a user of the table has emptied slots (tracepoint feeder).
 pub const TABLE_URING_CLOSES: u32 = 4;
 
-/// Key of the map `SLOTS`, whose value is a [`Tag`]: what the tracepoint feeder has counted for a
-/// slot.
+/// Key of the map `SLOTS`, whose value is a [`Tag`](crate::Tag): what the tracepoint feeder has
+/// counted for a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Slot {
