@@ -9,6 +9,20 @@ use crate::{
     verdict::{Judge, Verdict},
 };
 
+/// What a verdict is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Inspection {
+    /// An inspection that still holds.
+    Current,
+    /// An inspection before files changed.
+    Outdated,
+    /// There was no inspection yet.
+    Pending,
+    /// There won't be one: of the host there is no dump.
+    None,
+}
+
 /// One container, with all that stands in the way of a dump.
 #[derive(Clone, Debug, Serialize)]
 pub struct ContainerReport {
@@ -19,9 +33,8 @@ pub struct ContainerReport {
     pub container: ContainerRow,
     /// What CRIU would make of it: `ok`, `needs_option`, `blocked` or `unknown`.
     pub verdict: Verdict,
-    /// Where that is from: `current`, a look in detail that still holds; `outdated`, a look before files changed; `pending`, no look yet;
-    /// `none`, there won't be a look: of the host there is no dump.
-    pub look: &'static str,
+    /// What that is from.
+    pub look: Inspection,
     /// When it could last be dumped, as far as the agent looked.
     pub last_checkpointable: Option<String>,
     /// For how long it could not be dumped, or only with an option, since the agent started.
@@ -35,10 +48,10 @@ impl ContainerReport {
     #[must_use]
     pub fn new(owner: &Owner, entry: &Entry, judge: &Judge, comm: Comm<'_>) -> Self {
         let (look, assessment) = match &entry.detail {
-            Detail::None => ("none", None),
-            Detail::Pending => ("pending", None),
-            Detail::Known(known) if entry.judged.is_current => ("current", Some(known)),
-            Detail::Known(known) => ("outdated", Some(known)),
+            Detail::None => (Inspection::None, None),
+            Detail::Pending => (Inspection::Pending, None),
+            Detail::Known(known) if entry.judged.is_current => (Inspection::Current, Some(known)),
+            Detail::Known(known) => (Inspection::Outdated, Some(known)),
         };
         Self {
             criu: Criu::new(judge.profile()),

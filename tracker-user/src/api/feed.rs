@@ -10,7 +10,7 @@ use thiserror::Error;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tracker_ebpf::Kind;
 
-use super::{Notice, UNBLOCKED};
+use super::{EventName, Notice};
 
 /// An event as subscribers get it: encoded once for all of them.
 #[derive(Clone, Debug)]
@@ -186,8 +186,8 @@ impl Filter {
         notice.lost.is_some()
             || self.container.as_ref().is_none_or(|c| [&notice.container_id, &notice.container].contains(&c))
                 && (self.kinds.is_empty()
-                    || notice.event == UNBLOCKED
-                    || self.kinds.iter().any(|kind| notice.is_about(kind.name())))
+                    || notice.event == EventName::Unblocked
+                    || self.kinds.iter().any(|kind| notice.is_about(*kind)))
     }
 }
 
@@ -202,9 +202,9 @@ mod tests {
 
     fn notice(container: &str, kind: &str) -> Notice {
         Notice {
-            event: "opened".into(),
+            event: EventName::Opened,
             container_id: container.into(),
-            kind: Some(kind.into()),
+            kind: Some(Kind::from_name(kind).unwrap().into()),
             lost: None,
             ..Notice::lost(0)
         }
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn paths_are_left_out() {
-        let mut secret = notice("web", "regular");
+        let mut secret = notice("web", "anon_other");
         secret.link = Some("/home/me/secret (deleted)".into());
         let line = Line::new(secret);
         assert!(String::from_utf8_lossy(&line.json).contains("secret"));

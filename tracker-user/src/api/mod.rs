@@ -14,12 +14,12 @@ use std::time::SystemTime;
 pub use check::{BlockerRow, Check, StepRow, SubtreeRow};
 pub use container::ContainerReport;
 pub use feed::{Feed, Filter, FilterError, Line, Subscription, parameters};
-pub use notice::{Details, Notice, UNBLOCKED};
+pub use notice::{Details, EventName, Notice};
 use serde::{Deserialize, Serialize};
 use tracker_ebpf::Kind;
 
 use crate::{
-    inventory::{Counts, Entry, Inventory},
+    inventory::{Counts, Entry, Inventory, State},
     runtime::{Container, Owner},
     verdict::{Judge, Profile, Verdict},
 };
@@ -61,7 +61,7 @@ pub struct ContainerRow {
     /// Path from the cgroup hierarchy's root.
     pub cgroup: String,
     /// What CRIU would make of it, or `stale` while a count is being repaired.
-    pub state: String,
+    pub state: State,
     /// Open fds per kind; kinds without any are left out.
     pub counts: Vec<Count>,
     /// Processes that have any, by pid; with `--processes`.
@@ -72,10 +72,10 @@ pub struct ContainerRow {
 /// Open fds of a kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
-    /// The kind's name.
-    pub kind: String,
+    /// What each is.
+    pub kind: Kind,
     /// What CRIU would make of each.
-    pub verdict: String,
+    pub verdict: Verdict,
     /// How many.
     pub count: i64,
 }
@@ -143,7 +143,7 @@ impl ContainerRow {
             pod,
             image,
             cgroup,
-            state: entry.state().to_owned(),
+            state: entry.state(),
             counts: count_rows(entry.judged.files.iter().copied()),
             processes: comm.map(rows),
         }
@@ -151,14 +151,7 @@ impl ContainerRow {
 }
 
 fn count_rows(judged: impl IntoIterator<Item = (Kind, Verdict, i64)>) -> Vec<Count> {
-    judged
-        .into_iter()
-        .map(|(kind, verdict, count)| Count {
-            kind: kind.name().into(),
-            verdict: verdict.name().into(),
-            count,
-        })
-        .collect()
+    judged.into_iter().map(|(kind, verdict, count)| Count { kind, verdict, count }).collect()
 }
 
 /// What tells an owner from others.

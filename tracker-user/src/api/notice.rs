@@ -10,11 +10,53 @@ use crate::{
     bpf::{Change, Event},
     inventory::Counts,
     runtime::Owner,
-    verdict::{Blocker, Judge},
+    verdict::{Blocker, FileKind, Judge, Reason, Verdict},
 };
 
-/// The event of a container that can be dumped again.
-pub const UNBLOCKED: &str = "unblocked";
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventName {
+    /// A slot came to hold a file.
+    Opened,
+    /// A slot holds a file no more.
+    Closed,
+    /// A process was made, and inherited files.
+    Forked,
+    /// A program was executed.
+    Execed,
+    /// A process ended.
+    Exited,
+    /// A task got a table of its own.
+    Unshared,
+    /// A process was moved to another cgroup.
+    Moved,
+    /// A container can't be dumped any more.
+    Blocked,
+    /// A container can be dumped again.
+    Unblocked,
+    /// Events were not shown.
+    Lost,
+}
+
+impl EventName {
+    /// The stable name used in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Opened => "opened",
+            Self::Closed => "closed",
+            Self::Forked => "forked",
+            Self::Execed => "execed",
+            Self::Exited => "exited",
+            Self::Unshared => "unshared",
+            Self::Moved => "moved",
+            Self::Blocked => "blocked",
+            Self::Unblocked => "unblocked",
+            Self::Lost => "lost",
+        }
+    }
+}
 
 /// What an event doesn't say itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,8 +74,8 @@ pub struct Details {
 pub struct Notice {
     /// When it happened: RFC 3339, UTC, microseconds.
     pub time: String,
-    /// `opened`, `closed`, `forked`, `execed`, `exited`, `unshared`, `moved`, `blocked`, `unblocked`, or `lost`.
-    pub event: String,
+    /// What happened.
+    pub event: EventName,
     /// The container's name; `host` for the host.
     pub container: String,
     /// The container's full id.
@@ -55,10 +97,10 @@ pub struct Notice {
     pub fd: Option<u32>,
     /// `opened`, `closed`: the file's kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<String>,
+    pub kind: Option<FileKind>,
     /// `opened`, `closed`: what CRIU would make of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub verdict: Option<String>,
+    pub verdict: Option<Verdict>,
     /// `opened`, of a kind that has no name of its own: what the fd's link in `/proc` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<String>,
@@ -67,7 +109,7 @@ pub struct Notice {
     pub counts: Vec<Count>,
     /// `blocked`: the first thing that stands in the way, by its stable code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub reason: Option<Reason>,
     /// `blocked`: what CRIU would say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -83,7 +125,7 @@ impl Notice {
         let OwnerLabels { id, name, runtime, namespace, pod, .. } = OwnerLabels::of(owner);
         let mut notice = Self {
             time: details.time.map(timestamp).unwrap_or_default(),
-            event: String::new(),
+            event: EventName::Opened,
             container: name,
             container_id: id,
             runtime,
@@ -102,13 +144,13 @@ impl Notice {
             lost: None,
         };
         match &event.change {
-            Change::Opened { fd, tag } => notice.slot("opened", Some(*fd), tag.kind()?, judge),
-            Change::Closed { fd, tag } => notice.slot("closed", *fd, tag.kind()?, judge),
-            Change::Forked(counts) => notice.table("forked", counts, judge),
-            Change::Execed(counts) => notice.table("execed", counts, judge),
-            Change::Exited(counts) => notice.table("exited", counts, judge),
-            Change::Unshared(counts) => notice.table("unshared", counts, judge),
-            Change::Moved(counts) => notice.table("moved", counts, judge),
+            Change::Opened { fd, tag } => notice.slot(EventName::Opened, Some(*fd), tag.kind()?, judge),
+            Change::Closed { fd, tag } => notice.slot(EventName::Closed, *fd, tag.kind()?, judge),
+            Change::Forked(counts) => notice.table(EventName::Forked, counts, judge),
+            Change::Execed(counts) => notice.table(EventName::Execed, counts, judge),
+            Change::Exited(counts) => notice.table(EventName::Exited, counts, judge),
+            Change::Unshared(counts) => notice.table(EventName::Unshared, counts, judge),
+            Change::Moved(counts) => notice.table(EventName::Moved, counts, judge),
             Change::AuditRequested => return None,
         }
         Some(notice)
@@ -120,14 +162,14 @@ impl Notice {
         let OwnerLabels { id, name, runtime, namespace, pod, .. } = OwnerLabels::of(owner);
         let mut notice =
             Self { container: name, container_id: id, runtime, namespace, pod, lost: None, ..Self::lost(0) };
-        notice.event = UNBLOCKED.into();
+        notice.event = EventName::Unblocked;
         if let Some(Blocker { pid, comm, fd, kind, link, judgement }) = blocker {
-            notice.event = "blocked".into();
+            notice.event = EventName::Blocked;
             (notice.pid, notice.tid, notice.comm) = (*pid, *pid, comm.clone());
-            (notice.fd, notice.kind) = (*fd, Some(kind.name().into()));
+            (notice.fd, notice.kind) = (*fd, Some(*kind));
             notice.link = Some(link.clone());
-            notice.verdict = Some(judgement.verdict.name().into());
-            notice.reason = Some(judgement.reason.to_string());
+            notice.verdict = Some(judgement.verdict);
+            notice.reason = Some(judgement.reason.clone());
             notice.message = Some(judgement.message.clone());
         }
         notice
@@ -139,7 +181,7 @@ impl Notice {
         let unknown = OwnerLabels::of(&Owner::Unknown);
         Self {
             time: timestamp(SystemTime::now()),
-            event: "lost".into(),
+            event: EventName::Lost,
             container: unknown.name,
             container_id: unknown.id,
             runtime: unknown.runtime,
@@ -159,15 +201,15 @@ impl Notice {
         }
     }
 
-    fn slot(&mut self, event: &str, fd: Option<u32>, kind: Kind, judge: &Judge) {
-        self.event = event.into();
+    fn slot(&mut self, event: EventName, fd: Option<u32>, kind: Kind, judge: &Judge) {
+        self.event = event;
         self.fd = fd;
-        self.kind = Some(kind.name().into());
-        self.verdict = Some(judge.kind(kind).name().into());
+        self.kind = Some(kind.into());
+        self.verdict = Some(judge.kind(kind));
     }
 
-    fn table(&mut self, event: &str, counts: &Counts, judge: &Judge) {
-        self.event = event.into();
+    fn table(&mut self, event: EventName, counts: &Counts, judge: &Judge) {
+        self.event = event;
         self.counts = count_rows(counts.judged(judge));
     }
 
@@ -186,9 +228,9 @@ impl Notice {
 
     /// Whether this is about a kind. What was lost is about every kind.
     #[must_use]
-    pub fn is_about(&self, kind: &str) -> bool {
+    pub fn is_about(&self, kind: Kind) -> bool {
         self.lost.is_some()
-            || self.kind.as_deref() == Some(kind)
+            || self.kind == Some(kind.into())
             || self.counts.iter().any(|count| count.kind == kind)
     }
 }
@@ -232,11 +274,11 @@ mod tests {
         let json = serde_json::to_value(&notice).unwrap();
         assert_eq!(json["counts"], serde_json::json!([{"kind": "eventfd", "verdict": "ok", "count": 2}]));
         assert!(json.get("fd").is_none());
-        assert!(notice.is_about("eventfd") && !notice.is_about("pidfd"));
+        assert!(notice.is_about(Kind::Eventfd) && !notice.is_about(Kind::Pidfd));
     }
 
     #[test]
     fn a_loss_is_about_everything() {
-        assert!(Notice::lost(3).is_about("pidfd"));
+        assert!(Notice::lost(3).is_about(Kind::Pidfd));
     }
 }

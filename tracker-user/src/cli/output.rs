@@ -9,7 +9,10 @@ use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::api::{BlockerRow, Check, ContainerRow, Count, Listing, Notice, SubtreeRow, UNBLOCKED};
+use crate::{
+    api::{BlockerRow, Check, ContainerRow, Count, EventName, Listing, Notice, SubtreeRow},
+    verdict::Verdict,
+};
 
 /// Prints one JSON document.
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
@@ -56,7 +59,7 @@ pub(super) fn listing(listing: &Listing) -> io::Result<()> {
     let mut rows = Vec::new();
     for container in &listing.containers {
         let ContainerRow { name, runtime, state, counts, .. } = container;
-        rows.push(row(head(name, runtime, state), "", "", counts));
+        rows.push(row(head(name, runtime, state.name()), "", "", counts));
         for process in container.processes.iter().flatten() {
             rows.push(row(head("", "", ""), &process.pid.to_string(), &process.comm, &process.counts));
         }
@@ -167,9 +170,9 @@ fn counts(counts: &[Count]) -> String {
     if counts.is_empty() {
         return "-".into();
     }
-    let one = |c: &Count| match c.verdict.as_str() {
-        "ok" => format!("{} {}", c.count, c.kind),
-        verdict => format!("{} {} ({verdict})", c.count, c.kind),
+    let one = |c: &Count| match c.verdict {
+        Verdict::Ok => format!("{} {}", c.count, c.kind.name()),
+        verdict => format!("{} {} ({verdict})", c.count, c.kind.name()),
     };
     counts.iter().map(one).collect::<Vec<_>>().join(", ")
 }
@@ -223,10 +226,11 @@ pub(super) fn notice(notice: &Notice) -> String {
     }
     let Notice { time, event, container, pid, comm, .. } = notice;
     let (container, comm) = (printable(container), printable(comm));
-    if event == UNBLOCKED {
-        return format!("{time}  {container}  {event:<8}");
+    let event_name = event.name();
+    if *event == EventName::Unblocked {
+        return format!("{time}  {container}  {event_name:<8}");
     }
-    let head = format!("{time}  {container}  {event:<8}  {comm}[{pid}]");
+    let head = format!("{time}  {container}  {event_name:<8}  {comm}[{pid}]");
     if let (Some(reason), Some(message)) = (&notice.reason, &notice.message) {
         let fd = notice.fd.map(|fd| format!("fd {fd}  ")).unwrap_or_default();
         return format!("{head}  {fd}{reason}: {}", printable(message));
@@ -243,7 +247,9 @@ pub(super) fn notice(notice: &Notice) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::{FileKind, Verdict};
+    use tracker_ebpf::Kind;
+
+    use crate::verdict::FileKind;
 
     #[test]
     fn names_move_no_cursor() {
@@ -294,21 +300,20 @@ mod tests {
     fn an_event_is_a_line() {
         let opened = Notice {
             time: "T".into(),
-            event: "opened".into(),
+            event: EventName::Opened,
             container: "web".into(),
             pid: 7,
             comm: "ibus".into(),
             fd: Some(9),
-            kind: Some("pidfd".into()),
-            verdict: Some("blocked".into()),
+            kind: Some(Kind::Pidfd.into()),
+            verdict: Some(Verdict::Blocked),
             lost: None,
             ..Notice::lost(0)
         };
         assert_eq!(notice(&opened), "T  web  opened    ibus[7]  fd 9  pidfd  blocked");
-        let count =
-            |kind: &str, verdict: &str| Count { kind: kind.into(), verdict: verdict.into(), count: 2 };
-        let counts = vec![count("pidfd", "blocked"), count("eventfd", "ok")];
-        let exited = Notice { event: "exited".into(), fd: None, kind: None, counts, ..opened };
+        let count = |kind, verdict| Count { kind, verdict, count: 2 };
+        let counts = vec![count(Kind::Pidfd, Verdict::Blocked), count(Kind::Eventfd, Verdict::Ok)];
+        let exited = Notice { event: EventName::Exited, fd: None, kind: None, counts, ..opened };
         assert_eq!(notice(&exited), "T  web  exited    ibus[7]  2 pidfd (blocked), 2 eventfd");
     }
 }

@@ -130,7 +130,7 @@ async fn reader_gone() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::ContainerRow;
+    use crate::{api::ContainerRow, inventory::State, verdict::Verdict};
 
     fn listing() -> Listing {
         let row = |id: &str, name: &str| ContainerRow {
@@ -141,7 +141,7 @@ mod tests {
             pod: None,
             image: None,
             cgroup: "/".into(),
-            state: "ok".into(),
+            state: State::Judged(Verdict::Ok),
             counts: vec![],
             processes: None,
         };

@@ -14,6 +14,8 @@ use std::{
 
 pub use counts::{Counts, Hidden, Totals};
 pub use ledger::{Key, Ledger};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use tracker_ebpf::{Flow, Kind, TABLE_STALE, Table};
 
 use crate::{
@@ -75,8 +77,50 @@ impl Tables {
     }
 }
 
-/// The states of containers: the verdicts, or that a count is being repaired.
-pub const STATES: [&str; 5] = ["ok", "needs_option", "unknown", "blocked", "stale"];
+/// The state of a container: its verdict, or that a count is being repaired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "&'static str", try_from = "String")]
+pub enum State {
+    /// What CRIU would make of it.
+    Judged(Verdict),
+    /// Its counts aren't exact.
+    Stale,
+}
+
+/// There is no such state.
+#[derive(Debug, Error)]
+#[error("{0:?} is no state of a container")]
+pub struct ParseStateError(String);
+
+impl State {
+    /// Every state.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Verdict::ALL.iter().copied().map(Self::Judged).chain([Self::Stale])
+    }
+
+    /// The stable name used in metrics and JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Judged(verdict) => verdict.name(),
+            Self::Stale => "stale",
+        }
+    }
+}
+
+impl From<State> for &'static str {
+    fn from(state: State) -> Self {
+        state.name()
+    }
+}
+
+impl TryFrom<String> for State {
+    type Error = ParseStateError;
+
+    fn try_from(name: String) -> Result<Self, ParseStateError> {
+        Self::all().find(|state| state.name() == name).ok_or(ParseStateError(name))
+    }
+}
 
 /// What the host, or a container, holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -203,10 +247,10 @@ impl Entry {
         inside
     }
 
-    /// The verdict, or `stale`.
+    /// The verdict, or that a count is being repaired.
     #[must_use]
-    pub fn state(&self) -> &'static str {
-        if self.stale { "stale" } else { self.judged.verdict.name() }
+    pub fn state(&self) -> State {
+        if self.stale { State::Stale } else { State::Judged(self.judged.verdict) }
     }
 }
 
@@ -441,7 +485,7 @@ mod tests {
         let state = |slots: &[(Kind, i64)], criu: &str| {
             let mut inventory = take(&[table(4, 10, slots)], &[]);
             inventory.judge(&judge(criu));
-            entry(&inventory, "db").state()
+            entry(&inventory, "db").state().name()
         };
         let pidfd = [(Kind::Eventfd, 1), (Kind::Pidfd, 1)];
         assert_eq!(state(&[], "4.0"), "ok");
@@ -476,7 +520,7 @@ mod tests {
         let db = entry(&inventory, "db");
         assert_eq!(db.counts.get(Kind::IoUringMapped), 2);
         assert_eq!(db.processes[&10].get(Kind::IoUringMapped), 2);
-        assert_eq!(db.state(), "blocked");
+        assert_eq!(db.state().name(), "blocked");
         // A container that has gone isn't listed for its sake.
         assert!(
             with_hidden(2, Kind::IoUringMapped, Kind::IoUring).containers.iter().all(|(c, _)| c.name == "db")
@@ -489,7 +533,7 @@ mod tests {
             let mut inventory = with_hidden(4, Kind::FdInFlight, of);
             assert_eq!(entry(&inventory, "db").counts.total(), 2);
             inventory.judge(&judge(criu));
-            entry(&inventory, "db").state()
+            entry(&inventory, "db").state().name()
         };
         assert_eq!(state(Kind::Eventfd, "4.0"), "ok");
         assert_eq!(state(Kind::Pidfd, "4.0"), "blocked");
@@ -502,7 +546,7 @@ mod tests {
         broken.1.flags = TABLE_STALE;
         let mut inventory = take(&[broken], &[]);
         inventory.judge(&judge("4.0"));
-        assert_eq!(entry(&inventory, "db").state(), "stale");
-        assert_eq!(entry(&inventory, "web").state(), "ok");
+        assert_eq!(entry(&inventory, "db").state().name(), "stale");
+        assert_eq!(entry(&inventory, "web").state().name(), "ok");
     }
 }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::{HOST, OTHER, UNKNOWN},
-    inventory::{Detail, Entry, Inventory, STATES, Totals},
+    inventory::{Detail, Entry, Inventory, State, Totals},
     runtime::Container,
     verdict::{Judge, Verdict},
 };
@@ -226,9 +226,9 @@ fn zeroes(families: &mut Families, host: &Entry, judge: &Judge) {
 
 /// How many containers there are in each state.
 fn states(families: &mut Families, inventory: &Inventory) {
-    for state in STATES {
+    for state in State::all() {
         let mut all = inventory.containers.iter();
         let n = all.by_ref().filter(|(_, entry)| entry.state() == state).count();
-        families.add(&CONTAINERS, &[state], n as f64);
+        families.add(&CONTAINERS, &[state.name()], n as f64);
     }
 }
