@@ -53,7 +53,7 @@ struct Toolchain {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    install(&missing_packages()?, !args.no_install)?;
+    install(&missing_packages(), !args.no_install)?;
     let Some(toolchain) = toolchain() else {
         bail!(
             "no rustc with the sources of core: `rustup toolchain install nightly --component rust-src`, or on Debian \
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// What must be installed before the object can be built.
-pub(crate) fn missing_packages() -> anyhow::Result<Vec<Package>> {
+pub(crate) fn missing_packages() -> Vec<Package> {
     let mut packages = Vec::new();
     if toolchain().is_none() {
         packages.extend(["rustc-web", "cargo-web", "rust-web-src"].map(Package::Install));
@@ -81,7 +81,7 @@ pub(crate) fn missing_packages() -> anyhow::Result<Vec<Package>> {
     if find("bpf-linker").is_none() && llvm().is_none() && !is_installed("libllvm22") {
         packages.push(Package::Install("libllvm22"));
     }
-    Ok(packages)
+    packages
 }
 
 /// The first compiler that has the sources: one that is named, rustup's nightly, rustup's default,

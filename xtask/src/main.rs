@@ -58,7 +58,7 @@ enum Task {
 }
 
 /// How long what the cache has stays after its last use: another run may use it.
-const PRUNED: Duration = Duration::from_secs(6 * 60 * 60);
+const PRUNED: Duration = Duration::from_hours(6);
 
 fn main() -> ExitCode {
     let start = SystemTime::now();

@@ -209,9 +209,10 @@ impl<I: Inspector> Inspections<I> {
             }
             // A container that never keeps still must not keep the agent from others.
             by_turns = !by_turns;
-            let next = match by_turns {
-                true => self.changed.take().or_else(|| round.pop_front()),
-                false => round.pop_front().or_else(|| self.changed.take()),
+            let next = if by_turns {
+                self.changed.take().or_else(|| round.pop_front())
+            } else {
+                round.pop_front().or_else(|| self.changed.take())
             };
             if let Some(container) = next {
                 self.inspect(container).await;
@@ -332,7 +333,7 @@ mod tests {
         let containers = names.iter().map(|name| container(name)).collect();
         let fake = Arc::new(Fake { begun: Instant::now(), judge, containers, log: Mutex::default() });
         let (changed, feed) = (Arc::<Changed>::default(), Feed::default());
-        let every = Duration::from_secs(60);
+        let every = Duration::from_mins(1);
         let pace = watch::Sender::new(Pace { audit: every, inspect: every });
         let task = Arc::new(Liveness::default()).begin("inspections");
         let inspections = Inspections::new(Arc::clone(&fake), Arc::clone(&changed), feed.clone(), task);

@@ -17,7 +17,7 @@ use crate::error::chain;
 const EVERY: Duration = Duration::from_secs(1);
 
 /// They are noted as often also while nothing is told to have changed.
-const QUIET: Duration = Duration::from_secs(60);
+const QUIET: Duration = Duration::from_mins(1);
 
 /// Whose verdicts are noted.
 pub(super) trait Verdicts: Send + Sync + 'static {

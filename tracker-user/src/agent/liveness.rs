@@ -80,13 +80,13 @@ mod tests {
     fn the_dead_are_told() {
         let all = Arc::new(Liveness::default());
         let (reader, auditor) = (all.begin("reader"), all.begin("auditor"));
-        auditor.within(Duration::from_secs(60));
+        auditor.within(Duration::from_mins(1));
         let after = |seconds| all.dead(Instant::now() + Duration::from_secs(seconds));
         assert!(after(20).is_empty());
         assert!(after(35)[0].starts_with("reader: has not been heard of"), "{:?}", after(35));
         assert_eq!(after(35).len(), 1);
         assert_eq!(after(100).len(), 2);
-        reader.within(Duration::from_secs(3600));
+        reader.within(Duration::from_hours(1));
         drop(auditor);
         assert_eq!(after(0), ["auditor: has ended"]);
     }

@@ -364,6 +364,7 @@ impl State {
     }
 
     /// The container of this cgroup as it is called now.
+    #[must_use]
     pub fn current(&self, container: Arc<Container>) -> Arc<Container> {
         self.owners.current(container)
     }

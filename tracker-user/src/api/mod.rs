@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn timestamps_are_rfc_3339() {
-        let at = std::time::UNIX_EPOCH + std::time::Duration::from_micros(1_500_000);
+        let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(1500);
         assert_eq!(timestamp(at), "1970-01-01T00:00:01.500000Z");
     }
 

@@ -89,11 +89,10 @@ impl Kernel {
                     }
                     return Ok(started);
                 }
-                Ok(((kernel, _), test)) => match kernel.had_room() {
-                    true => test.to_string(),
-                    false => "there is no room for its self-test: --max-tables or --max-fds is too small"
-                        .to_owned(),
-                },
+                Ok(((kernel, _), test)) if kernel.had_room() => test.to_string(),
+                Ok(_) => {
+                    "there is no room for its self-test: --max-tables or --max-fds is too small".to_owned()
+                }
                 // Without any feeder nothing is left to try.
                 Err(error) if feeder == Feeder::None => return Err(error),
                 Err(error) => why(error),

@@ -290,7 +290,7 @@ impl Kernel {
         let mut tables = HashMap::new();
         for _ in 0..TRIES {
             let [begun, done] = self.shared.removals.get();
-            tables = self.dump("TABLES", &self.shared.tables)?.into_iter().collect();
+            tables = dump("TABLES", &self.shared.tables)?.into_iter().collect();
             let [begun_since, _] = self.shared.removals.get();
             if begun == done && begun == begun_since {
                 break;
@@ -305,13 +305,13 @@ impl Kernel {
     /// When the map can't be read.
     pub fn flows(&self) -> Result<Vec<(u64, Flow)>, BpfError> {
         // Nobody but `forget_flow` removes anything.
-        self.dump("FLOWS", &self.shared.flows)
+        dump("FLOWS", &self.shared.flows)
     }
 
     /// What is recorded slot by slot. While slots are emptied, a record may be missed: audits
     /// recheck.
     fn slots(&self) -> Result<Vec<(Slot, Tag)>, BpfError> {
-        self.dump("SLOTS", &self.shared.slots)
+        dump("SLOTS", &self.shared.slots)
     }
 
     /// Forgets what a cgroup counted.
@@ -335,14 +335,13 @@ impl Kernel {
         let any = self.lost(Loss::Tables) > self.no_room || state::missed(programs) > self.known_misses;
         Uncounted { cgroups: self.uncounted.clone(), any }
     }
+}
 
-    fn dump<K: sys::Plain + Eq + Hash, V: sys::Plain>(
-        &self,
-        map: &'static str,
-        reader: &MapReader,
-    ) -> Result<Vec<(K, V)>, BpfError> {
-        reader.read().map_err(|source| call("read the BPF map", map, source))
-    }
+fn dump<K: sys::Plain + Eq + Hash, V: sys::Plain>(
+    map: &'static str,
+    reader: &MapReader,
+) -> Result<Vec<(K, V)>, BpfError> {
+    reader.read().map_err(|source| call("read the BPF map", map, source))
 }
 
 /// The maps, as user space sees them.

@@ -69,9 +69,8 @@ impl Source {
             return Ok(Parsed { matches, settings: None });
         };
         let (mut given, file) = match self.file(typed) {
-            (path, true) => (file::read(&path, &keys)?, Some(path)),
             (path, false) if is_missing(&path) => (Given::new(), None),
-            (path, false) => (file::read(&path, &keys)?, Some(path)),
+            (path, _) => (file::read(&path, &keys)?, Some(path)),
         };
         let (variables, warnings) = environment::read(&self.variables, &keys)?;
         given.extend(variables);

@@ -31,7 +31,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A client that has gone without a word is found out by this, also when there is nothing to send to it.
 const KEEP_ALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
+    TcpKeepalive::new().with_time(Duration::from_mins(1)).with_interval(Duration::from_secs(15));
 
 /// Bytes of a request's head, at the most.
 const MAX_HEAD: usize = 16 * 1024;

@@ -76,7 +76,9 @@ pub fn tree(root: u32, scan: &BTreeSet<String>) -> Result<Tree, InspectError> {
         around.know(process);
     }
     around.listed = unix::namespaces(&seen);
-    seen.iter_mut().for_each(|process| look(process, &mut around));
+    for process in &mut seen {
+        look(process, &mut around);
+    }
     let mut tree = Tree { host: around.host(), ..Tree::default() };
     unix::know(&mut seen, &mut around, &mut tree);
     tree.mounts = around.mounts();

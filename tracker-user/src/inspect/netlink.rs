@@ -39,7 +39,7 @@ pub(super) fn unix_sockets(socket: BorrowedFd<'_>) -> io::Result<BTreeMap<u64, U
     let mut request = vec![libc::AF_UNIX as u8, 0, 0, 0];
     let show = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN;
     // struct unix_diag_req: states, inode, what to show, cookie
-    [u32::MAX, 0, show, u32::MAX, u32::MAX].iter().for_each(|word| request.extend(word.to_ne_bytes()));
+    request.extend([u32::MAX, 0, show, u32::MAX, u32::MAX].into_iter().flat_map(u32::to_ne_bytes));
     let mut found = BTreeMap::new();
     ask(socket, &request, |message| found.extend(unix_socket(message)))?;
     Ok(found)
@@ -49,7 +49,7 @@ pub(super) fn unix_sockets(socket: BorrowedFd<'_>) -> io::Result<BTreeMap<u64, U
 pub(super) fn packet_sockets(socket: BorrowedFd<'_>) -> io::Result<BTreeMap<u64, bool>> {
     let mut request = vec![libc::AF_PACKET as u8, 0, 0, 0];
     // struct packet_diag_req: inode, what to show, cookie
-    [0, PACKET_SHOW_MCLIST, u32::MAX, u32::MAX].iter().for_each(|word| request.extend(word.to_ne_bytes()));
+    request.extend([0, PACKET_SHOW_MCLIST, u32::MAX, u32::MAX].into_iter().flat_map(u32::to_ne_bytes));
     let mut found = BTreeMap::new();
     ask(socket, &request, |message| found.extend(packet_socket(message)))?;
     Ok(found)

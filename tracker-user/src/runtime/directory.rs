@@ -94,7 +94,9 @@ impl Directory {
     pub(super) fn replace(&self, rank: usize, source: &str, user: Option<u32>, mut names: List) {
         names.retain(|id, names| is_engine_id(id) && *names != Names::default());
         if user.is_some() {
-            names.values_mut().for_each(|names| *names = std::mem::take(names).without_pod());
+            for names in names.values_mut() {
+                *names = std::mem::take(names).without_pod();
+            }
         }
         let room = user.map_or(CONTAINERS, |_| USERS_CONTAINERS);
         if names.len() > room {

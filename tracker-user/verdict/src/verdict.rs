@@ -32,9 +32,15 @@ mod tests {
 
     #[test]
     fn json_has_the_stable_names() {
-        Verdict::ALL.iter().for_each(|verdict| is_called(*verdict, verdict.name()));
-        Pass::ALL.iter().for_each(|pass| is_called(*pass, pass.name()));
-        FileKind::ALL.iter().for_each(|kind| is_called(*kind, kind.name()));
+        for verdict in Verdict::ALL {
+            is_called(*verdict, verdict.name());
+        }
+        for pass in Pass::ALL {
+            is_called(*pass, pass.name());
+        }
+        for kind in FileKind::ALL {
+            is_called(*kind, kind.name());
+        }
         is_called(Verdict::NeedsOption, "needs_option");
         assert!(serde_json::from_str::<Verdict>("\"fine\"").is_err());
     }

@@ -34,7 +34,7 @@ const START_BAR: Duration = Duration::from_millis(500);
 const AUDIT_BAR: Duration = Duration::from_millis(40);
 
 /// Nothing that is measured takes as long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(super) fn run(args: &Audit, binaries: &Path) -> anyhow::Result<()> {
     mount_tracefs()?;
@@ -207,7 +207,7 @@ impl Agent {
             let (_, metrics) = self.get("/metrics")?;
             let finished = sum(&metrics, "fdtracker_audits_total");
             // The first is the adoption.
-            if known.replace(finished).is_some_and(|known| known != finished) {
+            if known.replace(finished).is_some_and(|known| finished > known) {
                 times.push(Duration::from_secs_f64(sum(&metrics, "fdtracker_audit_duration_seconds")));
             }
             std::thread::sleep(Duration::from_millis(20));

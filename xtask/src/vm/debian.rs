@@ -24,7 +24,7 @@ pub(super) struct Archive {
 }
 
 /// How old lists of packages may be.
-const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
+const FRESH: Duration = Duration::from_hours(24);
 
 impl Archive {
     /// Opens these suites; what apt keeps of them is in the cache under this name.

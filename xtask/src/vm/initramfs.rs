@@ -55,7 +55,7 @@ pub(super) fn add(
 ) -> anyhow::Result<()> {
     let mut libraries = BTreeSet::new();
     for (binary, place) in binaries {
-        libraries.extend(libraries_of(binary)?);
+        libraries.extend(libraries_of(binary));
         archive.file(place, stripped(binary, scratch)?)?;
     }
     for library in libraries {
@@ -90,10 +90,10 @@ pub(super) fn tests() -> anyhow::Result<(PathBuf, String)> {
 }
 
 /// The shared libraries that a program needs, by their paths.
-fn libraries_of(program: &Path) -> anyhow::Result<Vec<String>> {
+fn libraries_of(program: &Path) -> Vec<String> {
     // It fails of a program without libraries.
     let listed = output(Command::new("ldd").arg(program)).unwrap_or_default();
-    Ok(listed.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect())
+    listed.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect()
 }
 
 /// A program without what only debuggers read, which is most of it.

@@ -127,19 +127,19 @@ mod tests {
         Table { n, seq: 1, generation: 7, cgroup_id, tgid: 42, visited, flags, ..Table::EMPTY }
     }
 
-    fn plan(seen: SeenTable, table: Table) -> Plan {
-        let tables = HashMap::from([(1, table)]);
+    fn plan(seen: SeenTable, table: &Table) -> Plan {
+        let tables = HashMap::from([(1, *table)]);
         compare(PASS, &HashMap::from([(1, seen)]), &tables, &tables)
     }
 
     #[test]
     fn agreement_needs_nothing() {
-        assert_eq!(plan(seen(100, &[3, 4]), table(100, 2, PASS, 0)), Plan::default());
+        assert_eq!(plan(seen(100, &[3, 4]), &table(100, 2, PASS, 0)), Plan::default());
     }
 
     #[test]
     fn tables_that_differ_are_suspect() {
-        let plan = plan(seen(100, &[3, 4]), table(100, 1, PASS, 0));
+        let plan = plan(seen(100, &[3, 4]), &table(100, 1, PASS, 0));
         let suspect = &plan.suspects[0];
         assert_eq!((suspect.files, suspect.cgroup_id, suspect.generation), (1, 100, 7));
         assert!(!suspect.marked);
@@ -155,13 +155,13 @@ mod tests {
 
     #[test]
     fn stale_moved_and_left_tables_are_written_to() {
-        assert!(plan(seen(100, &[3]), table(100, 1, PASS, TABLE_STALE)).suspects[0].marked);
-        let moved = plan(seen(200, &[3]), table(100, 1, PASS, 0));
+        assert!(plan(seen(100, &[3]), &table(100, 1, PASS, TABLE_STALE)).suspects[0].marked);
+        let moved = plan(seen(200, &[3]), &table(100, 1, PASS, 0));
         assert!(moved.suspects[0].marked && moved.suspects[0].cgroup_id == 200);
         assert_eq!(moved.suspects[0].outdated, Outdated { cgroup_id: 100, tgid: 0 });
         let mut left = table(100, 1, PASS, 0);
         left.tgid = 7;
-        let left = plan(seen(100, &[3]), left);
+        let left = plan(seen(100, &[3]), &left);
         assert!(left.suspects[0].marked);
         assert_eq!(left.suspects[0].outdated, Outdated { cgroup_id: 0, tgid: 7 });
     }

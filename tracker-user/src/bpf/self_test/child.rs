@@ -103,23 +103,23 @@ impl Subject {
                 self.open.pidfds += 1;
             }
             Step::Dup => {
-                let copy = call(libc::SYS_dup, [fd(&self.eventfd), 0, 0])?;
+                let copy = call(libc::SYS_dup, [fd(self.eventfd.as_ref()), 0, 0])?;
                 self.copies.push(owned(copy));
                 self.open.eventfds += 1;
             }
             Step::DupFd => {
-                call(libc::SYS_fcntl, [fd(&self.eventfd), libc::F_DUPFD.into(), FAR.into()])?;
+                call(libc::SYS_fcntl, [fd(self.eventfd.as_ref()), libc::F_DUPFD.into(), FAR.into()])?;
                 self.open.eventfds += 1;
             }
             Step::Dup2 => {
                 let to = i64::from(FAR) + 1;
                 // Standard input: nothing to count.
                 call(libc::SYS_dup3, [0, to, 0])?;
-                call(libc::SYS_dup3, [fd(&self.eventfd), to, 0])?;
+                call(libc::SYS_dup3, [fd(self.eventfd.as_ref()), to, 0])?;
                 self.open.eventfds += 1;
             }
             Step::Dup2Over => {
-                call(libc::SYS_dup3, [fd(&self.pidfd), i64::from(FAR) + 1, 0])?;
+                call(libc::SYS_dup3, [fd(self.pidfd.as_ref()), i64::from(FAR) + 1, 0])?;
                 self.open.eventfds -= 1;
                 self.open.pidfds += 1;
             }
@@ -129,7 +129,8 @@ impl Subject {
                 self.open.eventfds += 1;
             }
             Step::GetFd => {
-                let copy = call(libc::SYS_pidfd_getfd, [fd(&self.pidfd), fd(&self.eventfd), 0])?;
+                let copy =
+                    call(libc::SYS_pidfd_getfd, [fd(self.pidfd.as_ref()), fd(self.eventfd.as_ref()), 0])?;
                 self.copies.push(owned(copy));
                 self.open.eventfds += 1;
             }
@@ -145,7 +146,7 @@ impl Subject {
             Step::Unshare => self.thread(self.open, [libc::SYS_unshare, libc::CLONE_FILES.into(), 0, 0])?,
             Step::CloseRangeUnshare => {
                 const CLOSE_RANGE_UNSHARE: i64 = 2;
-                let pidfd = fd(&self.pidfd);
+                let pidfd = fd(self.pidfd.as_ref());
                 let open = Open { pidfds: self.open.pidfds - 1, ..self.open };
                 self.thread(open, [libc::SYS_close_range, pidfd, pidfd, CLOSE_RANGE_UNSHARE])?;
             }
@@ -189,7 +190,7 @@ impl Subject {
     /// Becomes another image of this program, which answers. Returns only if that fails.
     fn exec(&mut self) -> io::Error {
         if let Err(error) =
-            call(libc::SYS_fcntl, [fd(&self.eventfd), libc::F_SETFD.into(), libc::FD_CLOEXEC.into()])
+            call(libc::SYS_fcntl, [fd(self.eventfd.as_ref()), libc::F_SETFD.into(), libc::FD_CLOEXEC.into()])
         {
             return error;
         }
@@ -249,8 +250,8 @@ fn pass(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     received.drain().find_map(fd).ok_or_else(|| io::Error::other("no fd was received"))
 }
 
-fn fd(file: &Option<OwnedFd>) -> i64 {
-    file.as_ref().map_or(-1, |file| file.as_raw_fd().into())
+fn fd(file: Option<&OwnedFd>) -> i64 {
+    file.map_or(-1, |file| file.as_raw_fd().into())
 }
 
 fn owned(fd: i64) -> OwnedFd {

@@ -9,7 +9,12 @@ mod disk;
 mod docker;
 mod source;
 
-use std::{collections::HashSet, io, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    sync::Arc,
+    time::Duration,
+};
 
 use thiserror::Error;
 use tokio::{
@@ -101,7 +106,7 @@ pub async fn run(directory: Arc<Directory>, settings: Settings) {
         // An error means that its thread couldn't start or has ended: then another may.
         let there = match apart(Socket::usual) {
             Ok(answer) => answer.await.unwrap_or_default(),
-            Err(_) => Default::default(),
+            Err(_) => BTreeSet::new(),
         };
         for socket in there {
             if known.insert(socket.clone()) {

@@ -119,10 +119,10 @@ const NEEDED_IN_GUESTS: [&str; 2] = ["runc", "tar"];
 pub(super) const PLACE: &str = "/criu";
 
 /// How long a guest may be silent. A dump that hangs is ended before.
-const SILENCE: Duration = Duration::from_secs(240);
+const SILENCE: Duration = Duration::from_mins(4);
 
 /// How long a guest may take.
-const TOTAL: Duration = Duration::from_secs(60 * 60);
+const TOTAL: Duration = Duration::from_hours(1);
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();

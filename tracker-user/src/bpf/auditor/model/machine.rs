@@ -344,7 +344,7 @@ impl Machine {
 
     /// A new table, at the lowest address that is free: where the last one was that went.
     fn copy(&mut self, files: u64) -> u64 {
-        let new = (1..).find(|address| !self.files.contains_key(address)).unwrap();
+        let new = (1..=u64::MAX).find(|address| !self.files.contains_key(address)).unwrap();
         let held = self.files[&files].iter().filter(|(_, file)| **file != RESERVED);
         let held = held.map(|(fd, file)| (*fd, *file)).collect();
         self.files.insert(new, held);

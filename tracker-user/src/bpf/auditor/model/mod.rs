@@ -143,7 +143,9 @@ fn op(losses: bool) -> impl Strategy<Value = Op> {
 /// Runs a scenario until all is quiet. Returns also how much audits corrected so far.
 fn play(Scenario { counts_deltas, before, events }: Scenario, punctual: bool) -> (Machine, u64) {
     let mut machine = Machine::new(counts_deltas, punctual);
-    before.iter().for_each(|event| machine.apply(event));
+    for event in &before {
+        machine.apply(event);
+    }
     if punctual {
         machine.finish();
     }
@@ -166,7 +168,7 @@ fn play(Scenario { counts_deltas, before, events }: Scenario, punctual: bool) ->
         }
     }
     machine.finish();
-    machine.now += Duration::from_secs(60);
+    machine.now += Duration::from_mins(1);
     (machine, corrected)
 }
 
