@@ -48,6 +48,15 @@ pub fn give_memory_back() {
     }
 }
 
+/// Has this thread give way to others, those of the watched and the one that shows events: it has work
+/// that may take some milliseconds longer.
+pub fn give_way() {
+    /// A third of the share of a thread at 0 (kernel: `sched_prio_to_weight`).
+    const NICE: i32 = 5;
+    // To give way needs no capability; without it all is as right, and slower.
+    let _ = rustix::process::setpriority_process(None, NICE);
+}
+
 /// The name of a process: its `comm`. `None` when it has gone.
 #[must_use]
 pub fn comm(pid: u32) -> Option<String> {

@@ -34,8 +34,8 @@ impl Delivery {
     pub(super) fn deliver(&self, event: &Event, owner: &Owner, details: Details) {
         if let Owner::Container(container) = owner {
             self.changed.add(container);
+            self.verdicts.notify_one();
         }
-        self.verdicts.notify_one();
         if self.feed.is_followed()
             && let Some(notice) = Notice::new(event, owner, details, &self.judge.borrow())
         {

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     bpf::{Audit, Auditing, BpfError, Choice, HiddenScan, Kernel, Program, Rings, Sizes},
+    host,
     inventory::{Detail, Inventory, Ledger},
     runtime::{Container, Directory, Hierarchy, HierarchyError, Owners, Resolver},
     verdict::{Assessment, Judge, Verdict, history::Histories},
@@ -219,6 +220,7 @@ impl Handle {
 
 /// The thread that owns the state.
 fn run(mut state: State, mut queue: mpsc::Receiver<Work>) {
+    host::give_way();
     while let Some(work) = queue.blocking_recv() {
         // Whoever sent the work is told by its sender, which goes with it. A panic left nothing half done
         // that matters: counts are the kernel's, and the rest is replaced as a whole.

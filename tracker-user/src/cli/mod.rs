@@ -30,7 +30,10 @@ use args::Command;
 use load::{Loaded, LogLevel};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{ConfigError, Source};
+use crate::{
+    config::{ConfigError, Source},
+    host,
+};
 
 /// Parses the command line and runs it.
 #[must_use]
@@ -67,8 +70,12 @@ fn run(Loaded { cli, settings }: Loaded) -> anyhow::Result<ExitCode> {
         crate::freeze::thaw_later(file, word).with_context(|| format!("thaw: write {}", file.display()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    if matches!(cli.command, Command::Agent(_)) {
+        // Events are handled by this thread, and by no other.
+        runtime.on_thread_start(host::give_way);
+    }
+    let runtime = runtime.enable_all().build().context("start the event loop")?;
     let ended = runtime.block_on(async {
         match cli.command {
             Command::Agent(args) => agent::run(*args, settings, log).await,

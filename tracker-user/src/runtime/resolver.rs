@@ -3,9 +3,11 @@
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use arc_swap::ArcSwap;
 
 use super::{
     claims::Claims,
@@ -117,10 +119,10 @@ pub struct Resolver {
     known: OwnerCache,
 }
 
-/// Owners that are known already. Nothing is looked up, and nobody is waited for: a lock is held for as
-/// long as an entry is read or written.
+/// Owners that are known already. Whoever reads them waits for nothing, and for no lock: a thread that
+/// holds one may not run for long on a busy machine.
 #[derive(Clone, Debug, Default)]
-pub struct OwnerCache(Arc<RwLock<HashMap<u64, Known>>>);
+pub struct OwnerCache(Arc<ArcSwap<HashMap<u64, Known>>>);
 
 /// What a cache tells of a cgroup's owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,8 +139,7 @@ impl OwnerCache {
     /// The owner of a cgroup. `may_be_told` says that its runtime may have told whose it is just now.
     #[must_use]
     pub fn get(&self, cgroup: u64, may_be_told: bool) -> Cached {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        match known.get(&cgroup) {
+        match self.0.load().get(&cgroup) {
             None => Cached::Missing,
             Some(known) if may_be_told && known.should_be_reconsidered() => Cached::Missing,
             Some(known) if known.is_current() => Cached::Current(known.owner.clone()),
@@ -147,11 +148,19 @@ impl OwnerCache {
     }
 
     fn read<T>(&self, read: impl FnOnce(&HashMap<u64, Known>) -> T) -> T {
-        read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        read(&self.0.load())
     }
 
+    /// Changes a copy, and has that read from then on. There is one resolver that does so.
     fn write<T>(&self, write: impl FnOnce(&mut HashMap<u64, Known>) -> T) -> T {
-        write(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
+        let mut known = HashMap::clone(&self.0.load());
+        let result = write(&mut known);
+        self.replace(known);
+        result
+    }
+
+    fn replace(&self, known: HashMap<u64, Known>) {
+        self.0.store(Arc::new(known));
     }
 }
 
@@ -260,7 +269,7 @@ impl Resolver {
                 known.owner = record.or_insert_with(|| self.named(known.owner.clone())).clone();
             }
         }
-        self.known.write(|cache| *cache = known);
+        self.known.replace(known);
     }
 
     /// An owner as lookups call it.
@@ -346,7 +355,7 @@ impl Resolver {
             let gone = known.gone || known.since < cgroups.listed;
             after.insert(id, Known { gone, ..known });
         }
-        self.known.write(|known| *known = after);
+        self.known.replace(after);
         containers.into_values().collect()
     }
 
