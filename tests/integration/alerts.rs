@@ -1,4 +1,5 @@
-//! What the real Prometheus and Alertmanager make of the agent's metrics, and of the rules that go with it.
+//! Runs the real Prometheus and Alertmanager on the agent's metrics and on the alert rules that are
+//! shipped with it.
 
 use std::{fs, path::Path};
 
@@ -19,7 +20,7 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// Series come, change and go as containers do, and Prometheus has nothing to say against it.
+/// Checks that Prometheus has no complaint while the series of containers appear, change and go.
 fn a_scrape_is_clean() {
     let agent = agent();
     let prometheus = Prometheus::start(agent.address, "", None);
@@ -32,7 +33,7 @@ fn a_scrape_is_clean() {
         same(values(&samples), vec![1.0])?;
         Ok::<_, String>(samples)
     });
-    // The container isn't taken for one of the agent's own pod, though it has none.
+    // The container has no pod. It must not get the label of the pod that the agent is in.
     assert_eq!(samples[0].labels.get("pod"), None);
     container.zoo.must(&format!("close {pidfd}"));
     eventually("the series goes", || same(values(&prometheus.query(&open)?), vec![]));
@@ -53,8 +54,9 @@ fn a_scrape_is_clean() {
     assert_eq!(prometheus.complaints(), Vec::<String>::new());
 }
 
-/// A container comes to have what its CRIU can't dump; somebody is told, and told again when it is gone. Of its neighbour nobody is ever
-/// told, and of the agent only when it is killed.
+/// Tests an alert from start to end. When a container opens a file that its CRIU can't dump, the
+/// webhook gets the alert. When the file is closed, it is told that the alert is resolved. Nobody
+/// is ever told about the neighbour container, nor about the agent until it is killed.
 fn one_is_told_and_taken_back() {
     let mut agent = Agent::start(&["--criu", "3.17.1", "--judge-interval", "200ms"]);
     let (mut blocked, mut fine) = (Container::start(None, "/docker"), Container::start(None, "/docker"));
@@ -77,7 +79,8 @@ fn one_is_told_and_taken_back() {
         alert["labels"]["alertname"] == "FdtrackerContainerNotCheckpointable"
             && alert["labels"]["container"] == *name
     };
-    // For as long as the last moment at which it could be dumped is in sight nothing is.
+    // The alert looks back over a range. It isn't active while that range still has much time in
+    // which the container could be dumped.
     eventually("Prometheus knows that it can't", || checkpointable(&name, 0.0));
     eventually("Prometheus suspects something", || {
         prometheus.alerts()?.into_iter().find(of_it).ok_or_else(|| "no alert".to_owned())
@@ -104,7 +107,7 @@ fn one_is_told_and_taken_back() {
     assert_eq!(prometheus.complaints(), Vec::<String>::new());
 
     agent.kill();
-    // Before its first scrape, Prometheus may have missed agents as such.
+    // Before its first scrape, Prometheus may have raised this alert without an instance.
     let absent = |alert: &Value| {
         alert["labels"]["alertname"] == "FdtrackerAbsent"
             && alert["labels"]["instance"] == agent.address.to_string()
@@ -120,12 +123,12 @@ fn one_is_told_and_taken_back() {
     assert_eq!(prometheus.query(&ever), Ok(vec![]));
 }
 
-/// What the webhook was told last of such an alert.
+/// Returns the last alert of this sort that the webhook got.
 pub fn last(webhook: &Webhook, is_such: impl Fn(&Value) -> bool) -> Option<Value> {
     webhook.alerts().into_iter().rfind(is_such)
 }
 
-/// What a person reads says who it is about, and has nothing in it that a template left.
+/// Checks the texts for people: they name what the alert is about, and no template is left in them.
 #[track_caller]
 fn is_readable(alert: &Value, subject: &str) {
     let annotations = &alert["annotations"];
@@ -142,8 +145,8 @@ fn is_readable(alert: &Value, subject: &str) {
     }
 }
 
-/// The rules that are shipped, which fire after 2 seconds and look back over seconds where they did over minutes. Thresholds are parts
-/// of the time: they stay.
+/// Returns the rules that are shipped, but faster: alerts wait 2 seconds, and ranges are seconds
+/// where they were minutes. Thresholds are fractions of time, so they stay as they are.
 pub fn hastened_rules() -> String {
     let shipped = shipped("deploy/prometheus/fdtracker.rules.yml");
     let mut hastened = 0;
@@ -161,13 +164,13 @@ pub fn hastened_rules() -> String {
     rules
 }
 
-/// A file of this repository.
+/// Reads a file of this repository.
 fn shipped(name: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     fs::read_to_string(root.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// The name that the agent gives a container.
+/// Returns the name that the agent gives a container.
 pub fn name(agent: &Agent, container: &Container) -> String {
     let found = eventually("the container is there", || agent.container(&container.id));
     found["name"].as_str().expect("a name").to_owned()

@@ -49,7 +49,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Exit code, and the document, of a check.
+/// Runs `check`, and returns its exit code and its document.
 #[track_caller]
 fn check(target: &str, arguments: &[&str]) -> (i32, Value) {
     let output = run(&[&["check", target, "-o", "json"], arguments].concat());
@@ -66,7 +66,7 @@ fn fails(arguments: &[&str], with: &str) {
     assert!(stderr.contains(with), "no {with:?} in {stderr}");
 }
 
-/// Of each blocker the fd, the kind and the reason.
+/// Returns the fd, the kind and the reason of each blocker.
 fn blockers(json: &Value) -> Vec<(i64, String, String)> {
     let rows = json["blockers"].as_array().expect("a list of blockers");
     let word = |row: &Value, name: &str| row[name].as_str().expect("a word").to_owned();
@@ -75,7 +75,7 @@ fn blockers(json: &Value) -> Vec<(i64, String, String)> {
         .collect()
 }
 
-/// The fixture alone, in a session of its own.
+/// Starts the fixture alone, in a session of its own.
 fn zoo() -> (Zoo, String) {
     let mut zoo = Zoo::start(Command::new(fdzoo()));
     let pid = zoo.must("pid");
@@ -105,9 +105,9 @@ fn every_blocker_at_once() {
     assert_eq!(json["plan"][0]["what"], "4.1");
 }
 
-/// Device numbers on both sides of each boundary that CRIU draws (`files.c:dump_chrdev`,
-/// `tty.c:get_tty_driver`), and the kind of those that it has no way to dump; terminals, memory and
-/// autofs it has.
+/// Device numbers on both sides of each boundary that CRIU draws (CRIU: `files.c:dump_chrdev`,
+/// `tty.c:get_tty_driver`). Each with its kind if CRIU can't dump it; `None` if it can: terminals,
+/// memory and autofs.
 const DEVICES: &[((u32, u32), Option<&str>)] = &[
     ((1, 3), None),
     ((1, 200), None),
@@ -138,8 +138,8 @@ const DEVICES: &[((u32, u32), Option<&str>)] = &[
     ((226, 128), Some("dri")),
 ];
 
-/// What the agent counts is what it finds when it inspects the container, and what `check` finds:
-/// of each device number.
+/// Compares, for each device number: what the agent counts, what it finds when it inspects the
+/// container, and what `check` finds.
 fn a_device_is_counted_as_it_is_judged() {
     let (agent, mut container) = (agent(), Container::start(None, "/docker"));
     let root = format!("/proc/{}/root", container.init());
@@ -171,7 +171,7 @@ fn a_device_is_counted_as_it_is_judged() {
     }
 }
 
-/// A node for a character device, where no driver need be.
+/// Makes a node for a character device. No driver is needed.
 fn make_device(path: &str, major: u32, minor: u32) {
     let path = std::ffi::CString::new(path).expect("a path");
     // SAFETY: the path is NUL-terminated.
@@ -183,7 +183,7 @@ fn a_pidfd_is_judged_by_its_target() {
     let (mut zoo, target) = zoo();
     zoo.must("open pidfd");
     assert_eq!(check(&target, &["--criu", "4.2.1"]).0, 0);
-    // The child inherits it, and has the parent outside of its own tree.
+    // The child inherits the pidfd, and its target, the parent, isn't in the child's tree.
     let child = zoo.must("fork");
     let (code, json) = check(&format!("pid:{child}"), &["--criu", "4.2.1"]);
     assert_eq!((code, blockers(&json)[0].2.as_str()), (1, "pidfd_target_outside_tree"), "{json:#}");
@@ -248,13 +248,13 @@ fn a_container_by_its_id() {
         assert!(found.iter().any(|(.., other)| other == reason), "no {reason} in {json:#}");
     }
     assert_eq!(json["tree"][0]["pid"], container.init());
-    // The same container under its cgroup.
+    // Finds the same container by its cgroup.
     let (code, by_cgroup) = check(&format!("cgroup:/docker/{}", container.id), &["--criu", "4.0"]);
     assert_eq!((code, &by_cgroup["tree"]), (1, &json["tree"]));
 }
 
-/// A container may bring its own configuration of CRIU, which the engine then names instead of its
-/// own.
+/// Checks that `check` uses the CRIU configuration that a container names in an annotation. runc
+/// passes this file to CRIU instead of its own.
 fn a_containers_configuration() {
     let config = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(config.path(), "file-locks\n").expect("write it");
@@ -267,7 +267,7 @@ fn a_containers_configuration() {
     let has =
         |options: serde_json::Value| options.as_array().expect("a list").contains(&"--file-locks".into());
     assert!(has(options(&[])));
-    // What is said goes before what the container says.
+    // A configuration on the command line goes before the one that the container names.
     assert!(!has(options(&["--criu-config", "/dev/null"])));
 }
 
@@ -301,7 +301,7 @@ fn targets_that_are_none() {
     let _ = child.wait();
 }
 
-/// A fixture in a cgroup that can be frozen, and its target.
+/// Starts a fixture in a cgroup that can be frozen, and returns its target too.
 fn freezable() -> Result<(Cgroup, Zoo, String), String> {
     let cgroup = Cgroup::docker();
     let zoo = Zoo::in_cgroup(&cgroup);
@@ -320,7 +320,7 @@ fn frozen_and_thawed() -> Result<(), String> {
     zoo.must("open pidfd");
     let (code, json) = check(&target, &["--criu", "4.0", "--freeze"]);
     assert_eq!((code, &json["frozen"]), (1, &Value::Bool(true)), "{json:#}");
-    // It answers: it runs again.
+    // It answers, so it isn't frozen any more.
     zoo.must("open eventfd");
     Ok(())
 }
@@ -373,7 +373,7 @@ fn reads_logs() {
     let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!((&json["pid"], &json["fd"], &json["comm"]), (&42.into(), &7.into(), &"ibus".into()));
     assert_eq!(json["reason"], "pidfd_unsupported");
-    // Not about a file.
+    // An error that isn't about a file.
     let output = run(&["check", "--log", &log(b"(00.1) Error (criu/x.c:1): Something else\n")]);
     assert_eq!(output.status.code(), Some(3));
     fails(&["check", "--log", &log(b"\0\x01\xff\xfe")], "tells no error");

@@ -1,4 +1,4 @@
-//! What users type, wrong input too.
+//! What users type, including wrong input.
 
 use std::{
     net::TcpListener,
@@ -83,7 +83,7 @@ fn not_root() {
 
 fn doctor() {
     let mut command = Command::new(fdtracker());
-    // Files that whoever starts it has left open don't confuse the self-test.
+    // Whoever starts the agent may leave files open in it. They must not confuse the self-test.
     // SAFETY: the child only makes a system call.
     unsafe {
         command.pre_exec(

@@ -1,4 +1,5 @@
-//! The file, the environment and flags; reloads; and what the service manager is told.
+//! Tests the configuration: the file, the environment and flags; reloads; what the service manager
+//! is told.
 
 use std::{
     fs,
@@ -49,7 +50,7 @@ impl Config {
         fs::write(self.path(), text).expect("write the configuration");
     }
 
-    /// An agent's command that reads only this, and the environment.
+    /// Returns a command of the agent that reads only this file, and the environment.
     fn command(&self) -> Command {
         let mut command = Command::new(fdtracker());
         command.arg("agent").arg("--config.file").arg(self.path()).stdin(Stdio::null());
@@ -104,7 +105,7 @@ fn check_prints_what_it_comes_to() {
     }
     let warning = "FDTRACKER_AUDIT_INTERVALL sets nothing: did you mean FDTRACKER_AUDIT_INTERVAL?";
     assert!(stderr(&output).contains(warning), "{}", stderr(&output));
-    // What it prints is a configuration.
+    // What it prints can be read as a configuration.
     let again = Config::new(&text).check(&[], &[]);
     let values = |text: &str| -> Vec<String> {
         text.lines().skip(1).map(|line| line.split(" # ").next().expect("a value").to_owned()).collect()
@@ -137,7 +138,7 @@ fn check_finds_what_is_wrong() {
     ] {
         config.write(text);
         fails(&config.check(&[], &[]), expected);
-        // An agent doesn't start with it, either.
+        // The agent doesn't start with it, either.
         fails(&config.command().output().expect("run fdtracker"), expected);
     }
     config.write("");
@@ -153,7 +154,7 @@ fn the_example() {
     let output = Config::new(&text).check(&[], &[]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(!stdout(&output).contains("# file"), "{}", stdout(&output));
-    // With all defaults written out nothing is different.
+    // Even with all defaults written out, every value is the default.
     let is_default =
         |line: &&str| line.starts_with('#') && line.chars().nth(1).is_some_and(|c| c.is_ascii_lowercase());
     let defaults: Vec<&str> = text.lines().filter(is_default).map(|line| &line[1..]).collect();
@@ -171,7 +172,7 @@ fn the_example() {
     assert_eq!(values(&written), values(&output));
 }
 
-/// A running agent, as a service manager has one.
+/// A running agent, started as a service manager starts it.
 struct Service {
     child: Child,
     config: Config,
@@ -198,7 +199,7 @@ impl Service {
         Self { child, config, manager }
     }
 
-    /// Waits for a message with this line, and returns it and all before.
+    /// Waits for a message with this line, and returns it with all that came before.
     #[track_caller]
     fn told(&self, line: &str) -> Vec<String> {
         let (start, mut told) = (Instant::now(), Vec::new());
@@ -244,13 +245,13 @@ impl Service {
         Metrics(self.get("/metrics").1)
     }
 
-    /// Reads another configuration.
+    /// Writes another configuration, and has the agent read it.
     fn reload(&self, text: &str) {
         self.config.write(text);
         self.signal(libc::SIGHUP);
     }
 
-    /// Asks it to end, and waits. Returns its exit code; `None` if it had to be killed.
+    /// Asks the agent to end, and waits. Returns its exit code; `None` if it had to be killed.
     fn end(&mut self) -> Option<i32> {
         self.signal(libc::SIGTERM);
         if let Ok(Some(status)) = wait_within(&mut self.child, deadline() * 2) {
@@ -281,7 +282,7 @@ fn a_reload() {
             let metrics = service.metrics();
             let (name, pidfds) = (("container", cgroup.name()), ("kind", "pidfd"));
             same(metrics.find("fdtracker_open_fds", &[name, pidfds, ("verdict", verdict)]), Some(1.0))?;
-            // Looked at again, although no timer asks for it.
+            // The container is inspected again, although no timer asks for it.
             same(metrics.find("fdtracker_container_checkpointable", &[name]), Some(checkpointable))
         });
     };
@@ -317,13 +318,13 @@ fn the_service_manager() {
     let mut service = Service::start("criu = \"4.0\"\n", "400000");
     let told = service.told("READY=1");
     let start = Instant::now();
-    // Not before what was open is counted.
+    // It isn't ready before it has counted what was open already.
     assert_eq!(service.get("/readyz").0, 200);
     assert!(told.iter().any(|message| message == "STATUS=counting what is open already\n"), "{told:?}");
     let ready = told.last().expect("a message");
     assert!(ready.contains("STATUS=counting") && ready.contains("CRIU 4.0"), "{ready}");
 
-    // The first at once, the others each 200 ms.
+    // The first comes at once, the others each 200 ms.
     for _ in 0..6 {
         service.told("WATCHDOG=1");
     }

@@ -62,7 +62,7 @@ fn runc() {
     container.zoo.must("close_range 3 100 0");
     agrees(&agent, &container);
     assert_eq!(agent.metrics().find("fdtracker_open_fds", &labels), None);
-    // Once it has been looked at in detail.
+    // This is so once the agent has inspected the container.
     let of_container = [("container", name)];
     eventually("it can be dumped", || {
         let found = agent.metrics().find("fdtracker_container_checkpointable", &of_container);
@@ -93,7 +93,7 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// Starts it. It follows once [`Tail::first_line`] has returned.
+    /// Starts it. It certainly follows events once [`Tail::first_line`] has returned.
     pub fn start(agent: &Agent, arguments: &[&str]) -> Self {
         let mut child = agent
             .command(&[&["tail", "-o", "json"], arguments].concat())
@@ -108,7 +108,7 @@ impl Tail {
         Self { child, lines }
     }
 
-    /// Opens and closes pidfds until a line comes: then it follows.
+    /// Opens and closes pidfds until the first line comes: from then on it follows events.
     pub fn first_line(&mut self, zoo: &mut Zoo) -> String {
         let seen = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -137,7 +137,7 @@ impl Tail {
         parsed(&self.line())
     }
 
-    /// Gathers what comes from now on, until the agent ends.
+    /// Collects all lines from now on, until the agent ends.
     pub fn gather(self) -> Arc<Mutex<Vec<serde_json::Value>>> {
         let lines: Arc<Mutex<Vec<serde_json::Value>>> = Arc::default();
         let to = Arc::clone(&lines);
@@ -149,13 +149,13 @@ impl Tail {
         lines
     }
 
-    /// Skips to the event of this name and fd.
+    /// Skips to the event with this name and fd.
     #[track_caller]
     pub fn until(&mut self, event: &str, fd: i64) -> serde_json::Value {
         parsed(&self.until_text(event, fd))
     }
 
-    /// The same, as it was printed.
+    /// Does the same, and returns the line as it was printed.
     #[track_caller]
     pub fn until_text(&mut self, event: &str, fd: i64) -> String {
         loop {
@@ -198,7 +198,8 @@ fn tail_shows_an_open_at_once() {
         (&"fdzoo".into(), &"pidfd".into(), &"blocked".into())
     );
     assert_eq!(line["pid"], container.init());
-    // How late it was is shown, not judged here: a busy machine has no bound. That it is not seconds late is.
+    // The delay is printed, but hardly judged: on a busy machine it has no bound. It must only be
+    // less than two seconds.
     let time: String = serde_json::from_value(line["time"].clone()).expect("a time");
     let age = age(&time, shown);
     eprintln!("shown {age:?} after it happened");
@@ -207,7 +208,7 @@ fn tail_shows_an_open_at_once() {
     assert_eq!(tail.until("closed", 77)["kind"], "pidfd");
 }
 
-/// How long before `now` an RFC 3339 time is; only its seconds of the day are looked at.
+/// Returns how long before `now` an RFC 3339 time is. Compares only the time of day.
 fn age(time: &str, now: SystemTime) -> Duration {
     let clock = time.split(['T', 'Z']).nth(1).expect("a time of day");
     let parts: Vec<f64> = clock.split(':').map(|part| part.parse().expect("a number")).collect();
@@ -227,7 +228,7 @@ fn tail_filters() {
     let fd = zoo.must("open timerfd");
     let line = tail.until("opened", fd);
     assert_eq!((&line["kind"], &line["container_id"]), (&"timerfd".into(), &watched.id.clone().into()));
-    // Where the kernel skips the program that tells of a fork, nothing does.
+    // Where the kernel skips the program that reports a fork, no event comes. So it is tried again.
     let forked = eventually("a fork is told", || {
         let child = zoo.must("fork");
         std::iter::from_fn(|| tail.lines.recv_timeout(Duration::from_secs(1) * patience()).ok())
@@ -238,7 +239,8 @@ fn tail_filters() {
     assert!(forked["counts"].to_string().contains("timerfd"), "{forked}");
 }
 
-/// With room for a few dozen events, most of a storm is lost; the reader is told how many, and counts are exact.
+/// Checks that a ring for a few dozen events loses most of a storm, that the subscriber is told how
+/// many were lost, and that counts stay exact.
 fn tail_tells_what_it_missed() {
     let cgroup = Cgroup::docker();
     let mut zoo = Zoo::in_cgroup(&cgroup);
@@ -290,21 +292,23 @@ fn comes_and_goes() {
         Ok(found) => Err(found.to_string()),
         Err(_) => Ok(()),
     });
-    // No series is left of it.
+    // No series of the container is left.
     assert!(!agent.metrics().0.contains(&id[..12]));
 }
 
-/// A verdict that no probe tells: of a pidfd it depends on whether the target is in the tree.
+/// Tests a verdict that no probe can give: for a pidfd, it depends on whether the target is in the
+/// tree.
 fn tail_tells_what_stands_in_the_way() {
     let agent = Agent::start(&["--criu", "4.2.1", "--judge-interval", "200ms"]);
     let mut container = Container::start(None, "/docker");
-    // It runs.
+    // An answer shows that the fixture runs.
     container.zoo.must("pid");
     let name = container.id[..12].to_owned();
     let mut tail = Tail::start(&agent, &["--container", &name]);
     tail.first_line(&mut container.zoo);
     let fd = container.zoo.must("open io_uring");
-    // Before, it may have been told that runc's own sockets, with which a container begins, stand in the way no more.
+    // Other lines may come first: a container begins with runc's own sockets, and `tail` may tell
+    // that these don't block it any more.
     let line = tail.until("blocked", fd);
     assert_eq!(
         (&line["reason"], &line["pid"]),
@@ -314,7 +318,7 @@ fn tail_tells_what_stands_in_the_way() {
     assert_eq!(line["message"], "Can't retrieve FDs from socket");
     container.zoo.must(&format!("close {fd}"));
     while tail.next()["event"] != "unblocked" {}
-    // Of itself.
+    // The target of this pidfd is the process itself.
     container.zoo.must("open pidfd");
     let verdict = |agent: &Agent, verdict: &str| {
         let labels = [("container", name.as_str()), ("kind", "pidfd"), ("verdict", verdict)];

@@ -1,4 +1,4 @@
-//! What Grafana would ask of Prometheus for the dashboards that are shipped.
+//! Sends Prometheus the queries that Grafana would send for the dashboards that are shipped.
 
 use std::{fs, path::Path};
 
@@ -15,7 +15,8 @@ pub fn tests() -> Vec<Test> {
     vec![test("dashboards::every_panel_has_data", Programs(&[PROMETHEUS, "runc"]), every_panel_has_data)]
 }
 
-/// Prometheus understands all queries, and those about what the agent exports here have an answer.
+/// Checks that Prometheus understands all queries, and answers those about metrics that the agent
+/// exports here.
 fn every_panel_has_data() {
     let agent = agent();
     let prometheus = Prometheus::start(agent.address, "", None);
@@ -50,20 +51,21 @@ fn every_panel_has_data() {
     assert!(answered > unanswered.len(), "{answered} queries have data");
 }
 
-/// What somebody chose at the top of a dashboard.
+/// What a user chose at the top of a dashboard.
 struct Choice {
     instance: String,
     container: String,
 }
 
 impl Choice {
-    /// Puts values where a query has variables. Values are quoted as Grafana quotes them in a regular expression.
+    /// Puts values where a query has variables. Quotes them as Grafana quotes values in a regular
+    /// expression.
     fn fill_in(&self, expression: &str) -> String {
         let instance = self.instance.replace('.', r"\\.");
         let filled = expression
             .replace("$instance", &instance)
             .replace("$container", &self.container)
-            // No container here has any.
+            // No container here has a namespace.
             .replace("$namespace", ".*")
             .replace("$pod", ".*")
             .replace("$__rate_interval", "5s")
@@ -73,7 +75,7 @@ impl Choice {
     }
 }
 
-/// Something that Grafana asks.
+/// A query of Grafana's.
 struct Query {
     /// The variable or panel.
     place: String,
@@ -81,7 +83,7 @@ struct Query {
     is_instant: bool,
 }
 
-/// The queries of all dashboards.
+/// Returns the queries of all dashboards.
 fn shipped() -> Vec<Query> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").join("deploy/grafana");
     let files = fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
@@ -95,7 +97,7 @@ fn read(file: &Path) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
 
-/// The queries of a dashboard: for the values of its variables, and for its panels.
+/// Returns the queries of a dashboard: for the values of its variables, and for its panels.
 fn queries(dashboard: &Value) -> Vec<Query> {
     let variables = list(&dashboard["templating"]["list"]).filter(|variable| variable["type"] == "query");
     let of_variables = variables.map(|variable| {
@@ -114,7 +116,7 @@ fn queries(dashboard: &Value) -> Vec<Query> {
 fn of_panels(panels: &Value) -> Vec<Query> {
     let mut queries = Vec::new();
     for panel in list(panels) {
-        // A row has panels.
+        // A row contains panels.
         queries.extend(of_panels(&panel["panels"]));
         queries.extend(list(&panel["targets"]).map(|target| Query {
             place: text(&panel["title"]),
@@ -133,8 +135,8 @@ fn text(value: &Value) -> String {
     value.as_str().expect("a text").to_owned()
 }
 
-/// Whether all metrics that an expression is about are exported, and for long. Some are only on some kernels, or with some options, and one
-/// only while something is wrong.
+/// Returns whether all metrics of an expression are exported here, and stay. Some exist only on
+/// some kernels or with some options, and one only while something is wrong.
 fn is_exported(agent: &Agent, expression: &str) -> bool {
     let metrics = agent.metrics();
     let has = |name: &str| {

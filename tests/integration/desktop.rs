@@ -1,5 +1,6 @@
-//! The case that started it: XFCE on TightVNC with IBus in a container, followed live, and what CRIU makes of it against what was
-//! foretold. What was seen goes to the file that `FDTRACKER_DESKTOP_RECORD` names, from which docs/case-vnc.md is made.
+//! Tests the case that this project began with: XFCE on TightVNC with IBus in a container. The
+//! agent follows it live, and what CRIU does is compared with what `check` predicted. The results
+//! go to the file that `FDTRACKER_DESKTOP_RECORD` names; docs/case-vnc.md is made from it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,8 +43,8 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// From the start of the desktop, which an agent sees, to what can be done about it. All of it of one desktop: in an emulated machine it
-/// takes minutes to start.
+/// Tests the whole case, from the start of the desktop, which an agent follows, to what can be done
+/// about it. All with one desktop: in an emulated machine it takes minutes to start.
 fn whole() {
     let agent = Agent::start(&["--criu", "3.17.1"]);
     let mut tail = Tail::start(&agent, &["--kind", "pidfd"]);
@@ -55,24 +56,25 @@ fn whole() {
     drop(agent);
     criu_stops_where_check_says(&mut desktop);
     newer_criu(&mut desktop);
-    // What CRIU restores is in a time namespace of its own: after that it doesn't dump the whole.
+    // A restored process is in a time namespace of its own, and then CRIU doesn't dump the whole
+    // desktop any more. So this comes last.
     desktop.configure("");
     a_part_by_itself(&desktop);
 }
 
-/// Where CRIU is told to look for watched files: it finds those that are on overlayfs in no other way.
+/// Where CRIU is told to look for watched files. It can't find those on overlayfs in any other way.
 const WHERE_FILES_ARE: &[&str] = &["/root", "/run", "/tmp", "/usr", "/var"];
 
-/// A process, and an fd.
+/// A process and an fd.
 type Slot = (u32, u32);
 
-/// What is open with this link, and the programs that have it.
+/// Returns the slots whose link is this, and the program that each belongs to.
 fn open(desktop: &Desktop, link: &str) -> BTreeMap<Slot, String> {
     let open = desktop.open().into_iter().filter(|open| open.link.to_str() == Some(link));
     open.map(|open| ((open.process.pid, open.fd), open.process.comm)).collect()
 }
 
-/// The slot that a line of `tail` or a blocker is about.
+/// Returns the slot that a line of `tail` or a blocker is about.
 fn slot(row: &Value) -> Option<Slot> {
     let number = |key: &str| u32::try_from(row[key].as_u64()?).ok();
     Some((number("pid")?, number("fd")?))
@@ -80,17 +82,18 @@ fn slot(row: &Value) -> Option<Slot> {
 
 const PIDFD: &str = "anon_inode:[pidfd]";
 
-/// As CRIU describes it where it was on the file system of anonymous inodes.
+/// CRIU's description of a pidfd from when pidfds were on the file system of anonymous inodes.
 const PIDFD_BEFORE_6_9: &str = "anon anon_inode:[pidfd]";
 
-/// How many of these each program has.
+/// Counts the slots of each program.
 fn by_program(open: &BTreeMap<Slot, String>) -> BTreeMap<&str, usize> {
     let mut counts = BTreeMap::new();
     open.values().for_each(|comm| *counts.entry(comm.as_str()).or_default() += 1);
     counts
 }
 
-/// Every pidfd of the desktop's is seen as it is made, by whatever call, and counted as `/proc` does; by an agent that comes later, too.
+/// Checks that every pidfd of the desktop is reported when it is made, by whatever call, and that
+/// the counts agree with `/proc`. An agent that starts later must agree, too.
 fn is_followed_live(agent: &Agent, lines: &Mutex<Vec<Value>>, desktop: &Desktop) {
     counts_agree(agent, desktop);
     let open = open(desktop, PIDFD);
@@ -110,11 +113,11 @@ fn is_followed_live(agent: &Agent, lines: &Mutex<Vec<Value>>, desktop: &Desktop)
             None => Ok(lines.iter().filter(|line| told(line)).cloned().collect::<Vec<_>>()),
         }
     });
-    // Before it opens anything it may go by its id for a moment.
+    // Until the container opens something, its name may be its id.
     let unnamed: Vec<_> =
         opened.iter().filter(|line| line["event"] == "opened" && line["container"] != NAME).collect();
     assert!(unnamed.is_empty(), "{unnamed:?}");
-    // The first of each program.
+    // The first event of each program.
     let first = |program: &&str| opened.iter().find(|line| line["comm"] == **program);
     let lines: Vec<&Value> = programs.keys().filter_map(first).collect();
     record("live", &json!({"pidfds": programs, "lines": lines, "metrics": metrics(agent)}));
@@ -123,22 +126,22 @@ fn is_followed_live(agent: &Agent, lines: &Mutex<Vec<Value>>, desktop: &Desktop)
     counts_agree(&later, desktop);
 }
 
-/// `SO_PEERPIDFD` is of Linux 6.5.
+/// Returns whether the kernel has `SO_PEERPIDFD`, which came with Linux 6.5.
 fn has_peer_pidfds() -> bool {
     is_linux(6, 5)
 }
 
-/// Whether the kernel is of this release, or newer.
+/// Returns whether the kernel is this release, or newer.
 fn is_linux(major: u32, minor: u32) -> bool {
     running_kernel().expect("a version") >= KernelVersion { major, minor }
 }
 
-/// Whether CRIU dumps sockets of the internet on this kernel.
+/// Returns whether CRIU dumps internet sockets on this kernel.
 fn knows_sockets(criu: &Criu) -> bool {
     criu.version.as_str() >= "4.2" || !is_linux(6, 16)
 }
 
-/// The agent counts for the container, and for each of its processes, what `/proc` has.
+/// Waits until the agent counts what `/proc` has, for the container and for each of its processes.
 fn counts_agree(agent: &Agent, desktop: &Desktop) {
     eventually("the agent agrees with /proc", || {
         let found = agent.container(&desktop.id)?;
@@ -162,22 +165,23 @@ fn counts_agree(agent: &Agent, desktop: &Desktop) {
     });
 }
 
-/// Lines about the desktop.
+/// Returns the lines about the desktop.
 fn metrics(agent: &Agent) -> Vec<String> {
     let label = format!(r#"container="{NAME}""#);
     agent.metrics().0.lines().filter(|line| line.contains(&label)).map(str::to_owned).collect()
 }
 
-/// What is foretold of a CRIU, and what it does.
+/// What `check` predicted for a CRIU, and what that CRIU did.
 struct Foretold {
     check: Value,
     dumped: bool,
 }
 
-/// Asks `check`, and then CRIU, which must agree. What runc has dumped is restored.
+/// Runs `check`, and then CRIU, which must agree. Restores what runc has dumped.
 #[track_caller]
 fn foretell(desktop: &mut Desktop, criu: &Criu, told: &[&str]) -> Foretold {
-    // CRIU 3.17.1 loses paths that a configuration file names: it looks in places that were never said.
+    // CRIU 3.17.1 loses paths that a configuration file names: it looks in places that nobody
+    // named.
     let by_hand = criu.version.as_str() < "4.0" && !told.is_empty();
     let (mut options, mut lines) = (Vec::new(), String::new());
     for path in told {
@@ -194,8 +198,9 @@ fn foretell(desktop: &mut Desktop, criu: &Criu, told: &[&str]) -> Foretold {
         (check, text, dump)
     };
     let (mut check, mut text, mut dump) = attempt();
-    // What moves between a check and a dump may come out otherwise once; and CRIU 4.2.1 has ended without a word, once in a dozen dumps,
-    // while it looked for watched files. What disagrees twice disagrees.
+    // Something may change between a check and a dump, so one difference is allowed. Also, CRIU
+    // 4.2.1 ended without any message once in a dozen dumps, while it looked for watched files. A
+    // second difference is a failure.
     if (by_hand || !dump.done) && !is_foretold(&check, &dump) {
         eprintln!("desktop, CRIU {}: once more; of what was foretold as\n{text}", criu.version);
         (check, text, dump) = attempt();
@@ -234,7 +239,8 @@ fn foretell(desktop: &mut Desktop, criu: &Criu, told: &[&str]) -> Foretold {
     Foretold { check, dumped: dump.done }
 }
 
-/// Whether CRIU did what `check` said, and stopped at the process that it lists first.
+/// Returns whether CRIU did what `check` predicted, and stopped at the process that `check` lists
+/// first.
 fn is_foretold(check: &Value, dump: &Dump) -> bool {
     let (errors, usual) = (dump.errors(), Default::default());
     let verdict = if dump.done { "dumped" } else { "refused" };
@@ -244,7 +250,8 @@ fn is_foretold(check: &Value, dump: &Dump) -> bool {
 }
 
 fn check(target: &str, criu: &Criu, options: &[String]) -> Value {
-    // It is of one moment: what is closed while it is looked at, as the job's file may be, can't be told.
+    // A check is about one moment. A file that is closed during the inspection, such as the job's
+    // file, makes the verdict unknown.
     eventually("check can tell", || {
         let mut check = Command::new(fdtracker());
         check.args(["check", target, "--criu", &criu.version, "-o", "json"]).args(options);
@@ -255,14 +262,14 @@ fn check(target: &str, criu: &Criu, options: &[String]) -> Value {
     })
 }
 
-/// The same for people.
+/// Returns what the same check prints for people.
 fn check_text(target: &str, criu: &Criu, options: &[String]) -> String {
     let mut check = Command::new(fdtracker());
     let output = check.args(["check", target, "--criu", &criu.version]).args(options).output();
     String::from_utf8_lossy(&output.expect("run check").stdout).into_owned()
 }
 
-/// All CRIUs that are here.
+/// Returns all CRIUs that are installed here.
 fn all() -> Vec<Criu> {
     let all = Criu::all();
     assert!(!all.is_empty(), "no CRIU beside the tests");
@@ -274,7 +281,7 @@ fn of_kind<'a>(check: &'a Value, kind: &str) -> Vec<&'a Value> {
     blockers.filter(|blocker| blocker["kind"] == kind).collect()
 }
 
-/// What CRIU stops at is what `check` lists first; and it lists the rest.
+/// Checks that CRIU stops at what `check` lists first, and that `check` lists the rest as well.
 fn criu_stops_where_check_says(desktop: &mut Desktop) {
     for criu in all() {
         let Foretold { check, dumped } = foretell(desktop, &criu, &[]);
@@ -297,7 +304,8 @@ fn criu_stops_where_check_says(desktop: &mut Desktop) {
     }
 }
 
-/// Slots of inotify that watch what CRIU doesn't find: all is on overlayfs here, and CRIU knows to look in some places only.
+/// Returns the inotify slots that watch files that CRIU doesn't find. All files are on overlayfs
+/// here, and CRIU looks for watched files in a few directories only.
 fn lost_watches(desktop: &Desktop, criu: &Criu) -> BTreeSet<Slot> {
     let mut places = vec!["etc", "var/log", "var/spool"];
     // CRIU: https://github.com/checkpoint-restore/criu/pull/2324
@@ -318,8 +326,8 @@ fn lost_watches(desktop: &Desktop, criu: &Criu) -> BTreeSet<Slot> {
     lost.collect()
 }
 
-/// The first way out: a newer CRIU, which is told where the watched files are. Only the newest dumps all of it; the oldest stops where
-/// it did in the report.
+/// Tests the first solution: a newer CRIU that is told where the watched files are. Only the newest
+/// dumps everything. The oldest stops at the same file as in the first report of this case.
 fn newer_criu(desktop: &mut Desktop) {
     for criu in all() {
         let Foretold { check, dumped } = foretell(desktop, &criu, WHERE_FILES_ARE);
@@ -333,7 +341,7 @@ fn newer_criu(desktop: &mut Desktop) {
     }
 }
 
-/// The second: without IBus. XFCE has pidfds of its own.
+/// Tests the second: no IBus. XFCE has pidfds of its own.
 fn without_ibus() {
     let mut desktop = Desktop::start(Session::WithoutIbus);
     for criu in all() {
@@ -344,7 +352,8 @@ fn without_ibus() {
     }
 }
 
-/// The third: a window manager instead of a session. What the bus watches, CRIU has known where to find since 4.0; it is told.
+/// Tests the third: a window manager instead of a full session. CRIU is told where the files are
+/// that the bus watches; since 4.0 it finds these without being told.
 fn simplified() {
     let mut desktop = Desktop::start(Session::Simplified);
     for criu in all() {
@@ -355,7 +364,8 @@ fn simplified() {
     assert_eq!(desktop.stop(), Some(0), "what the session ended with");
 }
 
-/// The fourth: a part that `check` calls dumpable is dumped by itself, in the middle of a desktop that isn't, and restored.
+/// Tests the fourth: one part, which `check` calls dumpable, is dumped and restored by itself,
+/// while the rest of the desktop can't be dumped.
 fn a_part_by_itself(desktop: &Desktop) {
     for criu in all() {
         let job = desktop.process(JOB);
@@ -379,7 +389,7 @@ fn a_part_by_itself(desktop: &Desktop) {
     }
 }
 
-/// The alert that is shipped fires for it.
+/// Checks that the alert that is shipped fires for the desktop.
 fn alert() {
     let agent = Agent::start(&["--criu", "3.17.1", "--judge-interval", "200ms"]);
     let desktop = Desktop::start(Session::Whole);
@@ -399,7 +409,7 @@ fn alert() {
     record("alert", &told);
 }
 
-/// Adds what was seen to the record, if one is wanted.
+/// Adds a result to the record, if there is one.
 fn record(what: &str, seen: &Value) {
     let Some(file) = std::env::var_os("FDTRACKER_DESKTOP_RECORD") else { return };
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");

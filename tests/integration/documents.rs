@@ -1,4 +1,4 @@
-//! What the documents show is what the program does.
+//! Checks that the program does what the documents show.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
@@ -54,7 +54,7 @@ fn links_lead_somewhere() {
     }
 }
 
-/// Every document for users and newcomers.
+/// Returns every document for users and newcomers.
 fn documents() -> Vec<String> {
     let named = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "deploy/README.md"].map(str::to_owned);
     let listed = ["docs", "docs/runbooks"].into_iter().flat_map(|dir| {
@@ -64,7 +64,7 @@ fn documents() -> Vec<String> {
     named.into_iter().chain(listed.filter(|name| name.ends_with(".md"))).collect()
 }
 
-/// The README's line has the fields, in the order, of a real one.
+/// Checks that the README's line has the fields of a real one, in the same order.
 fn the_line_of_tail() {
     let readme = read("README.md");
     let shown = readme.lines().find(|line| line.starts_with("{\"time\"")).expect("a line of tail");
@@ -78,7 +78,8 @@ fn the_line_of_tail() {
     assert_eq!(keys(shown), keys(real.trim()), "{real}");
 }
 
-/// The answers that docs/http-api.md shows have the fields of real ones, and say the same of a blocker.
+/// Checks that the answers in docs/http-api.md have the fields of real ones, and say the same about
+/// a blocker.
 fn the_answers_of_the_api() {
     let (agent, mut container) = (agent(), Container::start(None, "/docker"));
     assert_eq!(container.zoo.must("open pidfd"), 3);
@@ -87,7 +88,7 @@ fn the_answers_of_the_api() {
         serde_json::from_str(&body).unwrap_or_else(|_| panic!("{path}: {status} {body}"))
     };
     let path = format!("/v1/containers/{}", container.id);
-    let real = eventually("it is looked at", || match agent.ask(&path) {
+    let real = eventually("it is inspected", || match agent.ask(&path) {
         (200, body) if body.contains("pidfd_unsupported") => Ok(body),
         (_, body) => Err(body),
     });
@@ -102,14 +103,14 @@ fn the_answers_of_the_api() {
     assert_eq!(fields(&shown), fields(&real), "{real}");
 }
 
-/// A block of JSON in docs/http-api.md.
+/// Returns a block of JSON from docs/http-api.md.
 fn example(name: &str) -> serde_json::Value {
     let text = read("docs/http-api.md");
     let start = text.split(&format!("```json {name}\n")).nth(1).expect("the example is there");
     serde_json::from_str(start.split("```").next().expect("its end")).expect("JSON")
 }
 
-/// All fields, with those above them.
+/// Returns all fields, with the names of those above them.
 fn fields(value: &serde_json::Value) -> BTreeSet<String> {
     let below = |name: &str, value: &serde_json::Value| {
         let inner = fields(value).into_iter().map(|field| format!("{name}.{field}"));
@@ -122,7 +123,7 @@ fn fields(value: &serde_json::Value) -> BTreeSet<String> {
     }
 }
 
-/// The field names of a line of JSON, as they stand in it.
+/// Returns the field names of a line of JSON, in their order.
 fn keys(line: &str) -> Vec<String> {
     line.split("\":").filter_map(|part| part.rsplit('"').next()).map(str::to_owned).collect()
 }
@@ -144,14 +145,14 @@ fn every_metric_is_listed() {
     };
     let unlisted: Vec<_> = exported().difference(&listed).cloned().collect();
     assert!(unlisted.is_empty(), "docs/metrics.md lacks {unlisted:?}");
-    // These have a series only when there is something to say.
+    // These have a series only when they have something to report.
     let rare = [
         "fdtracker_container_stale",
         "fdtracker_container_last_checkpointable_timestamp_seconds",
         "fdtracker_program_run_seconds_total",
         "fdtracker_program_runs_total",
     ];
-    // Histories move by a clock.
+    // Histories change with the clock.
     eventually("all metrics of docs/metrics.md are exported", || {
         let exported = exported();
         let gone = listed.difference(&exported).filter(|name| !rare.contains(&name.as_str()));
@@ -159,7 +160,7 @@ fn every_metric_is_listed() {
     });
 }
 
-/// The check that README.md opens with, of a container like the one there.
+/// Runs the check that README.md begins with, on a container like the one there.
 fn the_check_of_the_readme() {
     let mut container = Container::start(Some("web"), "/fdtracker-test");
     for kind in ["pidfd", "io_uring"] {
@@ -170,7 +171,7 @@ fn the_check_of_the_readme() {
     let output =
         Command::new(fdtracker()).args(["check", "web", "--criu", "4.0"]).output().expect("run check");
     let stdout = String::from_utf8_lossy(&output.stdout);
-    // Of the child the fixture tells the pid as it is inside.
+    // The fixture tells the child's pid as it is inside the container; here it is the one outside.
     let children = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).expect("its children");
     let outside = children.split_whitespace().next().unwrap_or_else(|| panic!("no child {child}"));
     let kernel = fdtracker::host::running_kernel().expect("a version").to_string();

@@ -1,7 +1,8 @@
-//! Real engines: podman, docker, and containerd as Kubernetes uses it. What is counted in their containers, and under which names.
+//! Tests with real engines: podman, docker, and containerd as Kubernetes uses it. They check what
+//! is counted in containers, and under which names.
 //!
-//! Rootless podman isn't among them: on cgroup v1 its containers have no cgroup of their own, so that they count for whoever started
-//! them, and on v2 it wants a user's systemd.
+//! Rootless podman isn't tested. On cgroup v1 its containers have no cgroup of their own, so that
+//! their files are counted for whoever started them. On cgroup v2 it needs a user's systemd.
 
 use std::{collections::BTreeSet, fs, os::unix::fs::symlink, path::Path};
 
@@ -33,7 +34,7 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// An agent that asks at this socket alone.
+/// Starts an agent that asks only at this socket.
 fn agent(protocol: &str, socket: &Path) -> Agent {
     let socket = format!("{protocol}://{}", socket.display());
     Agent::start(&[
@@ -48,7 +49,7 @@ fn agent(protocol: &str, socket: &Path) -> Agent {
     ])
 }
 
-/// What `ls` shows of a container.
+/// Returns what `ls` shows about a container.
 fn shown(agent: &Agent, id: &str, columns: &[&str]) -> Result<Value, String> {
     let row = agent.container(id)?;
     Ok(columns.iter().map(|column| row[*column].clone()).collect())
@@ -63,7 +64,8 @@ fn is_named(agent: &Agent, id: &str, namespace: Option<&str>, pod: Option<&str>,
     });
 }
 
-/// Waits until so many pidfds are counted under these names; `None`: until there is no such series.
+/// Waits until this number of pidfds is counted under these names. `None`: until there is no such
+/// series.
 #[track_caller]
 fn counts(agent: &Agent, namespace: &str, pod: &str, container: &str, pidfds: Option<f64>) {
     let labels = [("namespace", namespace), ("pod", pod), ("container", container), ("kind", "pidfd")];
@@ -73,7 +75,7 @@ fn counts(agent: &Agent, namespace: &str, pod: &str, container: &str, pidfds: Op
     });
 }
 
-/// Waits until no series has this value for its label `container`.
+/// Waits until no series has this value in its label `container`.
 #[track_caller]
 fn no_series_of(agent: &Agent, container: &str) {
     let label = format!("container=\"{container}\"");
@@ -93,20 +95,21 @@ fn a_pod_of_containerd() {
     zoo.must(&format!("dup {fd}"));
     is_named(&agent, &nginx, Some("shop"), Some("web-0"), "nginx");
     counts(&agent, "shop", "web-0", "nginx", Some(2.0));
-    // Counted by kind, its pidfds block until the container is looked at: what `exec` started doesn't descend from its first process,
-    // so that no dump takes it.
+    // As long as only kinds are known, the pidfds block the dump. After an inspection they don't:
+    // what `exec` started isn't a descendant of the container's first process, so that no dump
+    // includes it.
     eventually("it is known that a dump leaves out what was started later", || {
         same(shown(&agent, &nginx, &["runtime", "image", "state"])?, json!(["containerd", IMAGE, "ok"]))
     });
 
-    // Another pod's container of the same name is another.
+    // A container of the same name in another pod is another container.
     let other = containerd.run_pod("shop", "web-1");
     let mut others = containerd.zoo(&containerd.run(&other, "nginx"));
     others.must("open pidfd");
     counts(&agent, "shop", "web-1", "nginx", Some(1.0));
     counts(&agent, "shop", "web-0", "nginx", Some(2.0));
 
-    // As after a crash: the name is used again, by a container with another id.
+    // As after a crash: a container with another id uses the name again.
     containerd.remove(&nginx);
     counts(&agent, "shop", "web-0", "nginx", None);
     let again = containerd.run(&pod, "nginx");
@@ -122,7 +125,7 @@ fn containerd_restarts() {
     let pod = containerd.run_pod("shop", "web-0");
     let agent = agent("cri", &containerd.socket());
     let nginx = containerd.run(&pod, "nginx");
-    // Not by `ctr`, which wouldn't survive a restart.
+    // It isn't started by `ctr`: that wouldn't survive a restart.
     let mut zoo = zoo_beside(&agent, &nginx);
     zoo.must("open pidfd");
     counts(&agent, "shop", "web-0", "nginx", Some(1.0));
@@ -132,14 +135,14 @@ fn containerd_restarts() {
     containerd.resume();
     zoo.must("open pidfd");
     counts(&agent, "shop", "web-0", "nginx", Some(3.0));
-    // The agent asks the new daemon.
+    // The agent asks the new daemon for this one's name.
     let sidecar = containerd.run(&pod, "sidecar");
     containerd.zoo(&sidecar).must("open pidfd");
     is_named(&agent, &sidecar, Some("shop"), Some("web-0"), "sidecar");
     is_named(&agent, &nginx, Some("shop"), Some("web-0"), "nginx");
 }
 
-/// Starts the fixture in a container's cgroup, though not in its namespaces.
+/// Starts the fixture in a container's cgroup, but not in its namespaces.
 fn zoo_beside(agent: &Agent, id: &str) -> Zoo {
     let row = eventually("the container is there", || agent.container(id));
     let cgroup = row["cgroup"].as_str().expect("a cgroup").trim_start_matches('/');
@@ -156,7 +159,7 @@ fn a_socket_that_is_away() {
     let agent = agent("docker", &link);
     let mut zoo = engine.run("web");
     zoo.must("open pidfd");
-    // Counted at once, under all that its cgroup tells.
+    // It is counted at once, under the id and the runtime that its cgroup tells.
     let id = engine.id("web");
     counts(&agent, "", "", &id[..12], Some(1.0));
     symlink(engine.socket(), &link).expect("make a link");
@@ -165,7 +168,7 @@ fn a_socket_that_is_away() {
     no_series_of(&agent, &id[..12]);
 }
 
-/// crun refuses to run where cgroups of both versions have controllers.
+/// Tests podman with crun, which refuses to run where cgroups of both versions have controllers.
 fn podman_with_crun() -> Result<(), String> {
     let engine = Engine::podman("crun");
     match engine.try_out() {
@@ -178,7 +181,7 @@ fn podman_with_crun() -> Result<(), String> {
     }
 }
 
-/// The same for podman and docker.
+/// Tests names with podman or docker.
 fn names_of(engine: &Engine, runtime: &str) {
     let agent = agent(runtime, &engine.socket());
     let mut zoo = engine.run("web");
@@ -196,7 +199,7 @@ fn names_of(engine: &Engine, runtime: &str) {
     counts(&agent, "", "", "shop", Some(2.0));
     no_series_of(&agent, "web");
 
-    // The name that has become free is another's.
+    // Another container gets the name that has become free.
     let mut other = engine.run("web");
     other.must("open pidfd");
     counts(&agent, "", "", "web", Some(1.0));
@@ -214,11 +217,11 @@ fn names_of(engine: &Engine, runtime: &str) {
     assert!(agent.container(&id).is_err(), "the container that was removed is still listed");
 }
 
-/// Churn leaves nothing: neither series, nor memory.
+/// Checks that many short-lived cgroups leave nothing behind, neither series nor memory.
 fn ten_thousand_cgroups() {
     const BATCHES: usize = 20;
     const BATCH: usize = 500;
-    /// Of which so many have a process.
+    /// So many cgroups of each batch have a process.
     const USED: usize = 10;
     let home = Cgroup::docker();
     let mut zoo = Zoo::in_cgroup(&home);
@@ -235,7 +238,7 @@ fn ten_thousand_cgroups() {
                 same(agent.counts(&cgroup.id)?.get("pidfd"), Some(&1))
             });
         }
-        // A container that had an fd and one that has it, but none that never had.
+        // Containers that have or had an fd have series now. Those that never had one don't.
         let during = containers(&agent, &made);
         assert!(during.len() <= USED, "{} containers have series", during.len());
         home.add(zoo.pid());
@@ -251,11 +254,11 @@ fn ten_thousand_cgroups() {
         BATCHES / 4 * BATCH,
         BATCHES * BATCH
     );
-    // What leaks with cgroups would have grown fourfold; allocators keep some.
+    // A leak for each cgroup would have made it four times as large. Allocators keep a little.
     assert!(at_end < warm + warm / 4 + 4096, "grew from {warm} to {at_end} KiB");
 }
 
-/// Which of these are values of the label `container` in `/metrics`.
+/// Returns which of these are values of the label `container` in `/metrics`.
 fn containers(agent: &Agent, names: &BTreeSet<String>) -> BTreeSet<String> {
     let metrics = agent.metrics().0;
     let values =
@@ -263,7 +266,7 @@ fn containers(agent: &Agent, names: &BTreeSet<String>) -> BTreeSet<String> {
     values.filter(|name| names.contains(*name)).map(str::to_owned).collect()
 }
 
-/// The memory that an agent has, in KiB.
+/// Returns the memory that an agent uses, in KiB.
 fn resident(agent: &Agent) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("read its status");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");

@@ -1,4 +1,4 @@
-//! `/metrics`, as Prometheus sees it.
+//! Tests `/metrics` as Prometheus sees it.
 
 use std::{
     io::Write as _,
@@ -32,7 +32,8 @@ fn promtool_finds_nothing_wrong() {
     let fd = zoo.must("open pidfd");
     zoo.must(&format!("send_unaccepted {fd}"));
     zoo.must(&format!("close {fd}"));
-    // Promtool can only judge what is there: of containers, all but what is only there while something is wrong.
+    // Promtool can judge only metrics that are there. These are all metrics of a container, except
+    // those that exist only while something is wrong.
     let of_container = [
         "open_fds",
         "fds_opened_total",
@@ -90,13 +91,14 @@ fn pages() {
         assert_eq!(metrics.get("fdtracker_feeder_info", &[("feeder", &feeder)]), 1.0);
     }
     assert_eq!(metrics.get("fdtracker_criu_info", &[("version", "4.0"), ("source", "given")]), 1.0);
-    // It may have lost some to another test's storm, which is the reader's loss, not the counts'.
+    // It may have lost some events to the load of another test. That is a loss for subscribers, and
+    // counts stay exact.
     assert!(metrics.find("fdtracker_events_lost_total", &[("stage", "ring")]).is_some());
     assert_eq!(metrics.get("fdtracker_map_capacity", &[("map", "tables")]), 16_384.0);
     assert_eq!(metrics.get("fdtracker_series_dropped", &[]), 0.0);
 }
 
-/// The kernel counts them while the agent asks it to, and no longer.
+/// Checks that the kernel measures the programs' runs while the agent asks for that, and not after.
 fn runs_of_programs() {
     let agent = Agent::start(&["--bpf-stats"]);
     let cgroup = Cgroup::docker();
@@ -110,7 +112,7 @@ fn runs_of_programs() {
             found => Err(format!("{found:?}")),
         }
     });
-    // No other test has this agent, so that it has lost none to a storm.
+    // No other test uses this agent, so it has lost no events to their load.
     assert_eq!(agent.metrics().get("fdtracker_events_lost_total", &[("stage", "ring")]), 0.0);
 }
 

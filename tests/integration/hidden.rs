@@ -1,4 +1,4 @@
-//! Files that no slot holds: found by an audit, and gone with the next after they are.
+//! Tests hidden files: a scan finds them, and the next scan after their end forgets them.
 
 use std::{collections::BTreeMap, process::Command};
 
@@ -25,8 +25,9 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// Whether this kernel can be asked for this, as the agent says; else why this is skipped.
-fn looked_for(agent: &Agent, place: &str) -> Result<(), String> {
+/// Returns whether the agent does hidden scans of this sort on this kernel; otherwise, why the test
+/// is skipped.
+fn is_scanned(agent: &Agent, place: &str) -> Result<(), String> {
     match agent.metrics().get("fdtracker_hidden_look", &[("place", place)]) {
         1.0 => Ok(()),
         _ => Err(format!("{place} files aren't looked for on this kernel")),
@@ -39,7 +40,8 @@ fn counts(agent: &Agent, cgroup: &Cgroup, expected: &[(&str, i64)]) {
     eventually("the counts", || same(agent.counts(&cgroup.id)?, expected.clone()));
 }
 
-/// Waits until the container is in this state. A probe that is missed anywhere makes all stale until the audit that follows.
+/// Waits until the container is in this state. If a probe misses anything anywhere, all states are
+/// stale until the next audit.
 fn state(agent: &Agent, cgroup: &Cgroup, expected: &str) -> serde_json::Value {
     eventually(&format!("the container is {expected}"), || {
         let container = agent.container(&cgroup.id)?;
@@ -47,21 +49,21 @@ fn state(agent: &Agent, cgroup: &Cgroup, expected: &str) -> serde_json::Value {
     })
 }
 
-/// Waits until everything was looked at twice since now.
-fn look_again(agent: &Agent) {
-    let looks = || agent.metrics().get("fdtracker_hidden_looks_total", &[("result", "ok")]);
-    let start = looks();
-    eventually("two more looks", || if looks() >= start + 2.0 { Ok(()) } else { Err("not yet") });
+/// Waits for the end of two more hidden scans, so that one has begun after this call.
+fn wait_for_two_scans(agent: &Agent) {
+    let scans = || agent.metrics().get("fdtracker_hidden_looks_total", &[("result", "ok")]);
+    let start = scans();
+    eventually("two more hidden scans", || if scans() >= start + 2.0 { Ok(()) } else { Err("not yet") });
 }
 
 fn mapped(kind: &str, hidden: &str) -> Result<(), String> {
     let (agent, cgroup) = (agent(), Cgroup::docker());
-    looked_for(&agent, "mapped")?;
+    is_scanned(&agent, "mapped")?;
     let mut zoo = Zoo::in_cgroup(&cgroup);
     let fd = zoo.ask(&format!("open {kind}")).map_err(|reason| format!("no {kind} here: {reason}"))?[0];
     let pages = [zoo.must(&format!("mmap {fd}")), zoo.must(&format!("mmap {fd}"))];
-    // It is open: that it is mapped too is no second thing.
-    look_again(&agent);
+    // The file is open and mapped, and counted once.
+    wait_for_two_scans(&agent);
     counts(&agent, &cgroup, &[(kind, 1)]);
     zoo.must(&format!("close {fd}"));
     counts(&agent, &cgroup, &[(hidden, 1)]);
@@ -74,9 +76,9 @@ fn mapped(kind: &str, hidden: &str) -> Result<(), String> {
     eventually("it is said to be blocked", || {
         same(agent.metrics().find("fdtracker_container_checkpointable", &[name]), Some(0.0))
     });
-    // One file, however often it is mapped.
+    // It is counted as one file, however often it is mapped.
     zoo.must(&format!("munmap {}", pages[0]));
-    look_again(&agent);
+    wait_for_two_scans(&agent);
     counts(&agent, &cgroup, &[(hidden, 1)]);
     zoo.must(&format!("munmap {}", pages[1]));
     counts(&agent, &cgroup, &[]);
@@ -90,21 +92,21 @@ fn mapped_files_are_no_matter() {
     let fd = zoo.must("open memfd");
     zoo.must(&format!("mmap {fd}"));
     zoo.must(&format!("close {fd}"));
-    look_again(&agent);
+    wait_for_two_scans(&agent);
     counts(&agent, &cgroup, &[]);
 }
 
 fn registered_ring() -> Result<(), String> {
     let (agent, cgroup) = (agent(), Cgroup::docker());
-    looked_for(&agent, "registered")?;
+    is_scanned(&agent, "registered")?;
     let mut zoo = Zoo::in_cgroup(&cgroup);
     let ring = zoo.ask("open io_uring").map_err(|reason| format!("no io_uring here: {reason}"))?[0];
     let index = zoo.must(&format!("register_ring {ring}"));
-    look_again(&agent);
+    wait_for_two_scans(&agent);
     counts(&agent, &cgroup, &[("io_uring", 1)]);
     let page = zoo.must(&format!("mmap {ring}"));
     zoo.must(&format!("close {ring}"));
-    // Mapped and registered: one ring.
+    // The ring is mapped and registered, and still counted once.
     counts(&agent, &cgroup, &[("io_uring_mapped", 1)]);
     zoo.must(&format!("munmap {page}"));
     counts(&agent, &cgroup, &[("io_uring_registered", 1)]);
@@ -116,7 +118,7 @@ fn registered_ring() -> Result<(), String> {
 
 fn registered_only_ring() -> Result<(), String> {
     let (agent, cgroup) = (agent(), Cgroup::docker());
-    looked_for(&agent, "registered")?;
+    is_scanned(&agent, "registered")?;
     let mut zoo = Zoo::in_cgroup(&cgroup);
     let index =
         zoo.ask("registered_only").map_err(|reason| format!("no rings without an fd here: {reason}"))?[0];
@@ -128,15 +130,15 @@ fn registered_only_ring() -> Result<(), String> {
 
 fn direct_descriptor() -> Result<(), String> {
     let (agent, cgroup) = (agent(), Cgroup::docker());
-    looked_for(&agent, "direct")?;
+    is_scanned(&agent, "direct")?;
     let mut zoo = Zoo::in_cgroup(&cgroup);
     let ring = zoo.ask("open io_uring").map_err(|reason| format!("no io_uring here: {reason}"))?[0];
     let eventfd = zoo.must("open eventfd");
     zoo.must(&format!("register_file {ring} {eventfd}"));
     zoo.must(&format!("close {eventfd}"));
     counts(&agent, &cgroup, &[("io_uring", 1), ("io_uring_direct", 1)]);
-    // Held by a ring that is only mapped.
-    if looked_for(&agent, "mapped").is_ok() {
+    // This ring is only mapped, and holds a file.
+    if is_scanned(&agent, "mapped").is_ok() {
         let copy = zoo.must(&format!("dup {ring}"));
         let page = zoo.must(&format!("mmap {ring}"));
         zoo.must(&format!("close {ring}"));
@@ -164,19 +166,19 @@ fn in_flight() {
     counts(&agent, &cgroup, &[("fd_in_flight", 2)]);
     let metrics = agent.metrics();
     let labels = |verdict| [("container", cgroup.name()), ("kind", "fd_in_flight"), ("verdict", verdict)];
-    // As the file itself.
+    // A file in flight has the same verdict as an open file of its kind.
     assert_eq!(metrics.get("fdtracker_open_fds", &labels("ok")), 1.0);
     assert_eq!(metrics.get("fdtracker_open_fds", &labels("blocked")), 1.0);
     state(&agent, &cgroup, "blocked");
-    // A child has the sockets too, but no other files are in them.
+    // A child has the sockets too, but the files in them are the same.
     let child = zoo.must("fork");
-    look_again(&agent);
+    wait_for_two_scans(&agent);
     counts(&agent, &cgroup, &[("fd_in_flight", 2)]);
     zoo.must(&format!("kill {child}"));
     let received = zoo.must(&format!("receive {}", sockets[1]));
     counts(&agent, &cgroup, &[("fd_in_flight", 1), ("pidfd", 1)]);
     zoo.must(&format!("close {received}"));
-    // What a socket had goes with it.
+    // The files in a socket go with the socket.
     zoo.must(&format!("close {}", sockets[0]));
     counts(&agent, &cgroup, &[]);
 }
@@ -201,7 +203,7 @@ fn without_probes_and_without_an_agent() -> Result<(), String> {
     let page = zoo.must(&format!("mmap {ring}"));
     zoo.must(&format!("close {pidfd}"));
     let agent = Agent::start(&["--feeder", "audit", "--audit-interval", "1s"]);
-    let is_mapped = looked_for(&agent, "mapped").is_ok();
+    let is_mapped = is_scanned(&agent, "mapped").is_ok();
     zoo.must(&format!("close {ring}"));
     let expected: &[_] =
         if is_mapped { &[("fd_in_flight", 1), ("io_uring_mapped", 1)] } else { &[("fd_in_flight", 1)] };

@@ -1,4 +1,5 @@
-//! Every way in which a slot comes to hold a file, or ceases to: counts equal what `/proc` says after each step.
+//! Tests every way in which a slot is filled or emptied. After each step, counts must equal what
+//! `/proc` says.
 
 use std::collections::BTreeMap;
 
@@ -29,25 +30,27 @@ pub fn tests() -> Vec<Test> {
         test("life_cycle::many_fds", Root, many_fds),
         test("life_cycle::moved_to_another_cgroup", Root, moved_to_another_cgroup),
         test("life_cycle::exit", Root, exit),
-        // After this the tracepoint feeder's audits have had something to put right.
+        // After this test the tracepoint feeder's audits have corrected something.
         test_or_skip("life_cycle::io_uring_opens_and_closes", Root, io_uring_opens_and_closes),
         test_or_skip("life_cycle::read_of_fanotify", Root, read_of_fanotify),
         test_or_skip("life_cycle::seccomp_addfd", Root, seccomp_addfd),
     ]
 }
 
-/// Waits until the agent counts for this cgroup what `/proc` says, and the iterator says the same: audits find nothing.
+/// Waits until the agent counts what `/proc` says for this cgroup. The iterator must agree: audits
+/// find nothing to correct.
 #[track_caller]
 fn agrees(agent: &Agent, cgroup: &Cgroup) {
     agrees_with_proc(agent, cgroup);
     let audited = || agent.metrics().get("fdtracker_audits_total", &[("result", "ok")]);
     let (start, corrections) = (audited(), agent.metrics().corrections());
-    // The first may have begun before.
+    // The first may have begun before this call.
     eventually("two audits", || if audited() >= start + 2.0 { Ok(()) } else { Err("not yet") });
     nothing_corrected_since(corrections, agent);
 }
 
-/// Nothing but what programs missed that the kernel skipped.
+/// Checks that audits corrected nothing since then. If the kernel has skipped programs, there is
+/// nothing to compare.
 #[track_caller]
 fn nothing_corrected_since(before: Option<f64>, agent: &Agent) {
     if let Some(corrections) = agent.metrics().corrections() {
@@ -55,7 +58,7 @@ fn nothing_corrected_since(before: Option<f64>, agent: &Agent) {
     }
 }
 
-/// What `/proc` can't tell (sockets) is left out.
+/// Compares counts with `/proc`, which can't tell the kind of sockets: these are left out.
 #[track_caller]
 fn agrees_with_proc(agent: &Agent, cgroup: &Cgroup) {
     eventually("the agent agrees with /proc", || {
@@ -85,7 +88,8 @@ fn every_kind() {
             Err(reason) => eprintln!("{}: not here: {reason}", kind.name()),
         }
     }
-    // A KVM machine's fd stays open only if there is KVM; the rest is on every kernel that the agent runs on.
+    // An fd of a KVM machine exists only where there is KVM. The other kinds are on every kernel
+    // that the agent runs on.
     for kind in
         [Kind::Eventfd, Kind::Pidfd, Kind::Epoll, Kind::PerfEvent, Kind::BpfMap, Kind::BpfProg, Kind::Inotify]
     {
@@ -234,12 +238,14 @@ fn shared_table() {
     let mut zoo = Zoo::in_cgroup(&cgroup);
     zoo.must("open eventfd");
     let sharer = zoo.must("sharer 3");
-    // One table, whoever looks at it.
+    // It is one table, whichever process it is read from.
     counts(&agent, &cgroup, &[("eventfd", 4)]);
     zoo.must(&format!("kill {sharer}"));
     counts(&agent, &cgroup, &[("eventfd", 4)]);
-    // Whether the table stays was in doubt, until an audit looked.
-    eventually("the doubt is gone", || same(agent.container(&cgroup.id)?["state"].clone(), "ok".into()));
+    // The probe couldn't be sure that the table still exists, so it requested an audit.
+    eventually("the requested audit is done", || {
+        same(agent.container(&cgroup.id)?["state"].clone(), "ok".into())
+    });
     agrees(&agent, &cgroup);
 }
 
@@ -252,7 +258,7 @@ fn threads_with_tables_of_their_own() {
     }
     zoo.must("thread_unshare");
     zoo.must("thread_close_range 350 355");
-    // Both threads have ended, and their tables with them.
+    // Both threads have ended, and their tables are gone.
     counts(&agent, &cgroup, &[("eventfd", 4)]);
     agrees(&agent, &cgroup);
 }
@@ -316,7 +322,7 @@ fn seccomp_addfd() -> Result<(), String> {
     Ok(())
 }
 
-/// Waits until nothing is being repaired.
+/// Waits until no count is being repaired.
 fn settled(agent: &Agent, cgroup: &Cgroup) {
     eventually("no count is being repaired", || {
         let state = agent.container(&cgroup.id)?["state"].clone();

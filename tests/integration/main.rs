@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         alone: alone.into_iter().flatten().collect(),
         beside: beside.into_iter().flatten().collect(),
     };
-    // Statics aren't dropped.
+    // Rust doesn't drop statics, so the agent is ended here.
     let end_agent = || drop(AGENT.lock().unwrap_or_else(PoisonError::into_inner).take());
     harness::main(tests, end_agent)
 }

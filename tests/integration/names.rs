@@ -1,5 +1,6 @@
-//! What containers are called: by annotations that runc keeps, and by runtimes that are asked. The runtimes of these tests are mocks:
-//! sockets that answer as docker does, or don't. Real ones are asked in other tests.
+//! Tests the names of containers: from annotations that runc keeps, and from runtimes that are
+//! asked. The runtimes in these tests are mocks: sockets that answer as docker does, or don't
+//! answer. Other tests ask real ones.
 
 use std::{
     io::{Read as _, Write as _},
@@ -40,7 +41,7 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// What a mock does with whoever connects.
+/// How a mock treats a connection.
 #[derive(Clone, Debug)]
 enum Manner {
     /// Answers `GET /containers/json` with this.
@@ -68,7 +69,7 @@ impl Mock {
         let listener = UnixListener::bind(&path).expect("listen");
         let (manner, asked) = (Arc::new(Mutex::new(manner)), Arc::new(AtomicUsize::new(0)));
         let (how, count) = (Arc::clone(&manner), Arc::clone(&asked));
-        // Ends with the tests.
+        // The thread ends with the tests.
         thread::spawn(move || {
             let mut kept = Vec::new();
             for stream in listener.incoming().flatten() {
@@ -104,7 +105,7 @@ impl Mock {
     }
 }
 
-/// Returns the connection if it is to be kept.
+/// Answers a connection. Returns it if it must stay open.
 fn answer(mut stream: UnixStream, manner: &Manner) -> Option<UnixStream> {
     let mut request = [0; 4096];
     let text = match manner {
@@ -123,12 +124,12 @@ fn answer(mut stream: UnixStream, manner: &Manner) -> Option<UnixStream> {
     if matches!(manner, Manner::Lists(_)) && !request[..read].starts_with(b"GET /containers/json ") {
         return None;
     }
-    // Whoever asked may have gone.
+    // The client may have gone.
     let _ = stream.write_all(&text);
     None
 }
 
-/// A row of docker's list.
+/// Returns a row of docker's list.
 fn row(id: &str, name: &str) -> Value {
     json!({"Id": id, "Names": [format!("/{name}")], "Image": "zoo:1", "Labels": {}, "State": "running"})
 }
@@ -161,7 +162,7 @@ fn annotations_name_a_container() {
     let mut tail = Tail::start(&agent, &["--container", "zoo"]);
     let line: Value = serde_json::from_str(&tail.first_line(&mut container.zoo)).expect("JSON");
     assert_eq!((&line["container"], &line["pod"]), (&"zoo".into(), &"front-1".into()), "{line}");
-    // Without an agent, by the pod.
+    // Without an agent, `check` finds it by the pod.
     let check = |target: &str| {
         let output = Command::new(fdtracker())
             .args(["check", target, "--runtime-socket", "none", "--criu", "4.0", "-o", "json"])
@@ -183,7 +184,7 @@ fn an_id_reused_has_the_new_name() {
     }
 }
 
-/// The engine is a mock; the container is runc's.
+/// Tests names and renames with a mock of docker; runc runs the container.
 fn a_mock_of_docker_names_and_renames() {
     let mock = Mock::lists(json!([]));
     let agent = mock.agent();
@@ -197,11 +198,11 @@ fn a_mock_of_docker_names_and_renames() {
     assert_eq!(found["counts"][0]["count"], 1);
     mock.becomes(Manner::Lists(json!([row(&id, "shop")])));
     is_called(&agent, &id, "shop");
-    // Nothing but the name has changed.
+    // Only the name has changed.
     assert_eq!(agent.counts(&id).expect("its counts")["pidfd"], 1);
     let labels = [("container", "shop"), ("kind", "pidfd")];
     assert_eq!(agent.metrics().get("fdtracker_fds_opened_total", &labels), 1.0);
-    // That it isn't listed any more takes no name away.
+    // The container keeps its name when the runtime doesn't list it any more.
     mock.becomes(Manner::Lists(json!([])));
     let asked = mock.asked.load(Ordering::Relaxed);
     eventually("it was asked again", || {
@@ -250,7 +251,7 @@ fn hostile_names_do_no_harm() {
     assert_eq!((open("docker/host"), open("docker/other"), open("other")), (Some(1.0), Some(1.0), None));
 }
 
-/// However runtimes behave, a container is there at once, by its id, and so are its events.
+/// Checks that, whatever runtimes do, a container and its events are shown at once, by its id.
 fn runtimes_that_fail_delay_nothing() {
     let says = |text: &str| Manner::Says(text.as_bytes().to_vec());
     let mocks = [
@@ -303,7 +304,8 @@ fn a_runtime_that_restarts() {
     is_called(&agent, &cgroup.id, "new");
 }
 
-/// There cgroups have other paths than runtimes write down, and ids that the agent would take for the host's.
+/// Checks that the agent refuses to run in a cgroup namespace. There cgroups have other paths than
+/// those that runtimes write down, and the agent would take their ids for the host's.
 fn a_cgroup_namespace_is_refused() -> Result<(), String> {
     let cgroup = Cgroup::docker();
     let hierarchy = hierarchy();
@@ -311,7 +313,7 @@ fn a_cgroup_namespace_is_refused() -> Result<(), String> {
         Some(controller) => ("cgroup", controller.to_owned()),
         None => ("cgroup2", "rw".to_owned()),
     };
-    // All that was mounted is the host's; what is mounted anew is the namespace's.
+    // All existing mounts show the host's cgroups. A new mount shows the namespace's.
     let script = format!(
         "mount --make-rprivate / && umount -R /sys/fs/cgroup && mount -t tmpfs none /sys/fs/cgroup && \
          mkdir /sys/fs/cgroup/all && mount -t {kind} -o {options} none /sys/fs/cgroup/all || exit 99; \

@@ -1,4 +1,5 @@
-//! What the agent may do, and what it does without: a user of no rank with the documented capabilities, and nothing else.
+//! Tests what the agent can do with few capabilities: as a user without privileges, with the
+//! documented capabilities and nothing else.
 
 use std::{
     collections::BTreeMap,
@@ -28,18 +29,19 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// Root's agent gives up what it has no use for, and more if it is told to.
+/// Checks that an agent of root gives up the capabilities that it doesn't need, and more if it is
+/// told to.
 fn no_thread_keeps_more() {
     let used = USES.iter().map(|used| u32::from(used.capability.index())).collect();
     for (arguments, allowed) in
         [(&[][..], used), (&["--capabilities.keep", "CAP_BPF,CAP_PERFMON"][..], vec![39, 38])]
     {
         let agent = Agent::start(arguments);
-        // Threads that read maps have been started by now.
+        // By now the threads that read maps have started.
         agent.metrics();
         let allowed: u64 = allowed.iter().map(|number| 1 << number).sum();
         for task in fs::read_dir(format!("/proc/{}/task", agent.pid())).expect("its threads").flatten() {
-            // It may have ended meanwhile.
+            // The thread may have ended meanwhile.
             let Ok(status) = fs::read_to_string(task.path().join("status")) else { continue };
             for set in ["CapPrm:", "CapEff:", "CapInh:", "CapBnd:", "CapAmb:"] {
                 let held = status.lines().find_map(|line| line.strip_prefix(set)).expect("a set").trim();
@@ -50,10 +52,10 @@ fn no_thread_keeps_more() {
     }
 }
 
-/// Nobody else's on a machine that tests run on.
+/// A user id that nobody has on a machine that runs tests.
 const UID: u32 = 54_242;
 
-/// The numbers of capabilities by name.
+/// Returns the numbers of capabilities by name.
 fn numbers(names: &[&str]) -> Vec<u32> {
     let number = |name: &&str| {
         let used = USES.iter().find(|used| used.capability.to_string() == *name);
@@ -62,7 +64,8 @@ fn numbers(names: &[&str]) -> Vec<u32> {
     names.iter().map(number).collect()
 }
 
-/// What `docs/operations.md` says: all that it needs, and what looks in detail want besides.
+/// What `docs/operations.md` lists: all that the agent needs, with what inspections need in
+/// addition.
 const BASE: [&str; 4] = ["CAP_BPF", "CAP_PERFMON", "CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE"];
 const DETAIL: [&str; 3] = ["CAP_SYS_ADMIN", "CAP_SYS_CHROOT", "CAP_NET_ADMIN"];
 
@@ -79,7 +82,7 @@ impl Binary {
         Self { dir }
     }
 
-    /// A command that runs it as a user of no rank with these capabilities.
+    /// Returns a command that runs it as a user without privileges, but with these capabilities.
     fn command(&self, capabilities: &[&str]) -> Command {
         let mut command = Command::new(self.dir.path().join("fdtracker"));
         let numbers = numbers(capabilities);
@@ -95,9 +98,11 @@ impl Binary {
     }
 }
 
-/// Has these capabilities kept over the change of user, and over the exec that follows; all others go.
+/// Keeps these capabilities over the change of user and the exec that follows, and drops all
+/// others.
 fn become_nobody(numbers: &[u32]) -> io::Result<()> {
-    // include/uapi/linux/capability.h: _LINUX_CAPABILITY_VERSION_3, struct __user_cap_data_struct.
+    // Kernel: `include/uapi/linux/capability.h`, _LINUX_CAPABILITY_VERSION_3 and struct
+    // __user_cap_data_struct.
     #[repr(C)]
     struct Header {
         version: u32,
@@ -117,13 +122,14 @@ fn become_nobody(numbers: &[u32]) -> io::Result<()> {
         (word.effective, word.permitted, word.inheritable) =
             (word.effective | bit, word.permitted | bit, word.inheritable | bit);
     }
-    // Kernels before 5.11 count maps as locked memory: LimitMEMLOCK=infinity in the unit. Newer ones don't care.
+    // Kernels before 5.11 count BPF maps as locked memory; the unit has LimitMEMLOCK=infinity for
+    // them. Newer kernels ignore it.
     let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: integers, and pointers to what lives through the calls.
     unsafe {
         libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited);
         for bound in 0..=63_u64 {
-            // Numbers that this kernel doesn't know are refused.
+            // The kernel refuses numbers that it doesn't know.
             if !numbers.iter().any(|n| u64::from(*n) == bound) {
                 libc::prctl(libc::PR_CAPBSET_DROP, bound, 0, 0, 0);
             }
@@ -140,7 +146,7 @@ fn become_nobody(numbers: &[u32]) -> io::Result<()> {
     }
 }
 
-/// What the agent is that runs with these capabilities: no root, and no others.
+/// Checks that the agent isn't root, and has no other capabilities than these.
 #[track_caller]
 fn has_only(agent: &Agent, capabilities: &[&str]) {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("the agent's status");
@@ -151,7 +157,7 @@ fn has_only(agent: &Agent, capabilities: &[&str]) {
     let bits = numbers(capabilities).into_iter().map(|number| 1_u64 << number);
     let mask = format!("{:016x}", bits.sum::<u64>());
     assert_eq!(line("Uid:").split_whitespace().next(), Some(UID.to_string().as_str()));
-    // Dropping some after the start is well; having more is not.
+    // The agent may drop some after its start. It must not have more.
     let has = |set: &str| u64::from_str_radix(&line(set), 16).expect("a mask");
     let allowed = u64::from_str_radix(&mask, 16).expect("a mask");
     for set in ["CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
@@ -176,11 +182,12 @@ fn counts_and_judges() {
     assert_eq!(metrics.find("fdtracker_ready", &[]), Some(1.0));
     container.zoo.must("close_range 3 100 0");
     eventually("the agent agrees with /proc", || same(agent.counts(&container.id)?, truth(pid)));
-    // Mounts can't be seen: it isn't called checkpointable.
+    // It can't see mounts, so that it doesn't call the container checkpointable.
     assert_eq!(agent.metrics().find("fdtracker_container_checkpointable", &labels), None);
 }
 
-/// The kernel's programs see every fd, whoever the agent is.
+/// Checks that without inspections every fd is still counted: the kernel's programs see all of
+/// them, whoever the agent runs as.
 fn counts_without_looks() {
     let (binary, mut container) = (Binary::new(), Container::start(None, "/docker"));
     let agent = binary.agent(&BASE[..3], &["--criu", "4.0", "--audit-interval", "200ms"]);
@@ -188,7 +195,7 @@ fn counts_without_looks() {
     container.zoo.must("open pidfd");
     let expected = BTreeMap::from([("pidfd".to_owned(), 1)]);
     eventually("the pidfd is counted", || same(agent.counts(&container.id)?, expected.clone()));
-    // That kind is never dumped, however it looks.
+    // That kind is never dumped, whatever an inspection finds.
     assert_eq!(agent.container(&container.id).expect("the container")["state"], "blocked");
 }
 
@@ -211,7 +218,7 @@ fn a_missing_capability_is_named() {
     }
 }
 
-/// The document that `check -o json` prints about a process, and the exit code.
+/// Runs `check -o json` on a process, and returns the exit code and the document.
 fn check_by(mut command: Command, pid: u32) -> (Option<i32>, serde_json::Value) {
     let output = command
         .args(["check", &format!("pid:{pid}"), "--criu", "4.0", "-o", "json"])
@@ -223,20 +230,20 @@ fn check_by(mut command: Command, pid: u32) -> (Option<i32>, serde_json::Value) 
     (output.status.code(), report)
 }
 
-/// A container with a file of each sort that a capability is needed for.
+/// Starts a container with one file of each sort that needs a capability to inspect.
 fn full() -> Container {
     let mut container = Container::start(None, "/docker");
     for kind in ["pidfd", "epoll", "eventfd"] {
         container.zoo.must(&format!("open {kind}"));
     }
     for socket in ["mptcp", "vsock"] {
-        // Kernels without them refuse.
+        // Kernels without this family refuse.
         let _ = container.zoo.ask(&format!("open {socket}"));
     }
     container
 }
 
-/// With all that is documented, a look sees what root sees.
+/// Checks that an inspection with all documented capabilities sees what root sees.
 fn looks_as_root_does() {
     let (binary, container) = (Binary::new(), full());
     let pid = container.init();
@@ -246,7 +253,8 @@ fn looks_as_root_does() {
     assert_eq!(check_by(binary.command(&all), pid), by_root);
 }
 
-/// Less is never taken for nothing: what is blocked for root is blocked or unknown.
+/// Checks that with fewer capabilities nothing is taken for harmless: what is blocked for root is
+/// blocked or unknown.
 fn what_is_lost_is_unknown() {
     let (binary, mut container) = (Binary::new(), full());
     let pid = container.init();
@@ -258,7 +266,7 @@ fn what_is_lost_is_unknown() {
     assert_eq!((code, &report["verdict"]), (Some(3), &"unknown".into()), "{report}");
 }
 
-/// The unit names the capabilities that these tests ran with.
+/// Checks that the unit names the capabilities that these tests use.
 fn the_unit_agrees() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let read =

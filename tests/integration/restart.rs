@@ -1,4 +1,4 @@
-//! Agents that start late, are killed, or find another in their place.
+//! Tests agents that start late, are killed, or find another agent in their place.
 
 use std::process::Command;
 
@@ -28,18 +28,18 @@ fn adopts_what_was_open_before() {
     zoo.must("open io_uring");
     let child = zoo.must("fork");
     let mut agent = Agent::start(&["--criu", "4.0"]);
-    // At once: adoption is what /readyz waits for.
+    // This is so at once: /readyz waits for the adoption.
     assert_eq!(agent.counts(&cgroup.id), Ok(cgroup.truth()));
     let labels = [("container", cgroup.name()), ("kind", "pidfd")];
     assert_eq!(agent.metrics().get("fdtracker_fds_opened_total", &labels), 0.0, "adoption is no opening");
-    // What was adopted is followed like the rest.
+    // What was adopted is followed like other files.
     zoo.must(&format!("close {fd}"));
     eventually("the close is counted", || same(agent.counts(&cgroup.id)?, cgroup.truth()));
     zoo.must(&format!("kill {child}"));
     eventually("the exit is counted", || same(agent.counts(&cgroup.id)?, cgroup.truth()));
     assert_eq!(agent.metrics().corrections().unwrap_or(0.0), 0.0);
 
-    // Killed, it leaves its socket behind; the next one isn't stopped by it.
+    // A killed agent leaves its socket behind. That doesn't stop the next one.
     agent.kill();
     assert!(agent.socket.exists());
     agent.start_again();
@@ -48,7 +48,7 @@ fn adopts_what_was_open_before() {
     assert!(own_events() <= events, "the kernel keeps an event of an agent that was killed");
 }
 
-/// How many of the kernel's events are fdtracker's.
+/// Returns how many of the kernel's kprobe events belong to fdtracker.
 fn own_events() -> usize {
     let events = std::fs::read_to_string("/sys/kernel/tracing/kprobe_events").unwrap_or_default();
     events.lines().filter(|line| line.contains(":fdtracker/")).count()
@@ -66,7 +66,8 @@ fn an_audit_heals_what_probes_missed() -> Result<(), String> {
     assert_eq!(agent.counts(&cgroup.id).map(|counts| counts["eventfd"]), Ok(1));
     zoo.must(&format!("close_unseen {fd}"));
     eventually("the close is found", || same(agent.counts(&cgroup.id)?, cgroup.truth()));
-    // Both were counted as what they are: corrections, an opening and a closing. No system call escapes kprobes.
+    // Both count as corrections, and as one opened and one closed file. kprobes miss no system
+    // call.
     let kprobes = agent.metrics().find("fdtracker_feeder_info", &[("feeder", "kprobe")]) == Some(1.0);
     let missed = if kprobes { 0.0 } else { 2.0 };
     let labels = [("container", cgroup.name()), ("kind", "eventfd")];
@@ -86,12 +87,12 @@ fn without_room_nothing_is_called_clean() {
     for _ in 0..20 {
         zoos[0].must("fork");
     }
-    // The agent's self-test must have room, but what follows has none.
+    // There must be room for the agent's self-test, but none for what follows.
     let agent = Agent::start(&["--criu", "4.0", "--max-tables", "16", "--audit-interval", "1s"]);
     for zoo in &mut zoos[1..] {
         zoo.must("open pidfd");
     }
-    // From the first moment, and after audits, which can't make room.
+    // From the first moment on, and also after audits, which can't make room.
     let start = std::time::Instant::now();
     while start.elapsed() < std::time::Duration::from_secs(3) {
         let states =
@@ -112,13 +113,13 @@ fn an_audit_heals_a_wrong_number() {
     let agent = Agent::start(&["--audit-interval", "200ms"]);
     spoil_numbers_of(zoo.pid());
     eventually("the number is right again", || same(agent.counts(&cgroup.id)?, cgroup.truth()));
-    // And its slots are followed as before.
+    // Its slots are followed as before.
     zoo.must("close_range 3 100 0");
     eventually("the close is counted", || same(agent.counts(&cgroup.id)?, cgroup.truth()));
     assert!(agent.metrics().get("fdtracker_audit_corrections_total", &[]) >= 1.0);
 }
 
-/// Writes a wrong number into the newest agent's record of a process.
+/// Writes a wrong number into what the newest agent has recorded for a process.
 fn spoil_numbers_of(pid: u32) {
     const SIZE: usize = size_of::<Table>();
     let tables = loaded_maps().flatten().filter(|map| map.name_as_str() == Some("TABLES"));
@@ -133,7 +134,8 @@ fn spoil_numbers_of(pid: u32) {
     map.insert(files, value, 0).expect("write the map");
 }
 
-/// Audits while fds come and go: an audit that was ahead of a probe is no correction.
+/// Runs audits while fds come and go. An audit that is ahead of a probe must not count as a
+/// correction.
 fn an_audit_finds_nothing_to_heal() {
     let cgroup = Cgroup::docker();
     let mut zoo = Zoo::in_cgroup(&cgroup);

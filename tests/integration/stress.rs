@@ -1,7 +1,7 @@
-//! Many tasks that play with fds all at once (`fdstress`): at every quiescent point counts are what `/proc` says, whatever
-//! else is made difficult for the agent.
+//! Tests with many tasks that use the same fds at once (`fdstress`). At every quiescent point,
+//! counts must be what `/proc` says, whatever else makes it difficult for the agent.
 //!
-//! `FDTRACKER_SEED` repeats a mixture of operations, `FDTRACKER_STRESS_OPS` says how many there are.
+//! `FDTRACKER_SEED` repeats a mixture of operations, `FDTRACKER_STRESS_OPS` sets their number.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +27,7 @@ pub fn tests() -> Vec<Test> {
         test("stress::two_agents", Root, two_agents),
         test("stress::beside_another_tracer", Root, beside_another_tracer),
     ];
-    // As many operations as somebody wants may take long.
+    // A run may be asked for many operations, which take long.
     tests.into_iter().map(|test| test.within(Duration::from_secs(300))).collect()
 }
 
@@ -52,7 +52,7 @@ fn counts_are_exact() {
 }
 
 fn events_are_lost_counts_are_not() {
-    // Audits that are asked for by an event may be lost too.
+    // Events that request an audit may be lost too.
     let agent = Agent::start(&["--ring-size", "4096", "--audit-interval", "1s"]);
     let mut stress = Stress::start(8, 3);
     for _ in 0..2 {
@@ -65,20 +65,21 @@ fn events_are_lost_counts_are_not() {
 }
 
 fn too_many_tables_are_not_called_clean() {
-    // Room for a worker, with all that comes from it, beside what the host has.
+    // There is room for the host's processes and for one worker with all that it starts.
     let host = agent().container("host").expect("the host")["processes"].as_array().map_or(0, Vec::len);
     let room = (host + 40).to_string();
     let agent = Agent::start(&["--max-tables", &room, "--audit-interval", "500ms"]);
     let is_full = || agent.metrics().get("fdtracker_events_lost_total", &[("stage", "tables_full")]) > 0.0;
     let mut stress = Stress::start(48, 1);
     let mut turns = 0;
-    // There isn't room for most of the workers, and so many come to play sooner or later.
+    // There isn't room for most of the workers. Sooner or later enough of them have had something
+    // to count.
     while turns < 2 || !is_full() {
         assert!(turns < 50, "seed {}: there is room for all", stress.seed);
         turns += 1;
         stress.run(operations(40));
         let truth = stress.truth();
-        // From the first moment, and after audits, which can't make room.
+        // From the first moment on, and also after audits, which can't make room.
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(1) {
             let differences = stress.differences(&agent, &truth);
@@ -138,7 +139,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// A share of all the operations.
+/// Returns a share of all the operations.
 fn operations(share: i64) -> i64 {
     number("FDTRACKER_STRESS_OPS").unwrap_or(1_000_000) / share
 }
@@ -148,14 +149,14 @@ fn number<N: std::str::FromStr>(variable: &str) -> Option<N> {
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}")))
 }
 
-/// The fixture, among some containers.
+/// The fixture, with some containers.
 struct Stress {
-    // Dropped first, with all the tasks.
+    // It is dropped first, with all the tasks.
     fixture: Zoo,
     cgroups: [Cgroup; 3],
     seed: u64,
     done: i64,
-    /// How long an agent took at the most until it agreed.
+    /// The longest time that an agent needed until it agreed.
     slowest: Duration,
 }
 
@@ -171,12 +172,12 @@ impl Stress {
         Self { fixture: Zoo::start(command), cgroups, seed, done: 0, slowest: Duration::ZERO }
     }
 
-    /// Lets the fixture work, until all is quiet.
+    /// Has the fixture work until all is quiet.
     fn run(&mut self, operations: i64) {
         self.done += self.fixture.must(&format!("run {operations}"));
     }
 
-    /// Does something while the fixture works, in turns of so many operations.
+    /// Does something while the fixture works, in turns of this many operations.
     fn meanwhile(&mut self, turn: i64, something: impl FnOnce()) {
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -185,18 +186,19 @@ impl Stress {
                     self.run(turn);
                 }
             });
-            // Also if it panics.
+            // Is dropped also if something panics.
             let _over = Over(&over);
             something();
         });
     }
 
-    /// What `/proc` says, container by container.
+    /// Returns what `/proc` says, container by container.
     fn truth(&self) -> [Counts; 3] {
         self.cgroups.each_ref().map(Cgroup::truth)
     }
 
-    /// Where the agent has each process that holds something, and how much, and where it is.
+    /// Returns where the agent has each process with something open, how much, and where the
+    /// process really is.
     fn processes(&self, agent: &Agent) -> String {
         let ls = agent.ls();
         let mut lines = String::new();
@@ -221,7 +223,7 @@ impl Stress {
         lines
     }
 
-    /// The agent counts what `/proc` says, and is sure of it.
+    /// Waits until the agent counts what `/proc` says, and is sure of it.
     #[track_caller]
     fn agrees_with(&mut self, agent: &Agent) {
         let truth = self.truth();
@@ -239,7 +241,8 @@ impl Stress {
         assert_eq!(self.truth(), truth, "seed {}: the fixture isn't quiet", self.seed);
     }
 
-    /// Where the agent counts otherwise: the container, the state that it shows for it, and what is wrong.
+    /// Returns where the agent counts something else: the container, the state that it shows for
+    /// it, and what is wrong.
     fn differences(&self, agent: &Agent, truth: &[Counts; 3]) -> Vec<(String, String, String)> {
         let ls = agent.ls();
         let listed = ls["containers"].as_array().expect("a list of containers");
@@ -251,7 +254,8 @@ impl Stress {
             };
             let state = container["state"].as_str().expect("a state").to_owned();
             let mut counts = counts_of(&container["counts"]);
-            // What the fixture's sockets have is in no slot, and so not in the truth.
+            // Files in flight over the fixture's sockets are in no slot, so that they aren't in the
+            // truth.
             counts.retain(|kind, _| !Kind::from_name(kind).is_some_and(Kind::is_hidden));
             let what = compare(&counts, truth);
             if !what.is_empty() || state == "stale" {
@@ -261,7 +265,8 @@ impl Stress {
         differences
     }
 
-    /// What was opened and not closed is open. It may have been closed in another container than it was opened in.
+    /// Checks that what was opened and not closed is open. A file may be closed in another
+    /// container than the one it was opened in.
     fn flows_add_up(&self, metrics: &Metrics) {
         let mut open = Counts::new();
         for (kind, n) in self.truth().into_iter().flatten() {
@@ -284,7 +289,7 @@ impl Stress {
     }
 }
 
-/// What the agent says of itself, where it isn't 0.
+/// Returns what the agent's metrics say about itself, where they aren't 0.
 fn health(agent: &Agent) -> String {
     let metrics = agent.metrics();
     let own = ["audit", "events_lost", "probe_misses"].map(|part| format!("fdtracker_{part}"));

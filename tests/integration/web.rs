@@ -1,6 +1,7 @@
-//! What is answered over TCP, to whom: TLS, passwords, limits, and containers one by one.
+//! Tests what is answered over TCP, and to whom: TLS, passwords, limits, and single containers.
 //!
-//! These agents have no probes: how they count is tested elsewhere, and without any they start and end at once.
+//! These agents have no probes: other tests check how they count, and without probes they start and
+//! end at once.
 
 use std::{
     fs,
@@ -47,12 +48,13 @@ pub fn tests() -> Vec<Test> {
 
 const LISTEN: [&str; 4] = ["--feeder", "audit", "--web.listen-address", "127.0.0.1:0"];
 
-/// An agent that counts by audits.
+/// Starts an agent that counts by audits.
 fn plain(arguments: &[&str]) -> Agent {
     Agent::start(&[&["--feeder", "audit", "--criu", "4.0"], arguments].concat())
 }
 
-/// curl's arguments, and what it got: the status, and all that it shows. 0 if there was no answer.
+/// Runs curl with these arguments. Returns the status, and all that curl prints. The status is 0 if
+/// there was no answer.
 fn curl(arguments: &[&str]) -> (u16, String) {
     answer_of(Command::new("curl").args(CURL_ARGUMENTS).args(arguments))
 }
@@ -134,7 +136,7 @@ fn no_such_container() {
     assert!(said.starts_with("there is no container nobody here; there are "), "{said}");
     assert!(said.contains(one.name()) && said.contains(two.name()), "{said}");
     assert_eq!(agent.ask("/v1/containers/").0, 404);
-    // Of 17 ids two begin with the same of 16 digits.
+    // An id begins with one of 16 digits, so that among 17 ids two begin alike.
     let more: Vec<Cgroup> = (0..15).map(|_| Cgroup::docker()).collect();
     let all = || more.iter().chain([&one, &two]).map(|cgroup| &cgroup.id);
     let first =
@@ -148,13 +150,13 @@ fn no_such_container() {
     assert_eq!((&host["look"], &host["blockers"]), (&"none".into(), &serde_json::Value::Null));
 }
 
-/// Whoever may connect to 127.0.0.1 isn't told which files others have open.
+/// Checks that a client that may only connect to 127.0.0.1 isn't told which files others have open.
 fn paths_stay_here() {
     let (agent, cgroup) = (agent(), Cgroup::docker());
     let mut zoo = Zoo::in_cgroup(&cgroup);
     zoo.must("open tun");
     let path = format!("/v1/containers/{}", cgroup.id);
-    let blocker = eventually("it is looked at", || {
+    let blocker = eventually("it is inspected", || {
         let found = report(&agent, &cgroup.id);
         let blockers = found["blockers"].as_array().cloned().unwrap_or_default();
         blockers.into_iter().find(|b| b["link"] == "/dev/net/tun").ok_or_else(|| found.to_string())
@@ -168,7 +170,8 @@ fn paths_stay_here() {
     assert_eq!((&found["link"], &found["kind"]), (&"".into(), &blocker["kind"]));
 }
 
-/// A page whose name points to 127.0.0.1 gets metrics, and nothing of processes.
+/// Checks that a web page whose name resolves to 127.0.0.1 gets metrics, but nothing about
+/// processes.
 fn other_names_for_loopback() {
     let agent = agent();
     let ask = |host: &str, path: &str| curl(&["-H", &format!("Host: {host}"), &url(&agent, path)]);
@@ -179,7 +182,7 @@ fn other_names_for_loopback() {
     assert_eq!(ask("evil.example", "/metrics").0, 200);
 }
 
-/// The agent in a network namespace with an address that isn't loopback.
+/// Tests the agent in a network namespace with an address that isn't loopback.
 fn other_machines() {
     let in_namespace = |arguments: &[&str]| {
         let mut command = Command::new("unshare");
@@ -221,7 +224,7 @@ fn flags() {
     assert!(agent.get("/prometheus/metrics").1.contains("fdtracker_ready 1"));
     assert_eq!(agent.get("/metrics").0, 404);
     assert!(agent.get("/").1.contains("href=\"/prometheus/metrics\""));
-    // The second address.
+    // Finds the port of the second address.
     let sockets = fs::read_to_string(format!("/proc/{}/net/tcp", agent.pid())).expect("sockets");
     let listening = |line: &&str| line.contains(": 0200007F:") && line.contains(" 0A ");
     let line = sockets.lines().find(listening).expect("it listens on 127.0.0.2");
@@ -230,10 +233,10 @@ fn flags() {
     assert_eq!(curl(&[&format!("http://127.0.0.2:{port}/readyz")]), (200, "ready\n".into()));
 }
 
-/// A reader of events, who stays.
-struct Reader(Child, BufReader<std::process::ChildStdout>);
+/// A subscriber to events that stays connected.
+struct Subscriber(Child, BufReader<std::process::ChildStdout>);
 
-impl Reader {
+impl Subscriber {
     fn start(arguments: &[&str]) -> Self {
         let mut child = Command::new("curl")
             .args(["-sS", "--no-buffer"])
@@ -245,7 +248,7 @@ impl Reader {
         Self(child, events)
     }
 
-    /// The next event.
+    /// Reads the next event.
     fn line(&mut self) -> String {
         let mut line = String::new();
         self.1.read_line(&mut line).expect("read an event");
@@ -253,7 +256,7 @@ impl Reader {
     }
 }
 
-impl Drop for Reader {
+impl Drop for Subscriber {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -262,22 +265,22 @@ impl Drop for Reader {
 
 fn too_many_requests() {
     let agent = plain(&["--web.max-requests", "1"]);
-    let mut reader = TcpStream::connect(agent.address).expect("connect");
-    reader.write_all(b"GET /v1/events HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n").expect("ask for events");
-    // It has the only place before anybody else asks, who would have it otherwise.
+    let mut subscriber = TcpStream::connect(agent.address).expect("connect");
+    subscriber.write_all(b"GET /v1/events HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n").expect("ask for events");
+    // It takes the only place before anybody else can ask and take it.
     let mut status = String::new();
-    BufReader::new(&reader).read_line(&mut status).expect("read the status");
+    BufReader::new(&subscriber).read_line(&mut status).expect("read the status");
     assert!(status.contains(" 200 "), "{status}");
     assert_eq!(agent.get("/metrics").0, 503);
     let (_, head) = curl(&["-i", &url(&agent, "/metrics")]);
     assert!(head.to_lowercase().contains("retry-after: 1") && head.contains("--web.max-requests"), "{head}");
-    // Health is told all the same, and so is whoever asks over the socket.
+    // Health is answered all the same, and so are requests over the unix socket.
     assert_eq!((agent.get("/livez").0, agent.get("/readyz").0, agent.ask("/metrics").0), (200, 200, 200));
-    drop(reader);
+    drop(subscriber);
     eventually("there is room again", || same(agent.get("/metrics").0, 200));
 }
 
-/// Whoever shares a rendering with others gets none from before they asked.
+/// Checks that clients that share a rendering get none that was made before they asked.
 fn scrapes_at_once() {
     let (agent, cgroup) = (agent(), Cgroup::docker());
     let mut zoo = Zoo::in_cgroup(&cgroup);
@@ -359,7 +362,7 @@ impl Keys {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Writes the web config, and says where it is.
+    /// Writes the web config, and returns its path.
     fn config(&self, text: &str) -> String {
         fs::write(self.path("web.yml"), text).expect("write the web config");
         self.text("web.yml")
@@ -387,12 +390,13 @@ fn tls() {
     assert_eq!(plain.0, 0, "{}", plain.1);
 }
 
-/// New connections see the new certificate; those that are there go on. What can't be read changes nothing.
+/// Checks that new connections get the new certificate, that open connections go on, and that a
+/// file that can't be read changes nothing.
 fn a_certificate_is_replaced() {
     let keys = Keys::new();
     let agent = plain(&["--web.config.file", &keys.config(SERVER)]);
     let cgroup = Cgroup::docker();
-    let mut reader = Reader::start(&["--cacert", &keys.text("ca.crt"), &https(&agent, "/v1/events")]);
+    let mut subscriber = Subscriber::start(&["--cacert", &keys.text("ca.crt"), &https(&agent, "/v1/events")]);
     let trusts = |ca: &str| curl(&["--cacert", &keys.text(ca), &https(&agent, "/metrics")]).0 == 200;
     assert!(trusts("ca.crt"));
     keys.authority("other");
@@ -408,10 +412,11 @@ fn a_certificate_is_replaced() {
     while Instant::now() < until {
         assert!(trusts("other.crt"));
     }
-    // Whoever has followed events since before the change still does. Without probes, what is told is that a container is blocked.
+    // A subscriber from before the change still gets events. Without probes, the event is that a
+    // container is blocked.
     let mut zoo = Zoo::in_cgroup(&cgroup);
     zoo.must("open io_uring");
-    let line = reader.line();
+    let line = subscriber.line();
     assert!(line.contains("\"event\""), "{line:?}");
 }
 
@@ -428,7 +433,7 @@ fn client_certificates() {
             arguments.extend(["--cert".into(), keys.text(&format!("{who}.crt"))]);
             arguments.extend(["--key".into(), keys.text(&format!("{who}.key"))]);
         }
-        // Who has shown a certificate may call the agent as it likes.
+        // A client that has shown a certificate may use any host name for the agent.
         arguments.extend(["-H".into(), "Host: node.example".into()]);
         curl(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).0
     };
@@ -448,21 +453,21 @@ fn passwords() {
     assert_eq!((ask("me:wrong", "/metrics").0, ask("you:right", "/metrics").0), (401, 401));
     let (status, head) = curl(&["-i", &url(&agent, "/metrics")]);
     assert!(status == 401 && head.to_lowercase().contains("www-authenticate: basic"), "{head}");
-    // Who watches over the agent needs none.
+    // Health checks need no password.
     assert_eq!((agent.get("/livez").0, agent.get("/readyz").0, agent.get("/").0), (200, 200, 401));
     let quickest = |user: &str| (0..5).map(|_| ask(user, "/metrics").1).min().expect("five times");
     let (known, wrong, unknown) = (quickest("me:right"), quickest("me:wrong"), quickest("you:wrong"));
     assert!(unknown * 2 > wrong && wrong * 2 > unknown, "unknown {unknown:?}, wrong {wrong:?}");
     assert!(known < wrong, "what was right is remembered: {known:?}, {wrong:?}");
-    // A user who is taken out of the file is no user any more.
+    // A user who is removed from the file has no access any more.
     let other = bcrypt::hash("other", 4).expect("a hash");
-    let mut reader = Reader::start(&["-u", "me:right", &url(&agent, "/v1/events")]);
+    let mut subscriber = Subscriber::start(&["-u", "me:right", &url(&agent, "/v1/events")]);
     let followed = || agent.get("/livez").0 == 200 && ask("me:right", "/metrics").0 == 200;
-    assert!(followed() && reader.0.try_wait().expect("its status").is_none());
+    assert!(followed() && subscriber.0.try_wait().expect("its status").is_none());
     keys.config(&format!("basic_auth_users:\n  you: {other}\n"));
-    // Nobody asks for anything meanwhile.
+    // No request comes meanwhile.
     eventually("who followed events does so no more", || {
-        reader.0.try_wait().expect("its status").map(drop).ok_or("it goes on")
+        subscriber.0.try_wait().expect("its status").map(drop).ok_or("it goes on")
     });
     eventually("the file is read", || same(ask("you:other", "/metrics").0, 200));
     assert_eq!(ask("me:right", "/metrics").0, 401);
@@ -489,7 +494,7 @@ fn what_is_wrong_is_told_at_the_start() {
     assert!(!Path::new(&socket).exists());
 }
 
-/// As systemd starts a service with a socket: fd 3, and whom it is for.
+/// Starts the agent as systemd does with a socket: fd 3, and the variables that say whom it is for.
 fn a_socket_of_systemd() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
     let address: SocketAddr = listener.local_addr().expect("an address");

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::{Zoo, fdzoo, random_id};
 
-/// A running container whose only process is the fixture. Goes, with its cgroups, when dropped.
+/// A running container whose only process is the fixture. It goes, with its cgroups, when dropped.
 pub struct Container {
     /// Its id, as runc knows it.
     pub id: String,
@@ -28,7 +28,7 @@ impl Container {
         Self::start_annotated(id, parent, serde_json::json!({}))
     }
 
-    /// The same, with annotations.
+    /// Starts it with annotations.
     pub fn start_annotated(id: Option<&str>, parent: &str, annotations: serde_json::Value) -> Self {
         let id = id.map_or_else(random_id, str::to_owned);
         let bundle = tempfile::tempdir().expect("a directory for the bundle");
@@ -39,12 +39,13 @@ impl Container {
         let mut runc = Command::new("runc");
         runc.args(["run", "--bundle"]).arg(bundle.path()).arg(&id);
         let mut new = Self { zoo: Zoo::start(runc), id, parent: parent.into(), _bundle: bundle };
-        // From here on runc knows the container, so that it can be deleted. Killed while it makes one, runc would leave its cgroup.
+        // After this answer runc knows the container, so that it can be deleted. If runc were
+        // killed earlier, it would leave the container's cgroup behind.
         new.zoo.must("pid");
         new
     }
 
-    /// The pid of its first process, on the host.
+    /// Returns the pid of its first process, on the host.
     pub fn init(&self) -> u32 {
         let output = Command::new("runc").args(["state", &self.id]).output().expect("run runc state");
         let state: serde_json::Value =
@@ -62,7 +63,7 @@ impl Drop for Container {
     }
 }
 
-/// The directories of a cgroup, one in every hierarchy.
+/// Returns the directories of a cgroup, one in every hierarchy.
 fn cgroup_dirs(path: &str) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let dirs = mounts.lines().filter_map(|line| {
@@ -73,14 +74,14 @@ fn cgroup_dirs(path: &str) -> Vec<PathBuf> {
     dirs.collect()
 }
 
-/// Removes a cgroup from every hierarchy, unless somebody has something there.
+/// Removes a cgroup from every hierarchy, unless it is in use.
 pub fn remove_cgroup(path: &str) {
     for dir in cgroup_dirs(path) {
         let _ = fs::remove_dir(dir);
     }
 }
 
-/// Kills all that is in a cgroup or below it, and removes what is below.
+/// Kills all processes in a cgroup or below it, and removes the cgroups below.
 pub fn kill_cgroup(path: &str) {
     for dir in cgroup_dirs(path) {
         let below = fs::read_dir(&dir).into_iter().flatten().flatten();
@@ -91,7 +92,7 @@ pub fn kill_cgroup(path: &str) {
     }
 }
 
-/// A root with the fixture and the libraries that it needs.
+/// Makes a root with the fixture and the libraries that it needs.
 pub fn make_root(root: &Path) {
     for dir in ["proc", "dev", "sys", "tmp"] {
         fs::create_dir_all(root.join(dir)).expect("make the root");
@@ -100,7 +101,7 @@ pub fn make_root(root: &Path) {
     copy_program(&fdzoo(), root);
 }
 
-/// Copies a program into a root, and the libraries that it needs.
+/// Copies a program into a root, with the libraries that it needs.
 pub fn copy_program(program: &Path, root: &Path) {
     fs::copy(program, root.join(program.file_name().expect("a file"))).expect("copy the program");
     let output = Command::new("ldd").arg(program).output().expect("run ldd");
@@ -112,7 +113,7 @@ pub fn copy_program(program: &Path, root: &Path) {
     }
 }
 
-/// What runc is told of a container: its cgroup, and what is started in it.
+/// Returns the configuration of a container for runc: its cgroup, and what it starts.
 pub fn spec(cgroup: &str, arguments: &[&str]) -> serde_json::Value {
     let all = ["bounding", "effective", "permitted"];
     let capabilities = ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_KILL", "CAP_NET_ADMIN"];

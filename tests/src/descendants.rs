@@ -1,11 +1,11 @@
-//! What this process has started, by way of others too, and its end.
+//! All processes that this process has started, directly or through others, and how to end them.
 
 use std::{
     fs, io,
     time::{Duration, Instant},
 };
 
-/// From now on whoever loses its parent among this process's descendants becomes its child.
+/// Makes this process the parent of all orphans among its descendants.
 ///
 /// # Errors
 /// What the kernel says.
@@ -15,8 +15,8 @@ pub fn adopt_orphans() -> io::Result<()> {
     crate::sys::check(done.into()).map(drop)
 }
 
-/// Kills whatever descends from this process, and waits for its end, but not for longer than this.
-/// Returns what is left: a process may wait in the kernel for good.
+/// Kills all descendants of this process, and waits for their end, up to this limit. Returns those
+/// that are left: a process may wait in the kernel for good.
 pub fn end_all(limit: Duration) -> Vec<i32> {
     let start = Instant::now();
     loop {
@@ -24,8 +24,8 @@ pub fn end_all(limit: Duration) -> Vec<i32> {
         if pids.is_empty() || start.elapsed() > limit {
             return pids;
         }
-        // Not each in turn: nobody hears of the end of a process that is traced, while its tracer
-        // lives.
+        // Nothing here waits for one process after the other: the end of a traced process isn't
+        // reported while its tracer lives.
         for pid in pids {
             reap(pid);
         }
@@ -33,8 +33,8 @@ pub fn end_all(limit: Duration) -> Vec<i32> {
     }
 }
 
-/// Kills whatever descends from this process, and returns whom. Those that are killed may have been
-/// about to start others. Nobody else may reap meanwhile.
+/// Kills all descendants of this process, and returns them. They may have started others just
+/// before. No other code may reap meanwhile.
 pub fn kill_all() -> Vec<i32> {
     let pids = descendants();
     for pid in &pids {
@@ -44,8 +44,8 @@ pub fn kill_all() -> Vec<i32> {
     pids
 }
 
-/// Reaps a child, if it has ended, or any child for -1. Returns its pid and how it ended, as `wait`
-/// tells it.
+/// Reaps a child if it has ended; -1 means any child. Returns its pid and its status as `wait`
+/// gives it.
 pub fn reap(pid: i32) -> Option<(i32, i32)> {
     let mut status = 0;
     // SAFETY: the status is one integer of this function's.
@@ -53,7 +53,7 @@ pub fn reap(pid: i32) -> Option<(i32, i32)> {
     (pid > 0).then_some((pid, status))
 }
 
-/// All processes that this one has started, by way of others too.
+/// Returns all processes that this one has started, directly or through others.
 fn descendants() -> Vec<i32> {
     let processes: Vec<(i32, i32)> = fs::read_dir("/proc")
         .into_iter()
@@ -73,6 +73,6 @@ fn descendants() -> Vec<i32> {
 
 fn parent(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // PID (NAME) STATE PARENT …, and the name may have anything in it.
+    // The line is `PID (NAME) STATE PARENT …`. The name may contain anything.
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }

@@ -1,4 +1,4 @@
-//! One file of each kind, and how fds travel: what fixtures are made of.
+//! Opens one file of each kind, and sends fds: what fixtures are made of.
 
 use std::{
     ffi::{CStr, CString},
@@ -9,7 +9,7 @@ use libc::c_int;
 
 use crate::sys::{address, call, message};
 
-/// Opens a file of this kind; the names are [`tracker_ebpf::Kind`]'s.
+/// Opens a file of this kind. The names are those of [`tracker_ebpf::Kind`].
 ///
 /// # Errors
 /// What the kernel says.
@@ -74,7 +74,7 @@ pub fn open(kind: &str) -> Result<i64, io::Error> {
             made.map(|_| unsafe { device.as_ptr().add(1).read_volatile() }.into())
         }
         "block_device" => block_device(),
-        // Not counted: they must not show up anywhere.
+        // These aren't counted: they must not show up anywhere.
         "null" => path(c"/dev/null"),
         "dir" => path(c"/"),
         "tcp" => socket(2, 1, 0),
@@ -86,13 +86,13 @@ pub fn open(kind: &str) -> Result<i64, io::Error> {
     }
 }
 
-/// Closes an fd that the caller has no other use for.
+/// Closes an fd that the caller doesn't need any more.
 pub fn close(fd: i64) {
     // SAFETY: the fd was made by the caller, who has no other use for it.
     unsafe { libc::close(fd as c_int) };
 }
 
-/// `socket`.
+/// Makes a socket.
 ///
 /// # Errors
 /// What the kernel says.
@@ -127,7 +127,7 @@ fn perf_event() -> Result<i64, io::Error> {
     call(libc::SYS_perf_event_open, &[address(&attr), 0, -1, -1, 0])
 }
 
-/// `bpf`, with attributes that are filled up with zeros.
+/// Calls `bpf`. Fills the attributes up with zeros.
 ///
 /// # Errors
 /// What the kernel says.
@@ -172,7 +172,7 @@ fn mqueue() -> Result<i64, io::Error> {
     fd
 }
 
-/// Two ends of a stream, in the unix family.
+/// Makes a pair of connected unix stream sockets.
 ///
 /// # Errors
 /// What the kernel says.
@@ -184,7 +184,7 @@ pub fn pair() -> Result<(i64, i64), io::Error> {
     Ok((fds[0].into(), fds[1].into()))
 }
 
-/// Sends an fd, by `SCM_RIGHTS`.
+/// Sends an fd by `SCM_RIGHTS`.
 ///
 /// # Errors
 /// What the kernel says.

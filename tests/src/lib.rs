@@ -1,7 +1,7 @@
 //! What the integration tests share: agents, fixtures, cgroups, and the truth that `/proc` tells.
 //!
-//! Nothing here sleeps to let something happen: [`eventually`] polls with a deadline. Everything that a test starts or makes
-//! goes when its value is dropped, also when the test fails.
+//! Nothing here sleeps in the hope that something happens: [`eventually`] polls with a deadline.
+//! Everything that a test starts or makes goes when its value is dropped, also when the test fails.
 
 use std::{
     collections::BTreeMap,
@@ -35,24 +35,25 @@ mod tables;
 pub use container::{Container, make_root};
 pub use rival::Rival;
 
-/// How long anything may take that should happen at once: the machine may be busy. On one that is slow,
-/// `FDTRACKER_TEST_PATIENCE` says how many times as long.
+/// Returns how long something may take that should happen at once: the machine may be busy.
+/// `FDTRACKER_TEST_PATIENCE` multiplies it for slow machines.
 pub fn deadline() -> Duration {
     Duration::from_secs(20) * patience()
 }
 
-/// How many times as long everything takes here.
+/// Returns the factor by which everything may take longer here.
 pub fn patience() -> u32 {
     std::env::var("FDTRACKER_TEST_PATIENCE").map_or(1, |n| n.parse().expect("a number"))
 }
 
-/// Polls until `f` gives a value; panics with what it said last.
+/// Polls until `f` returns a value. Panics with the last error if none comes.
 #[track_caller]
 pub fn eventually<T, E: Display>(what: &str, f: impl FnMut() -> Result<T, E>) -> T {
     try_eventually(what, f).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// As [`eventually`], for who has more to say, or may not panic, such as a drop.
+/// Does the same as [`eventually`], but returns the error. For callers that add to the message, or
+/// must not panic, such as a drop.
 ///
 /// # Errors
 /// `what`, and what `f` said last.
@@ -65,7 +66,7 @@ pub fn try_eventually<T, E: Display>(what: &str, mut f: impl FnMut() -> Result<T
                 WAITS_IN_VAIN.fetch_add(1, Relaxed);
                 return Err(format!("{what}: not within {:?}: {last}", deadline()));
             }
-            // Who asks all the time keeps a slow machine from answering.
+            // Polling without pauses would keep a slow machine from answering.
             Err(_) => std::thread::sleep(Duration::from_millis(5) * patience()),
         }
     }
@@ -73,17 +74,17 @@ pub fn try_eventually<T, E: Display>(what: &str, mut f: impl FnMut() -> Result<T
 
 static WAITS_IN_VAIN: AtomicU32 = AtomicU32::new(0);
 
-/// How many times something was waited for until [`deadline`] that didn't come.
+/// Returns how many times a wait ended at the [`deadline`] in vain.
 pub fn waits_in_vain() -> u32 {
     WAITS_IN_VAIN.load(Relaxed)
 }
 
-/// `Ok` if both are equal.
+/// Returns `Ok` if both are equal.
 pub fn same<T: PartialEq + std::fmt::Debug>(found: T, expected: T) -> Result<(), String> {
     if found == expected { Ok(()) } else { Err(format!("found {found:?}, expected {expected:?}")) }
 }
 
-/// The binary under test: beside this test's own.
+/// Returns the path of the binary under test, which is beside this test's own.
 ///
 /// # Panics
 /// If it isn't there.
@@ -93,12 +94,12 @@ pub fn fdtracker() -> PathBuf {
     path
 }
 
-/// The fixture.
+/// Returns the path of the fixture.
 pub fn fdzoo() -> PathBuf {
     target_dir().join("fdzoo")
 }
 
-/// The fixture of many tasks.
+/// Returns the path of the fixture with many tasks.
 pub fn fdstress() -> PathBuf {
     target_dir().join("fdstress")
 }
@@ -108,12 +109,12 @@ fn target_dir() -> PathBuf {
     me.parent().and_then(Path::parent).expect("target/PROFILE/deps").to_owned()
 }
 
-/// The feeder that agents are to use, if `FDTRACKER_FEEDER` says which.
+/// Returns the feeder for all agents, if `FDTRACKER_FEEDER` names one.
 pub fn feeder() -> Option<String> {
     std::env::var("FDTRACKER_FEEDER").ok()
 }
 
-/// What an agent is told about its feeder.
+/// Returns an agent's arguments about its feeder.
 pub fn feeder_arguments() -> Vec<String> {
     feeder().map_or_else(Vec::new, |feeder| vec!["--feeder".into(), feeder])
 }
@@ -138,12 +139,13 @@ impl Agent {
         Self::start_in(tempdir(), Command::new(fdtracker()), arguments)
     }
 
-    /// The same by this command, which runs the agent in the end; its socket comes into this directory.
+    /// Starts an agent by this command, which must execute the agent in the end. Its socket is in
+    /// this directory.
     pub fn start_in(dir: TempDir, command: Command, arguments: &[&str]) -> Self {
         Self::run(dir, command, &[&["--web.listen-address", "127.0.0.1:0"], arguments].concat())
     }
 
-    /// The same; it listens where the arguments say.
+    /// Starts an agent that listens where the arguments say.
     pub fn start_by(command: Command, arguments: &[&str]) -> Self {
         Self::run(tempdir(), command, arguments)
     }
@@ -176,7 +178,7 @@ impl Agent {
         });
     }
 
-    /// Starts another where one was killed, with the same socket and port, and waits until it is ready.
+    /// Starts a new agent after a kill, with the same socket and port, and waits until it is ready.
     pub fn start_again(&mut self) {
         let mut command = Command::new(fdtracker());
         command.args(["agent", "--web.listen-address", &self.address.to_string(), "--socket"]);
@@ -189,55 +191,55 @@ impl Agent {
         self.wait_until_ready();
     }
 
-    /// Its pid.
+    /// Returns its pid.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Status and body of a GET.
+    /// Sends a GET, and returns status and body.
     pub fn get(&self, path: &str) -> (u16, String) {
         self.request("GET", path)
     }
 
-    /// Status and body of a request.
+    /// Sends a request, and returns status and body.
     pub fn request(&self, method: &str, path: &str) -> (u16, String) {
         request(self.address, method, path)
     }
 
-    /// Status and body of a GET over its unix socket.
+    /// Sends a GET over its unix socket, and returns status and body.
     pub fn ask(&self, path: &str) -> (u16, String) {
         exchange(UnixStream::connect(&self.socket).expect("connect to the agent"), "GET", path)
     }
 
-    /// What it exports.
+    /// Returns the metrics that it exports.
     pub fn metrics(&self) -> Metrics {
         let (status, text) = self.get("/metrics");
         assert_eq!(status, 200, "{text}");
         Metrics(text)
     }
 
-    /// A command that talks to this agent.
+    /// Returns a command that talks to this agent.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(fdtracker());
         command.args(arguments).arg("--socket").arg(&self.socket).stdin(Stdio::null());
         command
     }
 
-    /// The document that `ls -o json --processes` prints.
+    /// Returns the document that `ls -o json --processes` prints.
     pub fn ls(&self) -> serde_json::Value {
         let output = self.command(&["ls", "-o", "json", "--processes"]).output().expect("run ls");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("ls prints JSON")
     }
 
-    /// One container of `ls`.
+    /// Returns one container of `ls`.
     pub fn container(&self, id: &str) -> Result<serde_json::Value, String> {
         let ls = self.ls();
         let all = ls["containers"].as_array().expect("a list of containers");
         all.iter().find(|c| c["id"] == id).cloned().ok_or_else(|| format!("no container {id}"))
     }
 
-    /// The counts of one container, by kind.
+    /// Returns the counts of one container, by kind.
     pub fn counts(&self, id: &str) -> Result<BTreeMap<String, i64>, String> {
         Ok(counts_of(&self.container(id)?["counts"]))
     }
@@ -262,7 +264,7 @@ impl Drop for Agent {
     }
 }
 
-/// Status and body of a request.
+/// Sends a request, and returns status and body.
 pub fn request(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
     exchange(TcpStream::connect(address).expect("connect to the agent"), method, path)
 }
@@ -276,13 +278,14 @@ fn exchange(mut stream: impl std::io::Read + std::io::Write, method: &str, path:
     (status, body.to_owned())
 }
 
-/// Where an agent listens, as its log says.
+/// Returns the address at which an agent listens, as its log says.
 pub fn listening_address_in(log: &str) -> Option<SocketAddr> {
     let (_, rest) = log.split_once("listening on http")?;
     rest.split('/').nth(2)?.parse().ok()
 }
 
-/// Reads the agent's log until it says where it listens, and goes on reading so that it never blocks.
+/// Reads the agent's log up to the address at which it listens, and then reads on, so that the
+/// agent never blocks.
 fn listening_address(mut log: BufReader<impl std::io::Read + Send + 'static>) -> SocketAddr {
     let mut seen = String::new();
     loop {
@@ -297,7 +300,7 @@ fn listening_address(mut log: BufReader<impl std::io::Read + Send + 'static>) ->
     }
 }
 
-/// Counts in JSON, by kind.
+/// Returns counts from JSON, by kind.
 pub fn counts_of(counts: &serde_json::Value) -> BTreeMap<String, i64> {
     let mut sums = BTreeMap::new();
     // Fds in flight have a row for each verdict.
@@ -315,12 +318,13 @@ pub struct Metrics(
 );
 
 impl Metrics {
-    /// The value of the one series of this name whose labels include these; 0 if there is none.
+    /// Returns the value of the one series with this name whose labels include these; 0 if there is
+    /// none.
     pub fn get(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.find(name, labels).unwrap_or(0.0)
     }
 
-    /// The sum of all series of a metric.
+    /// Returns the sum of all series of a metric.
     pub fn sum(&self, name: &str) -> f64 {
         let values = self.0.lines().filter_map(|line| {
             let (series, value) = line.rsplit_once(' ')?;
@@ -330,14 +334,15 @@ impl Metrics {
         values.sum()
     }
 
-    /// How many corrections audits have made; `None` once the kernel has skipped programs, as Linux 7 does at tracepoints on a busy
-    /// CPU: what those missed, anywhere on the machine, is there to correct, unless an open and its close both were.
+    /// Returns how many corrections audits have made. `None` once the kernel has skipped programs,
+    /// as Linux 7 does at tracepoints on a busy CPU: then audits may have to correct what was
+    /// missed anywhere on the machine, unless both an open and its close were missed.
     pub fn corrections(&self) -> Option<f64> {
         let skipped = self.sum("fdtracker_probe_misses_total") > 0.0;
         (!skipped).then(|| self.get("fdtracker_audit_corrections_total", &[]))
     }
 
-    /// As [`Metrics::get`], if there is one.
+    /// Returns the same as [`Metrics::get`], or `None` if there is no such series.
     pub fn find(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let wanted: Vec<String> =
             labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
@@ -355,7 +360,7 @@ impl Metrics {
     }
 }
 
-/// A running fixture: `fdzoo`, or another that obeys commands as it does.
+/// A running fixture: `fdzoo`, or another program that takes commands as it does.
 pub struct Zoo {
     child: Child,
     commands: ChildStdin,
@@ -363,7 +368,7 @@ pub struct Zoo {
 }
 
 impl Zoo {
-    /// Starts the fixture by this command; what runs in the end must be the fixture.
+    /// Starts the fixture by this command, which must execute the fixture in the end.
     pub fn start(mut command: Command) -> Self {
         sys::own_session(&mut command);
         let mut child =
@@ -383,7 +388,7 @@ impl Zoo {
         zoo
     }
 
-    /// Gives a command, and waits for the answer.
+    /// Sends a command, and waits for the answer.
     pub fn ask(&mut self, command: &str) -> Result<Vec<i64>, String> {
         writeln!(self.commands, "{command}").expect("the fixture reads commands");
         let mut answer = String::new();
@@ -395,14 +400,14 @@ impl Zoo {
         }
     }
 
-    /// Gives a command that must work, and returns the first number of the answer, or 0.
+    /// Sends a command that must succeed. Returns the first number of the answer, or 0.
     #[track_caller]
     pub fn must(&mut self, command: &str) -> i64 {
         let answer = self.ask(command).unwrap_or_else(|reason| panic!("{command}: {reason}"));
         answer.first().copied().unwrap_or(0)
     }
 
-    /// The pid of what was started.
+    /// Returns the pid of the program that was started.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -420,19 +425,20 @@ impl Drop for Zoo {
     }
 }
 
-/// Kernels before 5.11 count a BPF map as memory that its maker has locked. Newer ones don't care.
+/// Raises the limit of locked memory. Kernels before 5.11 count a BPF map as memory that its maker
+/// has locked; newer ones don't.
 fn unlimit_locked_memory(pid: u32) {
     let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the kernel reads one structure, and writes none.
     unsafe { libc::prlimit(pid as i32, libc::RLIMIT_MEMLOCK, &raw const unlimited, std::ptr::null_mut()) };
 }
 
-/// The cgroup hierarchy of the machine.
+/// Returns the cgroup hierarchy of the machine.
 pub fn hierarchy() -> Hierarchy {
     Hierarchy::find().expect("a cgroup hierarchy")
 }
 
-/// A cgroup named as a container's. Goes, with all that is in it, when dropped.
+/// A cgroup with the name of a container's. It goes, with all processes in it, when dropped.
 pub struct Cgroup {
     /// The container's id.
     pub id: String,
@@ -448,27 +454,27 @@ impl Cgroup {
         Self { id, dir }
     }
 
-    /// The name that the container goes by.
+    /// Returns the name by which the container is shown.
     pub fn name(&self) -> &str {
         &self.id[..12]
     }
 
-    /// Where it is.
+    /// Returns its directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Moves a process here.
+    /// Moves a process into it.
     pub fn add(&self, pid: u32) {
         fs::write(self.dir.join("cgroup.procs"), pid.to_string()).expect("move a process to a cgroup");
     }
 
-    /// Processes that are here.
+    /// Returns the processes in it.
     pub fn pids(&self) -> Vec<u32> {
         pids_in(&self.dir)
     }
 
-    /// What `/proc` says is open here, by kind.
+    /// Returns what is open in its processes according to `/proc`, by kind.
     pub fn truth(&self) -> BTreeMap<String, i64> {
         truth_of(self.pids())
     }
@@ -477,20 +483,20 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         remove_killing(&self.dir);
-        // `docker` goes too if nobody else has anything in it.
+        // `docker` goes too, unless something else is in it.
         let _ = self.dir.parent().map(fs::remove_dir);
     }
 }
 
-/// Processes of the cgroup that has this directory.
+/// Returns the processes of the cgroup with this directory.
 fn pids_in(cgroup: &Path) -> Vec<u32> {
     let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-    // A process that has been waited for is listed as 0 until the kernel has done with it (Linux 7): to kill that would be to kill
-    // everybody.
+    // A process that has been waited for is listed as 0 until the kernel has finished with it
+    // (Linux 7). A kill of 0 would end this process with its whole group.
     text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect()
 }
 
-/// Kills what is in a cgroup that a test made for its own, until it can be removed.
+/// Kills all processes in a cgroup that a test made for itself, until it can be removed.
 fn remove_killing(cgroup: &Path) {
     let start = Instant::now();
     while start.elapsed() < deadline() {
@@ -505,19 +511,20 @@ fn remove_killing(cgroup: &Path) {
     }
 }
 
-/// 64 hexadecimal digits that nobody else has.
+/// Returns 64 hexadecimal digits that nobody else has.
 pub fn random_id() -> String {
     let mut bytes = [0_u8; 32];
     fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).expect("random bytes");
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// What `/proc` says that a process has open, by kind. Sockets are left out: their links tell no family.
+/// Returns what a process has open according to `/proc`, by kind. Leaves out sockets: their links
+/// don't tell the family.
 pub fn truth(pid: u32) -> BTreeMap<String, i64> {
     truth_of([pid])
 }
 
-/// As [`truth`], for several processes: a table that tasks share is one.
+/// Returns the same for several processes. A table that tasks share counts once.
 fn truth_of(pids: impl IntoIterator<Item = u32>) -> BTreeMap<String, i64> {
     let mut counts = BTreeMap::new();
     for table in tables::tables(pids) {
@@ -547,7 +554,7 @@ fn kind_of(fd: &Path) -> Option<Kind> {
             classify::char_device(libc::major(meta.rdev()), libc::minor(meta.rdev())).counted()
         }
         classify::File::Counted(kind) => Some(kind),
-        // What is anonymous has been told by its link.
+        // The link of an anonymous inode has already decided.
         classify::File::AnonymousInode | classify::File::Socket | classify::File::NotCounted => None,
     }
 }

@@ -1,6 +1,8 @@
-//! Another agent: BPF programs of somebody else at the very places where fdtracker's are, which count what passes by.
+//! Another agent: BPF programs of another tool, at the same places as fdtracker's, which count
+//! events.
 //!
-//! By bare `bpf(2)` and `perf_event_open(2)`, so that it needs no tool, and shares no code with what is tested.
+//! It uses bare `bpf(2)` and `perf_event_open(2)`, so that it needs no tool, and shares no code
+//! with what is tested.
 
 use std::{
     fs, io,
@@ -13,7 +15,7 @@ use crate::{sys::check, unlimit_locked_memory};
 const TRACEFS: &str = "/sys/kernel/tracing/events";
 const KPROBES: &str = "/sys/bus/event_source/devices/kprobe/type";
 
-/// Where it looks.
+/// The tracepoints that it uses.
 const TRACEPOINTS: &[&str] = &[
     "sched/sched_process_exec",
     "sched/sched_process_exit",
@@ -30,10 +32,10 @@ const TRACEPOINTS: &[&str] = &[
 ];
 const FUNCTIONS: &[&std::ffi::CStr] = &[c"fd_install", c"filp_close", c"dup_fd"];
 
-/// Programs at work. Dropping it detaches them.
+/// Running programs. They are detached when this is dropped.
 pub struct Rival {
     map: OwnedFd,
-    /// What keeps programs attached.
+    /// These keep the programs attached.
     _events: Vec<OwnedFd>,
     /// Whether it also traces kernel functions.
     pub has_kprobes: bool,
@@ -62,7 +64,7 @@ impl Rival {
         Ok(Self { map, _events: events, has_kprobes: kprobe.is_some() })
     }
 
-    /// How often its programs have run.
+    /// Returns how many times its programs have run.
     pub fn count(&self) -> io::Result<u64> {
         const BPF_MAP_LOOKUP_ELEM: i64 = 1;
         let (key, mut value) = (0_u32, 0_u64);
@@ -72,7 +74,7 @@ impl Rival {
     }
 }
 
-/// An array of one number.
+/// Makes an array of one number.
 fn new_map() -> io::Result<OwnedFd> {
     const BPF_MAP_CREATE: i64 = 0;
     const BPF_MAP_TYPE_ARRAY: u64 = 2;
@@ -80,7 +82,7 @@ fn new_map() -> io::Result<OwnedFd> {
     own(bpf(BPF_MAP_CREATE, &[BPF_MAP_TYPE_ARRAY | key_size << 32, value_size | entries << 32])?)
 }
 
-/// A program that adds 1 to the number.
+/// Loads a program that adds 1 to the number.
 fn new_program(kind: u64, map: &OwnedFd) -> io::Result<OwnedFd> {
     const BPF_PROG_LOAD: i64 = 5;
     let code = [
@@ -103,12 +105,12 @@ fn new_program(kind: u64, map: &OwnedFd) -> io::Result<OwnedFd> {
     )?)
 }
 
-/// `struct bpf_insn`.
+/// Returns a `struct bpf_insn`.
 fn op(code: u64, to: u64, from: u64, offset: i16, number: i32) -> u64 {
     code | to << 8 | from << 12 | u64::from(offset as u16) << 16 | u64::from(number as u32) << 32
 }
 
-/// `struct perf_event_attr`, as far as it is used here.
+/// The part of `struct perf_event_attr` that is used here.
 type PerfEvent = [u64; 16];
 
 const PERF_EVENT_SIZE: u64 = size_of::<PerfEvent>() as u64;
@@ -128,7 +130,8 @@ fn probe(pmu: u64, function: &std::ffi::CStr) -> PerfEvent {
     event
 }
 
-/// An event on one CPU is enough: a program runs wherever its tracepoint or probe is hit (kernel: `trace_call_bpf`).
+/// Attaches a program to an event. An event on one CPU is enough: the program runs on every CPU
+/// that reaches its tracepoint or probe (kernel: `trace_call_bpf`).
 fn attach(program: &OwnedFd, event: &PerfEvent) -> io::Result<OwnedFd> {
     const PERF_EVENT_IOC_SET_BPF: u64 = 0x4004_2408;
     const PERF_EVENT_IOC_ENABLE: u64 = 0x2400;

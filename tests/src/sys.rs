@@ -1,4 +1,4 @@
-//! System calls as the kernel has them, for fixtures that do what no library does.
+//! System calls in the kernel's form, for fixtures that do what no library does.
 
 use std::{
     ffi::c_long,
@@ -9,15 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The result of a system call.
+/// Returns the result of a system call.
 ///
 /// # Errors
-/// When it is negative: what libc says of it.
+/// Returns the error from libc if the result is negative.
 pub fn check(result: i64) -> io::Result<i64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// A system call of integers, and of addresses of what outlives it, in this task's own memory. Arguments that aren't given are 0.
+/// Calls the kernel. Arguments are integers, or addresses of values in this task's own memory that
+/// outlive the call. Missing arguments are 0.
 ///
 /// # Errors
 /// What the kernel says.
@@ -27,12 +28,12 @@ pub fn call(number: c_long, args: &[i64]) -> io::Result<i64> {
     check(unsafe { libc::syscall(number, arg(0), arg(1), arg(2), arg(3), arg(4), arg(5)) })
 }
 
-/// For [`call`].
+/// Returns an address for [`call`].
 pub fn address<T: ?Sized>(value: &T) -> i64 {
     ptr::from_ref(value).cast::<u8>() as i64
 }
 
-/// `sendmsg`, or `recvmsg`: one byte, and the first `len` bytes of the control messages.
+/// Calls `sendmsg` or `recvmsg` with one byte and the first `len` bytes of the control messages.
 ///
 /// # Errors
 /// What the kernel says.
@@ -49,7 +50,7 @@ pub fn message<T>(number: c_long, socket: i64, control: &mut [T], len: usize, fl
     call(number, &[socket, address(&header), flags])
 }
 
-/// Maps this part of a file, for good, to read and write, and shared with who else maps it.
+/// Maps this part of a file for reading and writing. The mapping is shared, and stays.
 ///
 /// # Errors
 /// What the kernel says.
@@ -68,7 +69,7 @@ pub fn map(fd: i64, offset: i64, len: usize) -> Result<*mut u8, io::Error> {
     if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast()) }
 }
 
-/// Waits for a process to end. `None`: it hasn't, within this time.
+/// Waits for a process to end. Returns `None` if it hasn't ended within this time.
 ///
 /// # Errors
 /// If it can't be waited for.
@@ -83,7 +84,8 @@ pub fn wait_within(child: &mut Child, limit: Duration) -> io::Result<Option<Exit
     }
 }
 
-/// Has a command lead a session of its own, as the first process of a container does: else CRIU would want `--shell-job`.
+/// Makes a command the leader of a session of its own, as a container's first process is. Otherwise
+/// CRIU would ask for `--shell-job`.
 pub fn own_session(command: &mut Command) {
     // SAFETY: the call is safe after a fork.
     unsafe { command.pre_exec(|| check(libc::setsid().into()).map(drop)) };

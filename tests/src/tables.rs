@@ -1,4 +1,5 @@
-//! Which fd tables there are: threads share one, and so may processes, and either may have one of its own.
+//! Finds the fd tables of processes. Threads share one, and so may processes; but either may have
+//! one of its own.
 
 use std::{cmp::Ordering, fs, path::PathBuf};
 
@@ -9,12 +10,12 @@ struct Task {
     tid: u32,
 }
 
-/// For each table that these processes have, the directory in `/proc` that shows what is open in it.
+/// Returns, for each table of these processes, the directory in `/proc` that lists its files.
 pub(crate) fn tables(pids: impl IntoIterator<Item = u32>) -> Vec<PathBuf> {
-    // One task of each table, sorted as the kernel sorts tables.
+    // One task for each table, in the kernel's order of tables.
     let mut found: Vec<Task> = Vec::new();
     for task in pids.into_iter().flat_map(tasks) {
-        // A task that has ended is in no order; nothing is open in it.
+        // A task that has ended can't be compared, and has nothing open.
         if let Err(at) = found.binary_search_by(|other| compare(*other, task)) {
             found.insert(at, task);
         }

@@ -1,8 +1,8 @@
-//! What the tests run: one build of everything, with the same features, for whatever part of it is
-//! wanted.
+//! Builds what the tests run. There is one build of everything with the same features, whichever
+//! part is wanted.
 //!
-//! The programs have their libraries in them, as the agent of the image has, if there is a C library
-//! to link into them: so this one build tests that, too.
+//! Programs are linked statically, as the agent in the image is, if there is a C library for that.
+//! So the tests also cover static programs.
 
 use std::{
     ffi::OsStr,
@@ -25,28 +25,28 @@ use crate::{
 pub(crate) struct Executable {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
-    /// Whether it is what cargo makes of tests.
+    /// Whether it is a test binary.
     is_test: bool,
 }
 
-/// A command of cargo's for all that is in the workspace.
+/// Returns a cargo command for the whole workspace.
 pub(crate) fn cargo_of_all(command: &str) -> anyhow::Result<Command> {
     cargo_with_path(command, &std::env::var_os("PATH").unwrap_or_default())
 }
 
-/// The same, for tests that find programs in this `PATH`.
+/// Returns the same for tests, which find programs in this `PATH`.
 pub(crate) fn cargo_with_path(command: &str, path: &OsStr) -> anyhow::Result<Command> {
     let host = host_triple()?;
     let mut cargo = cargo()?;
     cargo.env("PATH", path);
-    // The flags would be those of build scripts, too, but for a target that is named.
+    // Without an explicit target, the flags would also apply to build scripts.
     cargo.args([command, "--locked", "--workspace", "--target", &host]);
     if has_static_libc() {
         let theirs = std::env::var("RUSTFLAGS").unwrap_or_default();
         cargo.env("RUSTFLAGS", format!("{theirs} -C target-feature=+crt-static").trim());
     }
     if !is_root() {
-        // Tests need root. sudo sets a PATH of its own.
+        // Tests need root, and sudo sets a PATH of its own.
         let path = path.to_str().filter(|path| !path.contains(' '));
         let path = path.context("a PATH with a space in it can't be kept by sudo")?;
         let variable = format!("CARGO_TARGET_{}_RUNNER", host.replace('-', "_").to_uppercase());
@@ -57,7 +57,7 @@ pub(crate) fn cargo_with_path(command: &str, path: &OsStr) -> anyhow::Result<Com
 
 /// Builds all programs and all tests.
 pub(crate) fn all() -> anyhow::Result<Vec<Executable>> {
-    // Others ask for it again, which cargo takes a second to answer.
+    // Several callers ask for it, and cargo takes a second to answer.
     static BUILT: Mutex<Option<Vec<Executable>>> = Mutex::new(None);
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(built) = &*built {
@@ -70,29 +70,29 @@ pub(crate) fn all() -> anyhow::Result<Vec<Executable>> {
     Ok(executables)
 }
 
-/// Those that aren't tests.
+/// Returns the executables that aren't tests.
 pub(crate) fn programs() -> anyhow::Result<Vec<Executable>> {
     Ok(all()?.into_iter().filter(|program| !program.is_test).collect())
 }
 
-/// The integration tests.
+/// Returns the integration tests.
 pub(crate) fn integration() -> anyhow::Result<Executable> {
     let tests = all()?.into_iter().find(|program| program.is_test && program.name == "integration");
     tests.context("cargo has built no test that is called integration")
 }
 
-/// Whether something was built before, so that not all must be built.
+/// Returns whether there was a build before, so that not everything must be compiled.
 pub(crate) fn was_built() -> anyhow::Result<bool> {
     Ok(target()?.join(host_triple()?).join("debug/deps").exists())
 }
 
-/// Runs a command of cargo's that builds, and tells what programs it made.
+/// Runs a cargo command that builds, and returns the executables that it made.
 pub(crate) fn executables(cargo: &mut Command) -> anyhow::Result<Vec<Executable>> {
     let messages = must_output(cargo.arg("--message-format=json-render-diagnostics"))?;
     Ok(messages.lines().filter_map(executable).collect())
 }
 
-/// One that a line tells of.
+/// Reads an executable from a line of cargo's output.
 fn executable(line: &str) -> Option<Executable> {
     let message: Value = serde_json::from_str(line).ok()?;
     Some(Executable {
@@ -102,9 +102,9 @@ fn executable(line: &str) -> Option<Executable> {
     })
 }
 
-/// Whether the C compiler finds a C library that can be linked into programs.
+/// Returns whether the C compiler finds a C library that can be linked statically.
 fn has_static_libc() -> bool {
-    // It answers with the name alone, if there is none.
+    // If there is none, it answers with the name alone.
     output(Command::new("cc").arg("-print-file-name=libc.a")).is_ok_and(|path| path.starts_with('/'))
 }
 

@@ -1,9 +1,8 @@
-//! `cargo xtask build-ebpf`: the BPF object, from source.
+//! `cargo xtask build-ebpf`: builds the BPF object from source.
 //!
-//! The object is checked in, so that users need no BPF toolchain. It is reproducible: with the same
-//! compiler and linker the same bytes come out wherever the workspace is, because paths are
-//! remapped. With another compiler at least the code must be the same: it is made by bpf-linker's
-//! LLVM.
+//! The object is checked in, so that users need no BPF toolchain. It is reproducible: the same
+//! compiler and linker give the same bytes wherever the workspace is, because paths are remapped.
+//! With another compiler at least the code must be the same, because bpf-linker's LLVM makes it.
 
 use std::{
     collections::BTreeMap,
@@ -42,7 +41,7 @@ const LINKER: (&str, &str) = ("0.13.0", "22");
 
 const OBJECT: &str = "tracker-ebpf/prebuilt/tracker.bpf.o";
 
-/// Says what made the object.
+/// The file that names the compiler and the linker of the object.
 const MADE_BY: &str = "tracker-ebpf/prebuilt/MADE_BY";
 
 /// A compiler with the sources of `core`.
@@ -71,21 +70,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.check { compare(&built, &made_by) } else { write(&built, &made_by) }
 }
 
-/// What must be installed before the object can be built.
+/// Returns the packages that must be installed before the object can be built.
 pub(crate) fn missing_packages() -> Vec<Package> {
     let mut packages = Vec::new();
     if toolchain().is_none() {
         packages.extend(["rustc-web", "cargo-web", "rust-web-src"].map(Package::Install));
     }
-    // The linker in the cache needs it to run, and a new one to be built.
+    // The linker in the cache needs LLVM to run, and a new linker needs it to be built.
     if find("bpf-linker").is_none() && llvm().is_none() && !is_installed("libllvm22") {
         packages.push(Package::Install("libllvm22"));
     }
     packages
 }
 
-/// The first compiler that has the sources: one that is named, rustup's nightly, rustup's default,
-/// the distribution's.
+/// Returns the first compiler that has the sources: one that is named, rustup's nightly, rustup's
+/// default, the distribution's.
 fn toolchain() -> Option<Toolchain> {
     let named = || Some((std::env::var_os("BPF_RUSTC")?.into(), std::env::var_os("BPF_CARGO")?.into()));
     let rustup = |toolchain: &[&str]| {
@@ -109,14 +108,14 @@ fn with_sources(rustc: PathBuf, cargo: PathBuf) -> Option<Toolchain> {
     whole.then_some(Toolchain { rustc, cargo, sources })
 }
 
-/// The library that bpf-linker needs, as the distribution has it.
+/// Returns the distribution's LLVM library, which bpf-linker needs.
 fn llvm() -> Option<PathBuf> {
     let name = format!("libLLVM.so.{}.1", LINKER.1);
     let libraries = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64"];
     libraries.iter().map(|dir| Path::new(dir).join(&name)).find(|file| file.exists())
 }
 
-/// The bpf-linker in `PATH`, or the one in the cache.
+/// Returns the bpf-linker in `PATH`, or the one in the cache.
 fn found_linker() -> anyhow::Result<Option<PathBuf>> {
     match find("bpf-linker") {
         Some(linker) => Ok(Some(linker)),
@@ -124,16 +123,17 @@ fn found_linker() -> anyhow::Result<Option<PathBuf>> {
     }
 }
 
-/// The kind of thing that a tool is, in the cache.
+/// The directory of tools in the cache.
 const TOOLS: &str = "tools";
 
-/// By version, and by the LLVM that it has: `0.13.0` with another is another program.
+/// Returns the linker's name in the cache. It has the version of LLVM too: with another LLVM,
+/// `0.13.0` is another program.
 fn linker_name() -> String {
     let (version, llvm) = LINKER;
     format!("bpf-linker-{version}-llvm-{llvm}")
 }
 
-/// bpf-linker: the one that is there, or one built against the distribution's LLVM.
+/// Returns a bpf-linker. Builds one against the distribution's LLVM if there is none.
 fn linker(no_install: bool) -> anyhow::Result<PathBuf> {
     if let Some(linker) = found_linker()? {
         return Ok(linker);
@@ -146,7 +146,7 @@ fn linker(no_install: bool) -> anyhow::Result<PathBuf> {
         llvm().with_context(|| format!("libLLVM.so.{llvm_version}.1 isn't here: bpf-linker needs it"))?;
     let feature = format!("llvm-{llvm_version}");
     let dir = cache::get_or_make(TOOLS, &linker_name(), |dir| {
-        // Its build script wants PREFIX/lib/libLLVM.so, and nothing else of LLVM's development
+        // Its build script needs PREFIX/lib/libLLVM.so, and nothing else of LLVM's development
         // files.
         let (prefix, building) = (dir.join("llvm"), dir.join("building"));
         let link = prefix.join("lib/libLLVM.so");
@@ -154,7 +154,7 @@ fn linker(no_install: bool) -> anyhow::Result<PathBuf> {
         std::os::unix::fs::symlink(&llvm, &link).with_context(|| format!("link {}", link.display()))?;
         let mut install = cargo()?;
         install.args(["install", "bpf-linker", "--version", version, "--locked", "--no-default-features"]);
-        // What takes time is done by LLVM, however this is compiled.
+        // LLVM does most of the work, so that an unoptimised linker is fast enough.
         install.args(["--profile", "dev", "--features", &feature, "--root"]).arg(dir);
         install.arg("--target-dir").arg(&building);
         install.env("LLVM_PREFIX", &prefix);
@@ -187,10 +187,10 @@ fn build(toolchain: &Toolchain, linker: &Path) -> anyhow::Result<PathBuf> {
         .arg(&target_dir)
         .env("PATH", std::env::join_paths(path)?)
         .env("RUSTC", &toolchain.rustc)
-        // The sources are built with a compiler that calls itself stable.
+        // This lets a stable compiler build the sources of `core`.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(toolchain, &workspace)?);
-    // rustup and an outer cargo leave these, and they would get in the way of the compiler chosen
+    // rustup and an outer cargo set these. They would interfere with the compiler that was chosen
     // here.
     for variable in
         ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "CARGO_BUILD_TARGET"]
@@ -207,7 +207,7 @@ fn rustflags(toolchain: &Toolchain, workspace: &Path) -> anyhow::Result<String> 
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
     let flags = [
         "--cfg=bpf_target_arch=\"x86_64\"".into(),
-        // BTF is made of debug information.
+        // BTF is made from debug information.
         "-Cdebuginfo=2".into(),
         "-Clink-arg=--btf".into(),
         remap(&toolchain.sources, "/rust"),
@@ -219,7 +219,7 @@ fn rustflags(toolchain: &Toolchain, workspace: &Path) -> anyhow::Result<String> 
     Ok(flags.join("\u{1f}"))
 }
 
-/// The object without DWARF: the kernel wants BTF alone.
+/// Returns the object without DWARF. The kernel needs only BTF.
 fn strip(object: &Path) -> anyhow::Result<Vec<u8>> {
     let data = fs::read(object).with_context(|| format!("read {}", object.display()))?;
     let mut builder = Builder::read(&*data).context("parse the BPF object")?;
@@ -227,9 +227,9 @@ fn strip(object: &Path) -> anyhow::Result<Vec<u8>> {
         let name = section.name.as_slice();
         section.delete |= name.starts_with(b".debug") || name.starts_with(b".rel.debug");
     }
-    // Symbols of sections that are gone.
+    // Deletes the symbols of sections that were removed.
     builder.delete_orphans();
-    // LLVM keeps the names of sections and of symbols in one table, the writer wants two.
+    // LLVM keeps the names of sections and symbols in one table. The writer needs two.
     let names = builder.sections.add();
     names.name = b".shstrtab"[..].into();
     names.sh_type = object::elf::SHT_STRTAB;
@@ -270,7 +270,7 @@ fn compare(built: &[u8], made_by: &str) -> anyhow::Result<()> {
     bail!("{OBJECT} has other code than the sources give, in {}; {REMEDY}", different.join(", "))
 }
 
-/// Programs, maps and data: all sections but those that describe the source.
+/// Returns programs, maps and data: all sections except those that describe the source.
 fn code(object: &[u8]) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
     let file = object::File::parse(object).context("parse the BPF object")?;
     let mut sections = BTreeMap::new();

@@ -1,9 +1,9 @@
-//! What is kept for the next run, and for other clones: tools that were built, packages, kernels,
+//! Keeps things for the next run, and for other clones: tools that were built, packages, kernels,
 //! roots of containers.
 //!
-//! It is in `$XDG_CACHE_HOME/fdtracker`, else in `~/.cache/fdtracker`: `KIND/NAME`, where the name
-//! has the version. All of it may be deleted while nothing runs; it is made again when it is
-//! needed. What has been used longest ago goes when there is too much.
+//! The cache is in `$XDG_CACHE_HOME/fdtracker`, or else in `~/.cache/fdtracker`: `KIND/NAME`, where
+//! the name includes the version. All of it may be deleted while nothing runs; it is made again
+//! when it is needed. If it gets too large, what wasn't used for the longest time is deleted.
 
 use std::{
     fs::{self, File},
@@ -16,14 +16,13 @@ use anyhow::Context as _;
 
 use crate::{command::must, machine::as_root};
 
-/// How large it may be after a run. All that one run needs is a third of this.
+/// The most that it may hold after a run. All that one run needs is a third of this.
 const MOST: u64 = 10 << 30;
 
-/// By this other programs know that they needn't keep a copy of what is in a directory
-/// (<https://bford.info/cachedir/>).
+/// Tells backup programs that they needn't copy this directory (<https://bford.info/cachedir/>).
 const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# What `cargo xtask` of fdtracker keeps for its next run.\n";
 
-/// Where it is.
+/// Returns the cache's directory.
 pub(crate) fn dir() -> anyhow::Result<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
@@ -36,14 +35,14 @@ pub(crate) fn dir() -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-/// A directory of one kind of things.
+/// Returns the directory of one kind of things.
 fn kind(kind: &str) -> anyhow::Result<PathBuf> {
     let dir = dir()?.join(kind);
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     Ok(dir)
 }
 
-/// One of them, if it is there; it counts as used now.
+/// Returns an entry if it is there, and marks it as used now.
 pub(crate) fn get(kind_name: &str, name: &str) -> anyhow::Result<Option<PathBuf>> {
     let path = kind(kind_name)?.join(name);
     if !path.exists() {
@@ -53,8 +52,8 @@ pub(crate) fn get(kind_name: &str, name: &str) -> anyhow::Result<Option<PathBuf>
     Ok(Some(path))
 }
 
-/// The same, made if it isn't: `make` gets a path at which there is nothing, and which becomes this
-/// one when all of it is there.
+/// Returns an entry, and makes it if it isn't there. `make` gets a path where nothing is; what it
+/// makes there is moved to the entry's path when it is complete.
 pub(crate) fn get_or_make(
     kind_name: &str,
     name: &str,
@@ -63,7 +62,7 @@ pub(crate) fn get_or_make(
     if let Some(path) = get(kind_name, name)? {
         return Ok(path);
     }
-    // Another clone's run may be at it.
+    // A run of another clone may be making it.
     let _lock = lock()?;
     if let Some(path) = get(kind_name, name)? {
         return Ok(path);
@@ -76,13 +75,13 @@ pub(crate) fn get_or_make(
     Ok(path)
 }
 
-/// Whether this run has put something into it: else there is nothing to bound.
+/// Whether this run has added something. If not, the cache can't be too large.
 static HAS_GROWN: AtomicBool = AtomicBool::new(false);
 
-/// What a run was at when it was ended.
+/// The directory for entries that aren't complete. A run that was ended leaves them.
 const UNFINISHED: &str = "unfinished";
 
-/// The newest of a kind whose name begins so; it counts as used now.
+/// Returns the newest entry of a kind whose name begins so, and marks it as used now.
 pub(crate) fn newest(kind_name: &str, beginning: &str) -> anyhow::Result<Option<PathBuf>> {
     let entries = fs::read_dir(kind(kind_name)?)?.flatten().map(|entry| entry.path());
     let of_name = entries.filter(|path| {
@@ -95,13 +94,13 @@ pub(crate) fn newest(kind_name: &str, beginning: &str) -> anyhow::Result<Option<
     Ok(newest)
 }
 
-/// Deletes one of them, if it is there.
+/// Deletes an entry, if it is there.
 pub(crate) fn forget(kind_name: &str, name: &str) -> anyhow::Result<()> {
     remove(&kind(kind_name)?.join(name))
 }
 
-/// Deletes what has been used longest ago, until the rest is small enough. What was used since then
-/// stays: by this run, or by another.
+/// Deletes what wasn't used for the longest time, until the rest is small enough. Keeps all that
+/// this run or another has used since that time.
 pub(crate) fn prune(since: SystemTime) {
     if !HAS_GROWN.load(Relaxed) {
         return;
@@ -122,7 +121,8 @@ fn try_prune(since: SystemTime) -> anyhow::Result<()> {
     }
     for path in surplus(entries, MOST, since) {
         eprintln!("the cache is full: deleting {}", path.display());
-        // Under its own name it would be taken for whole, if this were ended now.
+        // It is moved first. If this program were ended meanwhile, the rest of it would be taken
+        // for a complete entry.
         let gone = kind(UNFINISHED)?.join("deleted");
         remove(&gone)?;
         place(&path, &gone)?;
@@ -136,25 +136,24 @@ fn place(from: &Path, to: &Path) -> anyhow::Result<()> {
     if fs::rename(from, to).is_ok() {
         return Ok(());
     }
-    // A directory that root owns, nobody else may move.
+    // Only root may move a directory that root owns.
     must(as_root("mv").arg("--no-target-directory").arg(from).arg(to))
 }
 
-/// Waits until no other run puts something into the cache, or deletes something. It ends with the
-/// value.
+/// Waits until no other run adds to the cache or deletes from it. The lock ends with the value.
 fn lock() -> anyhow::Result<File> {
-    const LOOK: Duration = Duration::from_secs(4);
+    const POLL: Duration = Duration::from_secs(4);
     let path = dir()?.join("lock");
     let lock = File::create(&path).with_context(|| format!("make {}", path.display()))?;
     while lock.try_lock().is_err() {
         eprintln!("waiting for another run, which changes {}", dir()?.display());
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL);
     }
     Ok(lock)
 }
 
-/// What must go of these for the rest to be small enough: those used longest ago, and nothing that
-/// was used since the start.
+/// Returns the entries to delete, so that the rest is small enough: those that weren't used for the
+/// longest time, but none that was used since the start.
 fn surplus(mut entries: Vec<(SystemTime, u64, PathBuf)>, most: u64, start: SystemTime) -> Vec<PathBuf> {
     let mut total: u64 = entries.iter().map(|(_, size, _)| size).sum();
     entries.sort();
@@ -172,17 +171,17 @@ fn remove(path: &Path) -> anyhow::Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    // The root of a container has files of users that aren't this one.
+    // The root of a container has files of other users.
     must(as_root("rm").args(["-rf", "--one-file-system"]).arg(path))
 }
 
-/// When it was used last.
+/// Returns when an entry was used last.
 fn used(path: &Path) -> SystemTime {
     fs::metadata(path).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 fn touch(path: &Path) {
-    // What can't be touched is only deleted too early.
+    // If this fails, the entry is only deleted too early.
     let _ = File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
 }
 

@@ -1,4 +1,4 @@
-//! Running other programs, so that who waits sees that they go on.
+//! Runs other programs, and shows that they go on while they are silent.
 
 use std::{
     ffi::OsStr,
@@ -14,15 +14,15 @@ use anyhow::{Context as _, bail};
 
 use crate::paths::workspace;
 
-/// How long it may be silent here.
+/// How long a program may be silent before a line says that it goes on.
 const SILENCE: Duration = Duration::from_millis(4500);
 
-/// `cargo` as it runs this program, in the workspace.
+/// Returns the `cargo` that runs this program, in the workspace.
 pub(crate) fn cargo() -> anyhow::Result<Command> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace()?);
-    // What cargo has told this program about its package isn't so of others: ring's build script
-    // would take it for a change.
+    // cargo sets these variables for this package, and they are wrong for other packages: ring's
+    // build script would see a change.
     let is_of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(is_of_package) {
@@ -32,12 +32,12 @@ pub(crate) fn cargo() -> anyhow::Result<Command> {
     Ok(cargo)
 }
 
-/// Runs a command that must work, and shows what it says. If it says nothing, it is told now and
-/// then that it goes on.
+/// Runs a command that must succeed, and shows what it prints. While it prints nothing, shows now
+/// and then that it goes on.
 pub(crate) fn must(command: &mut Command) -> anyhow::Result<()> {
     let shown = show(command);
     eprintln!("+ {shown}");
-    // On a terminal, cargo draws how far it is.
+    // On a terminal, cargo shows its progress itself.
     if std::io::stderr().is_terminal() && is_cargo(command) {
         let status = command.status().with_context(|| format!("start {shown}"))?;
         return if status.success() { Ok(()) } else { bail!("{shown}: {status}") };
@@ -45,8 +45,8 @@ pub(crate) fn must(command: &mut Command) -> anyhow::Result<()> {
     watch(command.stdout(Stdio::piped()), &shown, std::io::stdout(), true)
 }
 
-/// The standard output of a command that must work and takes long; its standard error is shown, as
-/// by [`must`].
+/// Returns the standard output of a command that must succeed and takes long. Shows its standard
+/// error as [`must`] does.
 pub(crate) fn must_output(command: &mut Command) -> anyhow::Result<String> {
     let shown = show(command);
     eprintln!("+ {shown}");
@@ -64,14 +64,15 @@ pub(crate) fn must_output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output).into_owned())
 }
 
-/// As [`must`], of what gets something from elsewhere: who is asked may be away for a moment.
+/// Does the same as [`must`] for a command that downloads something. Tries again: the server may be
+/// away for a moment.
 pub(crate) fn fetch(command: &mut Command) -> anyhow::Result<()> {
     for pause in [10, 30] {
         match must(command) {
             Ok(()) => return Ok(()),
             Err(error) => eprintln!("{error:#}"),
         }
-        // Who was asked needs the time; nobody here waits for an event.
+        // This wait is for the server to recover, not for an event here.
         for left in (1..=pause).rev().filter(|left| left % 5 == 0) {
             eprintln!("trying again in {left} s");
             thread::sleep(Duration::from_secs(5));
@@ -80,7 +81,7 @@ pub(crate) fn fetch(command: &mut Command) -> anyhow::Result<()> {
     must(command)
 }
 
-/// The standard output of a command that must work, and takes a moment.
+/// Returns the standard output of a command that must succeed and takes only a moment.
 pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     let shown = show(command);
     let output = command.output().with_context(|| format!("start {shown}"))?;
@@ -90,7 +91,7 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Waits for a command, passes on what it says, and tells when it is silent for long.
+/// Waits for a command, passes on what it prints, and shows when it is silent for long.
 fn watch(
     command: &mut Command,
     shown: &str,
@@ -100,7 +101,7 @@ fn watch(
     let start = Instant::now();
     let last = Arc::new(Mutex::new(start));
     let mut child = command.stderr(Stdio::piped()).spawn().with_context(|| format!("start {shown}"))?;
-    // Output that nobody sees breaks no silence.
+    // Output that isn't shown doesn't end the silence.
     let last_output = if is_seen { Arc::clone(&last) } else { Arc::new(Mutex::new(start)) };
     let readers = pass_on_all(&mut child, (output, last_output), Arc::clone(&last));
     let status = loop {
@@ -115,7 +116,7 @@ fn watch(
         drop(last);
         thread::sleep(Duration::from_millis(20));
     };
-    // What it has left running may keep its output open.
+    // A process that it has left running may keep its output open.
     let deadline = Instant::now() + SILENCE;
     while readers.iter().any(|reader| !reader.is_finished()) && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(1));
@@ -123,7 +124,7 @@ fn watch(
     if status.success() { Ok(()) } else { bail!("{shown}: {status}") }
 }
 
-/// Passes on its output and its errors, each with the time at which there was some last.
+/// Passes on its output and its errors, and notes for each when something came last.
 fn pass_on_all(
     child: &mut Child,
     (output, last_output): (impl Write + Send + 'static, Arc<Mutex<Instant>>),
@@ -139,7 +140,7 @@ fn pass_on_all(
     readers
 }
 
-/// Passes on what comes, as soon as it comes.
+/// Passes on all that comes, at once.
 fn pass_on(mut from: impl Read, mut to: impl Write, last: &Mutex<Instant>) {
     let mut buffer = [0; 8192];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -150,7 +151,7 @@ fn pass_on(mut from: impl Read, mut to: impl Write, last: &Mutex<Instant>) {
     }
 }
 
-/// A buffer that its maker reads.
+/// A buffer that the creator can read.
 struct Shared(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Shared {
@@ -173,7 +174,7 @@ fn show(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// Its beginning.
+/// Returns the beginning of a command.
 fn short(shown: &str) -> String {
     const MOST: usize = 60;
     let cut: String = shown.chars().take(MOST).collect();

@@ -1,4 +1,5 @@
-//! `cargo xtask deny`: licences, duplicates and origins of all that is linked, by `deny.toml`.
+//! `cargo xtask deny`: checks licences, duplicates and origins of all that is linked, by
+//! `deny.toml`.
 
 use anyhow::ensure;
 

@@ -1,4 +1,4 @@
-//! What the machine must have, and how it comes to have it.
+//! What the machine must have, and how to install it.
 
 use std::{
     fs,
@@ -13,12 +13,12 @@ use crate::{
     command::{fetch, must, output},
 };
 
-/// Whether this is root.
+/// Returns whether this is root.
 pub(crate) fn is_root() -> bool {
     output(Command::new("id").arg("-u")).is_ok_and(|uid| uid == "0")
 }
 
-/// A command that runs as root: by sudo, where this isn't root.
+/// Returns a command that runs as root, by sudo if this isn't root.
 pub(crate) fn as_root(program: impl AsRef<std::ffi::OsStr>) -> Command {
     if is_root() {
         return Command::new(program);
@@ -28,7 +28,7 @@ pub(crate) fn as_root(program: impl AsRef<std::ffi::OsStr>) -> Command {
     sudo
 }
 
-/// Mounts tracefs where it belongs, if it isn't: tracepoints are found there.
+/// Mounts tracefs where tracepoints are looked up, if it isn't mounted.
 pub(crate) fn mount_tracefs() -> anyhow::Result<()> {
     const TRACEFS: &str = "/sys/kernel/tracing";
     let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
@@ -39,7 +39,7 @@ pub(crate) fn mount_tracefs() -> anyhow::Result<()> {
     if mounted { Ok(()) } else { must(as_root("mount").args(["-t", "tracefs", "tracefs", TRACEFS])) }
 }
 
-/// Whether a program is in `PATH`.
+/// Returns the path of a program that is in `PATH`.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
@@ -50,12 +50,12 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 pub(crate) enum Package {
     /// Installed as usual.
     Install(&'static str),
-    /// Only unpacked into the cache: installed, it would start a server, or be in the way of what
-    /// is.
+    /// Only unpacked into the cache. If it were installed, it would start a server, or conflict
+    /// with what is installed.
     Extract(&'static str),
 }
 
-/// The kind of thing that an unpacked package is, in the cache.
+/// The directory of unpacked packages in the cache.
 const PACKAGES: &str = "packages";
 
 impl Package {
@@ -66,13 +66,13 @@ impl Package {
     }
 }
 
-/// Whether a Debian package is installed.
+/// Returns whether a Debian package is installed.
 pub(crate) fn is_installed(package: &str) -> bool {
     output(Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]))
         .is_ok_and(|s| s == "installed")
 }
 
-/// Installs packages, or says which if it may not.
+/// Installs packages, or says which are missing if it may not install.
 pub(crate) fn install(packages: &[Package], may: bool) -> anyhow::Result<()> {
     if packages.is_empty() {
         return Ok(());
@@ -104,22 +104,23 @@ pub(crate) fn install(packages: &[Package], may: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The directory of an unpacked package, if it is there: the version that came last.
+/// Returns the directory of an unpacked package, if it is there: of the version that was added
+/// last.
 pub(crate) fn unpacked(package: &str) -> anyhow::Result<Option<PathBuf>> {
     cache::newest(PACKAGES, &format!("{package}_"))
 }
 
-/// A program of an unpacked package.
+/// Returns the path of a program in an unpacked package.
 pub(crate) fn find_in(package: &str, program: &str) -> anyhow::Result<Option<PathBuf>> {
     let Some(dir) = unpacked(package)? else { return Ok(None) };
     let places = PROGRAM_DIRS.map(|place| dir.join(place).join(program));
     Ok(places.into_iter().find(|file| file.exists()))
 }
 
-/// Where packages have programs.
+/// The directories of programs in packages.
 pub(crate) const PROGRAM_DIRS: [&str; 4] = ["usr/bin", "usr/sbin", "bin", "sbin"];
 
-/// Downloads a package of the system's suites, and unpacks it into the cache.
+/// Downloads a package that the system's suites have, and unpacks it into the cache.
 fn extract(package: &str) -> anyhow::Result<()> {
     let uris = output(Command::new("apt-get").args(["download", "--print-uris", "-qq", package]))?;
     let file =
@@ -130,8 +131,8 @@ fn extract(package: &str) -> anyhow::Result<()> {
     .map(drop)
 }
 
-/// Downloads a package by an `apt-get`, and unpacks it into a directory, of which nothing else is
-/// left.
+/// Downloads a package by an `apt-get`, and unpacks it into a directory. Nothing else is left
+/// there.
 pub(crate) fn unpack(mut apt_get: Command, package: &str, dir: &Path) -> anyhow::Result<()> {
     let _ = fs::remove_dir_all(dir);
     fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;

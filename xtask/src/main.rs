@@ -36,7 +36,8 @@ struct Cli {
 enum Task {
     /// Build and run the agent in the foreground with its live view (asks for root by sudo)
     Run(run::Args),
-    /// Install what the tests need, rebuild the BPF object and compare it, and run the tests of this machine
+    /// Install what the tests need, rebuild the BPF object and compare it, and run the tests of
+    /// this machine
     Test(test::Args),
     /// Run what changes can have touched of other kernels, CRIU's conformance and the desktop
     Touched(touched::Args),
@@ -44,20 +45,22 @@ enum Task {
     Vm(vm::Args),
     /// Have CRIU itself say what it makes of every fixture, in emulated machines
     Criu(vm::criu::Args),
-    /// Have the desktop of the report tested: XFCE, TightVNC and IBus in a container, here and in an emulated machine
+    /// Have the desktop of the report tested: XFCE, TightVNC and IBus in a container, here and in
+    /// an emulated machine
     Desktop(vm::desktop::Args),
     /// Measure how long the agent takes for what must be quick
     Bench(bench::Args),
     /// Make the files that are made from others: alert rules for Kubernetes, dashboards
     #[command(name = "gen")]
     Generate(generate::Args),
-    /// Check licences, duplicates and origins of all that is linked, by deny.toml (needs cargo-deny)
+    /// Check licences, duplicates and origins of all that is linked, by deny.toml (needs
+    /// cargo-deny)
     Deny(deny::Args),
     /// Build the BPF object from source into tracker-ebpf/prebuilt
     BuildEbpf(build_ebpf::Args),
 }
 
-/// How long what the cache has stays after its last use: another run may use it.
+/// How long an entry of the cache stays after its last use: another run may use it.
 const PRUNED: Duration = Duration::from_hours(6);
 
 fn main() -> ExitCode {

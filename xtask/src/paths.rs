@@ -1,4 +1,4 @@
-//! Where things are: the workspace, what is built in it, and what outlives it.
+//! Paths: the workspace, what is built in it, and what is kept outside it.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,13 +10,14 @@ use serde_json::Value;
 
 use crate::command::{cargo, output};
 
-/// The workspace.
+/// Returns the path of the workspace.
 pub(crate) fn workspace() -> anyhow::Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().map(Path::to_owned).context("xtask is in the workspace")
 }
 
-/// Where cargo builds: `target`, unless `CARGO_TARGET_DIR` or `build.target-dir` says otherwise.
+/// Returns where cargo builds: `target`, unless `CARGO_TARGET_DIR` or `build.target-dir` says
+/// something else.
 pub(crate) fn target() -> anyhow::Result<&'static Path> {
     static TARGET: OnceLock<PathBuf> = OnceLock::new();
     if let Some(target) = TARGET.get() {
@@ -29,7 +30,7 @@ pub(crate) fn target() -> anyhow::Result<&'static Path> {
     Ok(TARGET.get_or_init(|| target.into()))
 }
 
-/// Where guests' files go, and what came of them.
+/// Returns the directory of guests' files and their results.
 pub(crate) fn vm() -> anyhow::Result<PathBuf> {
     Ok(target()?.join("vm"))
 }

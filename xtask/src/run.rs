@@ -1,4 +1,4 @@
-//! `cargo xtask run`: the agent in the foreground, with nothing to set up.
+//! `cargo xtask run`: runs the agent in the foreground. Nothing must be set up.
 
 use std::os::unix::process::CommandExt as _;
 
@@ -26,6 +26,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     mount_tracefs()?;
     let mut agent = as_root(binary);
     agent.args(["agent", "--live"]).args(&args.agent);
-    // In place of this program, so that signals reach the agent itself.
+    // The agent replaces this program, so that signals reach it directly.
     Err(agent.exec()).with_context(|| format!("start {}", binary.display()))
 }

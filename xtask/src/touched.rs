@@ -1,5 +1,5 @@
-//! `cargo xtask touched`: what changes can have touched of other kernels, of CRIU's conformance, and of
-//! the desktop, since each was last run whole.
+//! `cargo xtask touched`: runs the parts that changes can have touched since they last ran
+//! completely: other kernels, CRIU's conformance, the desktop.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -19,22 +19,22 @@ pub(crate) struct Args {
     no_install: bool,
 }
 
-/// What can be run apart from the rest.
+/// A part that can run by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
     /// The desktop on this machine.
     Desktop,
     /// The desktop in an emulated machine, with the oldest CRIU.
     DesktopGuest,
-    /// All fixtures, each with one CRIU unless these differ about it.
+    /// All fixtures. Each runs with one CRIU, unless the CRIUs differ about it.
     Criu,
     /// All fixtures with every CRIU.
     EveryCriu,
-    /// Both, at the same time.
+    /// Every CRIU and the desktop's guest, at the same time.
     EveryCriuAndDesktop,
     /// The newest and the oldest kernel, with both feeders.
     Ends,
-    /// Every kernel, those between the newest and the oldest with kprobes.
+    /// Every kernel. Those between the newest and the oldest run with kprobes only.
     Kernels,
 }
 
@@ -42,8 +42,8 @@ use Part::{Criu, Desktop, DesktopGuest, Ends, EveryCriu, EveryCriuAndDesktop, Ke
 
 const ALL: &[Part] = &[Desktop, DesktopGuest, Criu, EveryCriu, Ends, Kernels];
 
-/// What a change of a path can touch: that of the longest of these with which it begins. Whatever
-/// isn't here touches everything.
+/// The parts that a change of a path can touch. The longest beginning of the path counts. A path
+/// that isn't here touches everything.
 const TABLE: &[(&str, &[Part])] = &[
     ("tracker-ebpf/", &[Kernels, Desktop]),
     ("tracker-ebpf/Cargo.toml", ALL),
@@ -53,7 +53,7 @@ const TABLE: &[(&str, &[Part])] = &[
     ("tracker-user/src/", &[Ends, Criu]),
     ("tracker-user/src/agent/", &[Ends]),
     ("tracker-user/src/api/", &[Criu]),
-    // What differs from kernel to kernel is found by these.
+    // These files find out what differs from kernel to kernel.
     ("tracker-user/src/bpf/", &[Ends]),
     ("tracker-user/src/bpf/btf.rs", &[Kernels]),
     ("tracker-user/src/bpf/choice.rs", &[Kernels]),
@@ -118,7 +118,7 @@ const TABLE: &[(&str, &[Part])] = &[
     ("rustfmt.toml", &[]),
 ];
 
-/// The document that names the commit at which parts were run whole.
+/// Returns the document that names the commit at which a part last ran completely.
 fn document(part: Part) -> &'static str {
     match part {
         Desktop | DesktopGuest => vm::desktop::DOCUMENT,
@@ -151,7 +151,7 @@ impl Part {
         Step { name, about, seconds: (seconds, seconds) }
     }
 
-    /// Whether another part has all of it.
+    /// Returns whether another part includes this one.
     fn is_in(self, other: Self) -> bool {
         matches!(
             (self, other),
@@ -161,7 +161,7 @@ impl Part {
         )
     }
 
-    /// What it leaves out of its subject, which `cargo xtask test --everything` has.
+    /// Returns what the part leaves out and `cargo xtask test --everything` does.
     fn leaves_out(self) -> Option<&'static str> {
         match self {
             Criu => Some("two of three CRIUs, for each fixture of which all three said the same"),
@@ -220,7 +220,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Why a part must be run, if it must.
+/// Returns why a part must run, if it must.
 fn touched_by(part: Part) -> anyhow::Result<Option<String>> {
     let document = document(part);
     let Some(commit) = whole::named_in(document)? else {
@@ -239,7 +239,7 @@ fn touched_by(part: Part) -> anyhow::Result<Option<String>> {
     }))
 }
 
-/// What a change of this path can touch.
+/// Returns the parts that a change of this path can touch.
 fn parts(path: &str) -> &'static [Part] {
     let matching = TABLE.iter().filter(|(beginning, _)| path.starts_with(beginning));
     matching.max_by_key(|(beginning, _)| beginning.len()).map_or(ALL, |(_, parts)| parts)

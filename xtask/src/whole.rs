@@ -1,4 +1,4 @@
-//! Which commit was tested whole, as documents name it, and what has changed since.
+//! The commit at which everything was tested, as documents name it, and what has changed since.
 
 use std::{fs, process::Command};
 
@@ -6,22 +6,22 @@ use anyhow::{Context as _, ensure};
 
 use crate::{command::output, paths::workspace};
 
-/// What a document says before the commit.
+/// The text before the commit in a document.
 const BEFORE: &str = "All of it passed at commit `";
 
-/// The sentence of a document that names a commit.
+/// Returns a document's sentence that names a commit.
 pub(crate) fn sentence(commit: &str) -> String {
     format!("{BEFORE}{commit}`.")
 }
 
-/// The commit that is here. A document may name it only if nothing is changed.
+/// Returns the current commit. A document may name it only if no file is changed.
 pub(crate) fn commit() -> anyhow::Result<String> {
     let changed = git(&["status", "--porcelain"])?;
     ensure!(changed.is_empty(), "commit first: the documents name the commit that was tested\n{changed}");
     git(&["rev-parse", "HEAD"])
 }
 
-/// The commit that a document names.
+/// Returns the commit that a document names.
 pub(crate) fn named_in(document: &str) -> anyhow::Result<Option<String>> {
     let text = fs::read_to_string(workspace()?.join(document)).with_context(|| format!("read {document}"))?;
     Ok(named(&text))
@@ -31,18 +31,18 @@ fn named(text: &str) -> Option<String> {
     Some(text.split_once(BEFORE)?.1.split_once('`')?.0.to_owned())
 }
 
-/// Whether this clone has a commit.
+/// Returns whether this clone has a commit.
 pub(crate) fn is_here(commit: &str) -> bool {
     git(&["cat-file", "-e", &format!("{commit}^{{commit}}")]).is_ok()
 }
 
-/// A number that differs from commit to commit.
+/// Returns a number that differs from commit to commit.
 pub(crate) fn turn() -> usize {
     let digits = git(&["rev-parse", "--short=4", "HEAD"]).unwrap_or_default();
     usize::from_str_radix(digits.get(..4).unwrap_or_default(), 16).unwrap_or_default()
 }
 
-/// Files that differ from those of a commit, new ones too.
+/// Returns the files that differ from those of a commit, including new ones.
 pub(crate) fn changed_since(commit: &str) -> anyhow::Result<Vec<String>> {
     let changed = git(&["diff", "--name-only", "--no-renames", commit, "--"])?;
     let new = git(&["ls-files", "--others", "--exclude-standard"])?;

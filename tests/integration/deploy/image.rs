@@ -26,11 +26,11 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// The agent without libraries, as it is in the image: the one that all tests run, where there is a
-/// C library to link into it.
+/// Returns the agent without shared libraries, as it is in the image. Where there is a C library to
+/// link into it, this is the agent that all tests run.
 fn static_binary() -> Result<PathBuf, String> {
     let binary = fdtracker();
-    // It lists the libraries, each with the file that it was found in.
+    // It lists the libraries, each with the file in which it was found.
     let listed = Command::new("ldd").arg(&binary).output().expect("run ldd");
     if String::from_utf8_lossy(&listed.stdout).contains("=>") {
         return Err(format!("{} needs libraries (there is no libc.a to link into it)", binary.display()));
@@ -83,7 +83,7 @@ fn the_image_is_built() -> Result<(), String> {
     Ok(())
 }
 
-/// What a DaemonSet's pod is on a node, by runc. Goes when dropped.
+/// A pod of the DaemonSet as it is on a node, run by runc. It goes when dropped.
 struct Pod {
     id: String,
     runc: Child,
@@ -125,7 +125,8 @@ impl Drop for Pod {
     }
 }
 
-/// What a container runtime makes of the pod. Its network is the host's here.
+/// Makes the configuration that a container runtime would make of the pod. Its network is the
+/// host's here.
 fn config(pod: &Value, id: &str, port: u16, dir: &Path) -> Value {
     let container = &pod["containers"][0];
     let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("{value} is no text")).to_owned();
@@ -158,7 +159,7 @@ fn config(pod: &Value, id: &str, port: u16, dir: &Path) -> Value {
         let destination = &mount["mountPath"];
         mounts.push(match volume["hostPath"]["path"].as_str() {
             Some(source) => {
-                // The runtime's directory is a node's, not a machine's that tests run on.
+                // A node has this directory of the runtime; a machine that runs tests may not.
                 let source = if Path::new(source).is_dir() { Path::new(source) } else { dir };
                 let access = if mount["readOnly"] == true { "ro" } else { "rw" };
                 json!({"destination": destination, "type": "none", "source": source, "options": ["rbind", access]})
@@ -169,7 +170,8 @@ fn config(pod: &Value, id: &str, port: u16, dir: &Path) -> Value {
     config
 }
 
-/// With the mounts and capabilities that the manifest gives, and with nothing else, it counts a neighbour's fds.
+/// Checks that the agent counts a neighbour's fds with the mounts and capabilities that the
+/// manifest gives, and with nothing else.
 fn the_daemonset_counts() -> Result<(), String> {
     let binary = static_binary()?;
     let documents = kubernetes::kustomized("deploy/kubernetes/base")?;
@@ -183,7 +185,7 @@ fn the_daemonset_counts() -> Result<(), String> {
         let metrics = Metrics(agent.get("/metrics")?);
         if metrics.get("fdtracker_open_fds", &labels) == 1.0 { Ok(()) } else { Err(metrics.0) }
     });
-    // As `kubectl exec` does.
+    // This is what `kubectl exec` does.
     let ls = run(Command::new("runc").args(["exec", &agent.id, "/fdtracker", "ls"]));
     let said = String::from_utf8_lossy(&ls.stdout);
     assert!(

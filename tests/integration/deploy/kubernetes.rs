@@ -1,4 +1,4 @@
-//! Manifests for Kubernetes, and the chart.
+//! Tests the manifests for Kubernetes, and the chart.
 
 use std::{
     io::Write as _,
@@ -30,13 +30,13 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// What `manifests.py` needs; its modules are looked for by [`script`].
+/// What `manifests.py` needs. [`script`] checks for its modules.
 pub const MANIFESTS: Needs = Needs::Programs(&["python3"]);
 const KUSTOMIZE: Needs = Needs::Programs(&["python3", "kubectl"]);
 
 const CHART: &str = "deploy/helm/fdtracker";
 
-/// What `manifests.py` found: documents, and what is wrong with them.
+/// What `manifests.py` returned: documents, and what is wrong with them.
 struct Found {
     documents: Vec<Value>,
     wrong: Vec<Value>,
@@ -50,7 +50,7 @@ impl Found {
     }
 }
 
-/// Runs `manifests.py`, or says what it lacks.
+/// Runs `manifests.py`. Returns what is missing if it can't run.
 fn script(arguments: &[&str], input: &str) -> Result<Found, String> {
     const MODULES: &str = "FDTRACKER_TEST_PYTHON";
     let Some(modules) = std::env::var_os(MODULES) else {
@@ -72,7 +72,7 @@ fn script(arguments: &[&str], input: &str) -> Result<Found, String> {
     Ok(Found { documents: list("documents"), wrong: list("wrong") })
 }
 
-/// The documents of a file, of which nothing is wrong.
+/// Returns the documents of a file, in which nothing may be wrong.
 pub fn read_yaml(text: &str) -> Result<Vec<Value>, String> {
     Ok(script(&["read"], text)?.right())
 }
@@ -138,7 +138,7 @@ fn the_daemonset_is_confined() -> Result<(), String> {
     let security = &container["securityContext"];
     assert_eq!((&security["privileged"], &security["readOnlyRootFilesystem"]), (&false.into(), &true.into()));
     assert_eq!(security["allowPrivilegeEscalation"], false);
-    // Those that `privileges` runs the agent with.
+    // The tests in `privileges` run the agent with the same ones.
     let capabilities = json!({"drop": ["ALL"], "add": ["BPF", "PERFMON", "DAC_READ_SEARCH", "SYS_PTRACE"]});
     assert_eq!(security["capabilities"], capabilities);
     for (probe, page) in
@@ -147,7 +147,7 @@ fn the_daemonset_is_confined() -> Result<(), String> {
         assert_eq!(container[probe]["httpGet"]["path"], page, "{probe}");
     }
     assert!(container["resources"]["limits"]["memory"].is_string());
-    // Of the host nothing is written.
+    // Nothing on the host is written.
     let volumes = pod["volumes"].as_array().expect("volumes");
     for mount in container["volumeMounts"].as_array().expect("mounts") {
         let volume = volumes.iter().find(|v| v["name"] == mount["name"]).expect("a volume for the mount");
@@ -171,7 +171,7 @@ fn the_chart_is_valid() -> Result<(), String> {
     let rules = read_yaml(&super::read(super::RULES))?.remove(0);
     assert_eq!(one(&documents, "PrometheusRule")["spec"], rules);
     let security = &container(&documents)["securityContext"];
-    // Kubernetes refuses `false` beside it.
+    // Kubernetes refuses `false` together with this.
     assert_eq!(security["allowPrivilegeEscalation"], true);
     let added = security["capabilities"]["add"].as_array().expect("capabilities");
     for name in ["SYS_ADMIN", "SYS_CHROOT", "NET_ADMIN"] {
@@ -183,7 +183,8 @@ fn the_chart_is_valid() -> Result<(), String> {
     Ok(())
 }
 
-/// A Secret with TLS and passwords is where the agent looks for it, and probes speak as it does.
+/// Checks that a Secret with TLS and passwords is mounted where the agent looks for it, and that
+/// probes use the same protocol as the agent.
 fn the_chart_mounts_a_web_config() -> Result<(), String> {
     let user =
         json!({"username": {"name": "web", "key": "user"}, "password": {"name": "web", "key": "pass"}});
@@ -219,7 +220,7 @@ fn the_chart_mounts_a_web_config() -> Result<(), String> {
     Ok(())
 }
 
-/// Two ways to install are one thing.
+/// Checks that both ways to install give the same objects.
 fn the_chart_is_the_base() -> Result<(), String> {
     let mut specs = Vec::new();
     let monitors = json!({"podMonitor": {"enabled": true}});
@@ -229,7 +230,7 @@ fn the_chart_is_the_base() -> Result<(), String> {
         let mut of_these = Vec::new();
         for kind in ["DaemonSet", "NetworkPolicy", "PodMonitor"] {
             let mut spec = one(&documents, kind)["spec"].clone();
-            // The chart tells its releases apart.
+            // The chart adds a label that tells its releases apart.
             for at in ["/selector/matchLabels", "/podSelector/matchLabels", "/template/metadata/labels"] {
                 if let Some(labels) = spec.pointer_mut(at).and_then(Value::as_object_mut) {
                     labels.remove("app.kubernetes.io/instance");

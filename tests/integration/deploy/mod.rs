@@ -1,4 +1,4 @@
-//! What is shipped for operators: alerts, dashboards, units, manifests.
+//! Tests what is shipped for operators: alerts, dashboards, units, manifests.
 
 mod image;
 mod kubernetes;
@@ -55,7 +55,7 @@ fn run(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("start {command:?}: {error}"))
 }
 
-/// Runs what must find nothing wrong.
+/// Runs a checker, which must find nothing wrong.
 #[track_caller]
 fn must(command: &mut Command) -> String {
     let output = run(command);
@@ -65,7 +65,7 @@ fn must(command: &mut Command) -> String {
     said
 }
 
-/// The agent understands these arguments.
+/// Checks that the agent understands these arguments.
 #[track_caller]
 fn understood(words: &[&str]) {
     if let Err(error) = Cli::try_parse_from(["fdtracker"].iter().chain(words)) {
@@ -115,7 +115,7 @@ fn rules_say_what_to_do() -> Result<(), String> {
     }
     assert_eq!(pages, runbooks(), "each runbook is an alert's");
 
-    // The forms for Kubernetes say the same.
+    // The rules' forms for Kubernetes must say the same.
     let custom = read_yaml(&read("deploy/kubernetes/prometheus-operator/prometheusrule.yaml"))?.remove(0);
     assert_eq!((&custom["kind"], &custom["spec"]), (&"PrometheusRule".into(), &rules));
     assert_eq!(read_yaml(&read("deploy/helm/fdtracker/files/fdtracker.rules.yml"))?.remove(0), rules);
@@ -146,14 +146,14 @@ fn runbooks_have_all_sections() {
     }
 }
 
-/// Names of metrics in the first column of the tables of `docs/metrics.md`.
+/// Returns the names of metrics in the first column of the tables of `docs/metrics.md`.
 fn documented() -> BTreeSet<String> {
     let text = read("docs/metrics.md");
     let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     rows.map(str::to_owned).collect()
 }
 
-/// What looks like a metric of the agent's in a query.
+/// Returns what looks like one of the agent's metrics in a query.
 fn metrics_of(query: &str) -> impl Iterator<Item = &str> {
     query
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
@@ -167,7 +167,7 @@ fn queries_ask_for_what_there_is() {
         read(RULES).lines().filter(|line| !line.trim_start().starts_with('#')).collect::<Vec<_>>().join("\n"),
     );
     let asked: BTreeSet<&str> = queries.iter().flat_map(|query| metrics_of(query)).collect();
-    // Its process's own are every Prometheus client's.
+    // `process_…` metrics come from every Prometheus client, so they aren't documented here.
     let unknown: Vec<_> =
         asked.into_iter().filter(|name| !name.starts_with("process_") && !known.contains(*name)).collect();
     assert!(unknown.is_empty(), "docs/metrics.md doesn't have {unknown:?}");
@@ -177,7 +177,7 @@ fn dashboard(name: &str) -> Value {
     serde_json::from_str(&read(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// All queries of a dashboard, also those of its variables.
+/// Returns all queries of a dashboard, also those of its variables.
 fn expressions(dashboard: &Value) -> Vec<String> {
     let variables = dashboard["templating"]["list"].as_array().expect("variables").iter();
     let panels = dashboard["panels"].as_array().expect("panels").iter();

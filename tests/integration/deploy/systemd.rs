@@ -1,4 +1,4 @@
-//! The units.
+//! Tests the systemd units.
 
 use std::{fs, process::Command};
 
@@ -27,7 +27,7 @@ const UNITS: [&str; 4] = [
     "deploy/systemd/fdtracker.service.d/socket.conf",
 ];
 
-/// A directory with the units, which start a program that is there.
+/// Makes a directory with the units. They start a program that exists.
 fn installed(drop_ins: bool) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a directory for the units");
     fs::create_dir(dir.path().join("fdtracker.service.d")).expect("make a directory");
@@ -44,13 +44,13 @@ fn systemd_units_are_right() {
         let units = ["fdtracker.service", "fdtracker.socket"];
         let mut analyze = Command::new("systemd-analyze");
         analyze.arg("verify").args(units.map(|unit| dir.path().join(unit)));
-        // It warns of what it ignores, and says nothing of what is right.
+        // It warns about what it ignores, and prints nothing if all is right.
         let said = must(&mut analyze);
         assert!(!said.contains("fdtracker"), "{said}");
     }
 }
 
-/// The exposure that `docs/operations.md` states.
+/// Returns the exposure that `docs/operations.md` states.
 fn documented_exposure() -> f64 {
     let text = read("docs/operations.md");
     let (_, rest) =
@@ -63,7 +63,7 @@ fn documented_exposure() -> f64 {
 
 fn the_unit_is_no_less_confined() {
     let dir = installed(false);
-    // The threshold is in tenths, of 10 at the most.
+    // The option takes tenths; exposure goes up to 10.
     let threshold = format!("--threshold={}", (documented_exposure() * 10.0).round());
     let unit = dir.path().join("fdtracker.service");
     must(

@@ -18,18 +18,19 @@ use serde_json::{Value, json};
 
 use super::{Outcome, Test, Tests, load::Load, lock, supervisor::Supervisor};
 
-/// The variable that says where a line of JSON goes for each test: how long it took, and what came
-/// of each try.
+/// The variable that names a file. A line of JSON for each test is written there: how long it took,
+/// and the outcome of each try.
 const REPORT: &str = "FDTRACKER_TEST_REPORT";
 
-/// A test, and the time that it has.
+/// A test, and the time limit for it.
 type Job = (&'static str, Duration);
 
-/// One or two lines of tests, one behind the other.
+/// One or two queues of tests. In each, one test runs after the other.
 pub(super) struct Lanes {
-    /// What waits for each lane.
+    /// The tests that wait in each lane.
     jobs: Vec<Vec<Job>>,
-    /// Who is told what came of a test. Each belongs to one lane: if that is gone, nobody waits.
+    /// Where the outcome of each test is sent. Each sender belongs to one lane: when that has
+    /// ended, nobody waits any more.
     outcomes: Mutex<BTreeMap<&'static str, Sender<Outcome>>>,
     waiting: Mutex<BTreeMap<&'static str, Receiver<Outcome>>>,
     running: Mutex<Vec<JoinHandle<()>>>,
@@ -42,7 +43,7 @@ impl Lanes {
         };
         let mut jobs = vec![of(&tests.alone), of(&tests.beside)];
         if patience() > 1 {
-            // An emulated machine has enough to do with one.
+            // An emulated machine is busy enough with one.
             jobs = vec![jobs.into_iter().flatten().collect()];
         }
         let channels = tests.all().map(|test| (test.name, channel()));
@@ -51,12 +52,12 @@ impl Lanes {
         Self { jobs, outcomes, waiting, running: Mutex::new(Vec::new()) }
     }
 
-    /// Whether one test is run after the other.
+    /// Returns whether there is only one lane, so that only one test runs at a time.
     pub(super) fn is_one(&self) -> bool {
         self.jobs.len() == 1
     }
 
-    /// A test, as Rust's harness has it: waits until a lane has run it.
+    /// Makes a test for Rust's harness. It waits until a lane has run the test.
     pub(super) fn trial(&self, name: &'static str) -> Trial {
         let outcome = lock(&self.waiting).remove(name).expect("each name is of one test");
         Trial::ignorable_test(name, move || match outcome.recv() {
@@ -67,7 +68,7 @@ impl Lanes {
         })
     }
 
-    /// Begins with those that are wanted.
+    /// Starts the tests that are wanted.
     pub(super) fn start(&self, is_wanted: impl Fn(&str) -> bool) {
         let report = std::env::var_os(REPORT).map(|path| {
             File::options().create(true).append(true).open(&path).expect("open the report of the tests")
@@ -111,8 +112,8 @@ impl Lane {
     }
 }
 
-/// Runs a test; once more, if it waited in vain while the machine was busy. Any other failure is a
-/// fault, however a second try ends.
+/// Runs a test. Runs it again if it waited for something until a deadline while the machine was
+/// busy. Any other failure is a fault, whatever a second try would give.
 fn run(supervisor: &mut Supervisor, name: &str, limit: Duration) -> (Vec<Value>, Outcome) {
     let load = Load::start();
     let first = supervisor.run(name, limit);

@@ -1,10 +1,10 @@
-//! Runs tests, each with a time in which it must be done.
+//! Runs tests, each with a time limit.
 //!
-//! No thread can be ended from outside, so that a test that hangs would take all others with it.
-//! Here a *worker*, this program once more, runs what its parent names, one test after the other
-//! ([`worker`]); the parent ends a worker that takes too long, with all that it started, and goes
-//! on with a new one ([`supervisor`]). Two workers share the tests, of which most wait for
-//! something most of the time ([`lanes`]). Names, filters and output are those of Rust's own
+//! A thread can't be ended from outside, so a test that hangs would stop all tests after it. Here a
+//! *worker*, a second process of this program, runs the tests that its parent names, one after the
+//! other ([`worker`]). If a test takes too long, the parent ends the worker with all that it
+//! started, and continues with a new one ([`supervisor`]). Two workers share the tests, because
+//! most tests mostly wait ([`lanes`]). Names, filters and output are the same as in Rust's own
 //! harness.
 
 mod lanes;
@@ -25,10 +25,10 @@ use serde_json::{Value, json};
 use self::lanes::Lanes;
 pub use self::probes::{bystanders, probes, tests};
 
-/// How long a test may take, if it doesn't say otherwise.
+/// How long a test may take, unless it says something else.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// What a test needs besides the fixture.
+/// What a test needs in addition to the fixture.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
     /// Nothing.
@@ -48,13 +48,13 @@ pub struct Test {
 }
 
 impl Test {
-    /// The same, with this time to be done in.
+    /// Sets the time limit.
     pub fn within(self, limit: Duration) -> Self {
         Self { limit, ..self }
     }
 }
 
-/// A test that is skipped, with the reason, where it can't run.
+/// Makes a test. It is skipped, with the reason, where it can't run.
 pub fn test(name: &'static str, needs: Needs, run: fn()) -> Test {
     test_or_skip(name, needs, move || {
         run();
@@ -62,7 +62,7 @@ pub fn test(name: &'static str, needs: Needs, run: fn()) -> Test {
     })
 }
 
-/// A test that finds out only on the way that it can't run here, and why.
+/// Makes a test that finds out only while it runs that it can't run here, and why.
 pub fn test_or_skip(
     name: &'static str,
     needs: Needs,
@@ -71,7 +71,7 @@ pub fn test_or_skip(
     Test { name, needs, limit: LIMIT, run: Box::new(run) }
 }
 
-/// What came of a test.
+/// The outcome of a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
     Passed,
@@ -79,7 +79,7 @@ enum Outcome {
     Skipped(String),
     Failed {
         why: String,
-        /// Whether it waited until a deadline for what never came: it may have needed more time.
+        /// Whether it waited for something until a deadline: then it may have needed more time.
         waited: bool,
     },
 }
@@ -104,16 +104,16 @@ impl Outcome {
     }
 }
 
-/// All tests, by whom they get on with.
+/// All tests, by which others they can run beside.
 pub struct Tests {
-    /// They count all that the machine does, or keep it busy: one at a time.
+    /// These count everything that happens on the machine, or keep it busy: one at a time.
     pub alone: Vec<Test>,
-    /// They may run beside any of those, but one at a time, too: what they start has the same
-    /// names.
+    /// These may run beside any of those above, but also only one at a time: what they start has
+    /// the same names.
     pub beside: Vec<Test>,
 }
 
-/// Runs those tests that the command line names; `clean` is called where they ran, in the end.
+/// Runs the tests that the command line names. Where they ran, calls `clean` at the end.
 pub fn main(tests: Tests, clean: fn()) -> ExitCode {
     if let Some(socket) = std::env::var_os(worker::SOCKET) {
         worker::work(&tests, socket.as_ref());
@@ -122,8 +122,8 @@ pub fn main(tests: Tests, clean: fn()) -> ExitCode {
     }
     let mut arguments = Arguments::from_args();
     let lanes = Lanes::new(&tests);
-    // Each waits for a test that a lane runs; where there is one lane, it is told what runs before
-    // it has run.
+    // Each trial waits for a test that a lane runs. With one lane, there is one trial at a time, so
+    // that the output names a test before it has run.
     arguments.test_threads = Some(if lanes.is_one() { 1 } else { tests.all().count().max(1) });
     let trials: Vec<Trial> = tests.all().map(|test| lanes.trial(test.name)).collect();
     if !arguments.list {
@@ -142,12 +142,12 @@ impl Tests {
     }
 }
 
-/// What a mutex protects, also if a thread panicked that had it.
+/// Locks a mutex, also if a thread has panicked while it had the lock.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a test misses here, if something.
+/// Returns what is missing here for a test, if anything is.
 fn missing(needs: Needs) -> Option<String> {
     // SAFETY: the call has no precondition.
     if needs != Needs::Nobody && unsafe { libc::geteuid() } != 0 {

@@ -1,4 +1,4 @@
-//! Tests of the harness: it runs tests that don't behave, in a process of its own.
+//! Tests the harness: it runs tests that misbehave, in a process of its own.
 
 use std::{
     process::{Command, Stdio},
@@ -7,17 +7,17 @@ use std::{
 
 use super::{Needs::Nobody, Test, test};
 
-/// The variable that asks for them.
+/// The variable that enables them.
 const WANTED: &str = "FDTRACKER_TEST_PROBES";
 
-/// What a process is called that must not be left.
+/// The argument of a process that must not be left over.
 const LEFT: &str = "86399";
 
 pub fn tests() -> Vec<Test> {
     vec![test("harness::ends_what_hangs_and_goes_on", Nobody, ends_what_hangs_and_goes_on)]
 }
 
-/// Tests that don't behave, if they are asked for.
+/// Returns tests that misbehave, if they are enabled.
 pub fn probes() -> Vec<Test> {
     if std::env::var_os(WANTED).is_none() {
         return Vec::new();
@@ -30,18 +30,17 @@ pub fn probes() -> Vec<Test> {
     ]
 }
 
-/// One that does, beside them.
+/// Returns a test that behaves well, to run beside them.
 pub fn bystanders() -> Vec<Test> {
     if std::env::var_os(WANTED).is_none() {
         return Vec::new();
     }
-    // Longer than the other has until it is ended.
+    // This takes longer than the other worker has until it is ended.
     vec![test("probe::bystander", Nobody, || std::thread::sleep(Duration::from_secs(2)))]
 }
 
 fn hangs() {
-    // In a session of its own, as containers' processes are, and without a parent that waits for
-    // it.
+    // It is in a session of its own, as containers' processes are, and no parent waits for it.
     let mut orphan = Command::new("setsid");
     orphan.args(["sh", "-c", &format!("sleep {LEFT} & exec sleep 0")]).stdout(Stdio::null());
     orphan.status().expect("start a process that stays");

@@ -1,4 +1,4 @@
-//! The parent of a worker: tells it what to run, and for how long.
+//! The parent of a worker: tells it which test to run, and ends it when the test takes too long.
 
 use std::{
     collections::BTreeMap,
@@ -21,23 +21,24 @@ use tempfile::TempDir;
 
 use super::{Outcome, lock, worker::SOCKET};
 
-/// How often it is shown that a test goes on.
+/// How often a line shows that a test is still running.
 const TICK: Duration = Duration::from_secs(4);
 
-/// How often the time is looked at.
-const LOOK: Duration = Duration::from_millis(500);
+/// How long a read waits for an answer before the time limit is checked.
+const POLL: Duration = Duration::from_millis(500);
 
-/// How long a worker has for its start and its end, and what it started for theirs.
+/// How long a worker may take to start or to end, and its descendants to end.
 const END: Duration = Duration::from_secs(30);
 
-/// How often ended processes are looked for.
+/// How often this process looks for children that have ended.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How the children of this process ended, those too that came to it when their parents ended.
+/// How the children of this process ended, including orphans that became its children.
 static ENDED: Mutex<BTreeMap<i32, ExitStatus>> = Mutex::new(BTreeMap::new());
 
-/// How many times all that tests had started was ended, whoever's it was. Locked while that is
-/// done, and while a worker starts: a new one isn't among those that are ended.
+/// How many times everything that tests had started was ended, no matter which worker's it was.
+/// Locked meanwhile, and also while a worker starts, so that a new worker isn't ended with the
+/// rest.
 static ENDINGS: Mutex<u32> = Mutex::new(0);
 
 #[derive(Default)]
@@ -73,7 +74,7 @@ impl Supervisor {
         }
     }
 
-    /// Lets the worker end.
+    /// Lets the worker end by itself.
     pub(super) fn end(&mut self) {
         if let Some(worker) = self.worker.take() {
             worker.end();
@@ -83,7 +84,7 @@ impl Supervisor {
 
 /// Why there is no answer.
 enum Lost {
-    /// The time was over.
+    /// The time limit has passed.
     Late,
     /// The worker ended.
     Ended,
@@ -92,9 +93,9 @@ enum Lost {
 struct Worker {
     pid: i32,
     stream: BufReader<UnixStream>,
-    /// [`ENDINGS`] when it was started.
+    /// The value of [`ENDINGS`] when the worker was started.
     endings: u32,
-    /// Where it found the socket.
+    /// The directory of the socket.
     _dir: TempDir,
 }
 
@@ -122,7 +123,7 @@ impl Worker {
             thread::sleep(PAUSE);
         };
         stream.set_nonblocking(false).expect("wait for answers");
-        stream.set_read_timeout(Some(LOOK)).expect("limit the wait for an answer");
+        stream.set_read_timeout(Some(POLL)).expect("limit the wait for an answer");
         Ok(Self { pid, stream: BufReader::new(stream), endings: *endings, _dir: dir })
     }
 
@@ -134,7 +135,7 @@ impl Worker {
         let mut answer = String::new();
         loop {
             match self.stream.read_line(&mut answer) {
-                // A worker that ended has none, or half of one.
+                // A worker that has ended sends no answer, or half of one.
                 Ok(_) => {
                     let outcome = serde_json::from_str(&answer).ok();
                     return outcome.and_then(|value| Outcome::from_json(&value)).ok_or(Lost::Ended);
@@ -145,7 +146,7 @@ impl Worker {
             if start.elapsed() > limit {
                 return Err(Lost::Late);
             }
-            // Whoever watches an emulated machine takes silence for its end.
+            // An emulated machine that is silent for too long is taken for hung.
             if shown.elapsed() >= TICK {
                 shown = Instant::now();
                 eprintln!("… {} s: {name}", start.elapsed().as_secs());
@@ -153,12 +154,12 @@ impl Worker {
         }
     }
 
-    /// Whether it was ended with what a test of another worker had started.
+    /// Returns whether it was ended because a test of another worker failed.
     fn is_bystander(&self) -> bool {
         *lock(&ENDINGS) > self.endings
     }
 
-    /// Says what became of it, and ends all that tests have started.
+    /// Returns what happened to the worker, and ends all that tests have started.
     fn lost(&mut self, how: Lost, limit: Duration) -> String {
         let why = match how {
             Lost::Late => format!("not done within {} s; it was {}", limit.as_secs(), self.places()),
@@ -171,7 +172,7 @@ impl Worker {
         if left.is_empty() { why } else { format!("{why}; these can't be ended: {left:?}") }
     }
 
-    /// Where the worker's threads wait in the kernel.
+    /// Returns where the worker's threads wait in the kernel.
     fn places(&self) -> String {
         let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten();
         let places = threads.map(|thread| {
@@ -181,7 +182,7 @@ impl Worker {
         places.collect::<Vec<_>>().join(", ")
     }
 
-    /// How it ended, once it has.
+    /// Returns how it ended, once it has ended.
     fn status(&self, limit: Duration) -> Option<ExitStatus> {
         let start = Instant::now();
         loop {
@@ -202,14 +203,14 @@ impl Worker {
     }
 }
 
-/// Ends all that tests have started, workers too. Returns what is left.
+/// Ends all that tests have started, workers too. Returns the processes that are left.
 fn end_all_tests() -> Vec<i32> {
     let mut endings = lock(&ENDINGS);
     *endings += 1;
     let start = Instant::now();
     loop {
         let left = {
-            // Nobody is reaped meanwhile: no other process can have the pid of one.
+            // Nobody reaps meanwhile, so no pid of these processes can belong to another process.
             let _ended = lock(&ENDED);
             kill_all()
         };
@@ -220,7 +221,8 @@ fn end_all_tests() -> Vec<i32> {
     }
 }
 
-/// Reaps workers, and all that tests leave behind, which so can be found when a test is ended.
+/// Reaps workers, and everything that tests leave behind: this process becomes the parent of
+/// orphans, so that it finds them when it ends a test.
 fn reap_all() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {

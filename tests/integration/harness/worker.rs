@@ -1,5 +1,5 @@
-//! The process that runs tests, as its parent names them, over a socket: a line with a name comes,
-//! a line of JSON goes back.
+//! The process that runs tests. Its parent sends a line with a name over a socket, and gets a line
+//! of JSON back.
 
 use std::{
     any::Any,
@@ -13,10 +13,10 @@ use fdtracker_tests::waits_in_vain;
 
 use super::{Outcome, Test, Tests, missing};
 
-/// The variable that says where a worker's parent listens.
+/// The variable that names the parent's socket.
 pub(super) const SOCKET: &str = "FDTRACKER_TEST_WORKER";
 
-/// Runs tests until the parent has no more, or is gone.
+/// Runs tests until the parent has no more, or has ended.
 pub(super) fn work(tests: &Tests, socket: &Path) {
     let mut stream = UnixStream::connect(socket).expect("connect to the harness");
     let names = BufReader::new(stream.try_clone().expect("a second handle of the socket"));
@@ -40,7 +40,7 @@ fn run(test: &Test) -> Outcome {
     }
 }
 
-/// What a panic says. Where it came from stands in the output already.
+/// Returns the message of a panic. Its place in the source is in the output already.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "it panicked".into())

@@ -1,4 +1,4 @@
-//! Files that are no sockets, in many states.
+//! Tests files that aren't sockets, in many states.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use fdtracker_tests::{
     sys::{address, call, check},
 };
 
-use super::{fd, first, has, is_related, look, me, owned};
+use super::{fd, first, has, inspect, is_related, me, owned};
 
 pub(super) fn regular_files() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -55,7 +55,7 @@ pub(super) fn deleted_files() {
     for name in ["gone", "linked"] {
         fs::remove_file(dir.path().join(name)).expect("remove a file");
     }
-    // A file that has the name by which a deleted one is shown.
+    // Another file gets the name that a link shows for a deleted file: `replaced (deleted)`.
     fs::hard_link(dir.path().join("replaced"), dir.path().join("kept")).expect("a link");
     make("new");
     fs::rename(dir.path().join("new"), dir.path().join("replaced (deleted)")).expect("rename");
@@ -102,7 +102,7 @@ pub(super) fn pipes() {
         let fds = unsafe { std::ptr::from_ref(&fds).read_volatile() };
         fds.map(|fd| owned(fd.into()))
     };
-    // The end that is read has no such flag (fs/pipe.c:create_pipe_files).
+    // The end for reading has no such flag (kernel: `fs/pipe.c:create_pipe_files`).
     let ([reads, writes], [_end, packets]) = (pipe(0), pipe(libc::O_DIRECT));
     let dir = tempfile::tempdir().expect("a directory");
     let path = std::ffi::CString::new(dir.path().join("fifo").to_str().expect("a path")).expect("a path");
@@ -139,7 +139,7 @@ pub(super) fn epoll_targets() {
     add(&copied, &original);
     let _copy = original.try_clone().expect("a copy");
     drop(original);
-    // Open nowhere but in a message.
+    // This file is open only in a message.
     let (a, b) = UnixDatagram::pair().expect("a pair");
     let gone = eventfd();
     add(&escaped, &gone);
@@ -235,7 +235,7 @@ pub(super) fn terminals() {
     let mut child = command.spawn().expect("start a process");
     let session = Relation::Session(child.id().into());
     is_related(fd(&me(), master.as_raw_fd()), &session);
-    let tree = look(child.id()).expect("the child can be looked at");
+    let tree = inspect(child.id()).expect("the child can be inspected");
     is_related(fd(&tree, 0), &session);
     has(fd(&tree, 0), fact::FOREGROUND, i64::from(child.id()));
     child.kill().expect("kill");
@@ -249,7 +249,7 @@ pub(super) fn mappings() -> Result<(), String> {
     zoo.must(&format!("close {ring}"));
     let memory = zoo.must("open memfd");
     zoo.must(&format!("mmap {memory}"));
-    let tree = look(zoo.pid()).expect("the fixture can be looked at");
+    let tree = inspect(zoo.pid()).expect("the fixture can be inspected");
     let mapped: Vec<_> = first(&tree).files.iter().filter(|file| file.fd.is_none()).collect();
     assert!(mapped.iter().all(|file| file.facts.get(fact::ADDRESS).is_some_and(|at| at > 0)));
     let [ring] = &mapped[..] else { panic!("one mapping that can't be dumped: {mapped:#?}") };

@@ -1,5 +1,5 @@
-//! The look at a process tree from outside: kinds and facts of files in many states, trees of several processes, and processes
-//! that end, hide, or are none.
+//! Tests the inspection of a process tree from outside: kinds and facts of files in many states,
+//! trees of several processes, and processes that end, hide, or don't exist.
 
 mod files;
 mod sockets;
@@ -53,14 +53,14 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// A tree, with no other paths to look for watched files.
-fn look(root: u32) -> Result<Tree, InspectError> {
+/// Inspects a tree, with no additional paths for watched files.
+fn inspect(root: u32) -> Result<Tree, InspectError> {
     inspect::tree(root, &BTreeSet::new())
 }
 
-/// This process, of which tests open files.
+/// Inspects this process, in which tests open files.
 fn me() -> Tree {
-    look(std::process::id()).expect("this process can be looked at")
+    inspect(std::process::id()).expect("this process can be inspected")
 }
 
 #[track_caller]
@@ -139,7 +139,7 @@ fn kinds() {
     let opened: Vec<_> =
         all.filter_map(|(name, kind)| Some((zoo.ask(&format!("open {name}")).ok()?[0], kind))).collect();
     assert!(opened.len() > 20, "{opened:?}");
-    let tree = look(zoo.pid()).expect("the fixture can be looked at");
+    let tree = inspect(zoo.pid()).expect("the fixture can be inspected");
     for (number, kind) in opened {
         let file = fd(&tree, number as i32);
         assert_eq!(file.kind.name(), kind, "{file:#?}");
@@ -156,7 +156,7 @@ fn kinds() {
     }
 }
 
-/// Of files in plain states every fact is there that a rule needs.
+/// Checks that for files in plain states every fact that a rule needs is known.
 fn nothing_remains_unknown() {
     let mut zoo = Zoo::start(Command::new(fdzoo()));
     let opened = [
@@ -182,7 +182,7 @@ fn nothing_remains_unknown() {
         "vsock",
     ];
     let opened: Vec<_> = opened.iter().filter(|kind| zoo.ask(&format!("open {kind}")).is_ok()).collect();
-    let tree = look(zoo.pid()).expect("the fixture can be looked at");
+    let tree = inspect(zoo.pid()).expect("the fixture can be inspected");
     let kernel = running_kernel().expect("a version");
     let profile = Profile::new(Some("4.2".parse().expect("a version")), None, kernel);
     let judge = Judge::new(Rules::embedded().expect("the rules"), profile);

@@ -1,4 +1,4 @@
-//! Sockets in many states.
+//! Tests sockets in many states.
 
 use std::{
     io::Write as _,
@@ -20,7 +20,7 @@ use fdtracker_tests::{
     sys::{address, call},
 };
 
-use super::{fd, first, has, is_related, look, me, owned};
+use super::{fd, first, has, inspect, is_related, me, owned};
 
 pub(super) fn tcp_and_udp() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
@@ -86,11 +86,11 @@ pub(super) fn unix_queues() {
     has(fd(&tree, plain.as_raw_fd()), fact::CREDENTIALS, false);
     has(fd(&tree, asking.as_raw_fd()), fact::CREDENTIALS, true);
     has(fd(&tree, idle.as_raw_fd()), fact::CREDENTIALS, false);
-    // Files on their way can't be looked at.
+    // Files in flight can't be inspected.
     let mut zoo = Zoo::start(Command::new(fdzoo()));
     let file = zoo.must("open eventfd");
     zoo.must(&format!("send {file}"));
-    let tree = look(zoo.pid()).expect("the fixture can be looked at");
+    let tree = inspect(zoo.pid()).expect("the fixture can be inspected");
     let sent = first(&tree).files.iter().find(|file| file.kind.name() == "fd_in_flight");
     assert!(sent.is_some_and(|sent| sent.fd.is_none()), "{tree:#?}");
 }

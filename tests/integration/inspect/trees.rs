@@ -1,4 +1,4 @@
-//! Trees of several processes, and processes that end, are elsewhere, or are none.
+//! Tests trees of several processes, and processes that end, are elsewhere, or don't exist.
 
 use std::{
     process::Command,
@@ -15,10 +15,10 @@ use fdtracker::{
 };
 use fdtracker_tests::{Cgroup, Zoo, eventually, fdzoo};
 
-use super::{fd, first, has, is_related, look, me};
+use super::{fd, first, has, inspect, is_related, me};
 
 pub(super) fn a_tree() {
-    // With it go children too that had no time yet to ask for that.
+    // The cgroup kills children that had no time yet to ask for a signal when the parent dies.
     let cgroup = Cgroup::docker();
     let mut zoo = Zoo::in_cgroup(&cgroup);
     let file = zoo.must("open eventfd");
@@ -28,7 +28,7 @@ pub(super) fn a_tree() {
     // SAFETY: the child is the fixture's, which doesn't wait for it yet.
     unsafe { libc::kill(first_child as i32, libc::SIGKILL) };
     let tree = eventually("the child is a zombie", || {
-        let tree = look(zoo.pid()).expect("the fixture can be looked at");
+        let tree = inspect(zoo.pid()).expect("the fixture can be inspected");
         if tree.processes.iter().any(|process| process.zombie) { Ok(tree) } else { Err("it isn't") }
     });
     let pids: Vec<_> = tree.processes.iter().map(|process| process.pid).collect();
@@ -44,12 +44,12 @@ pub(super) fn a_tree() {
 }
 
 pub(super) fn a_shared_table() {
-    // With it go children too that had no time yet to ask for that.
+    // The cgroup kills children that had no time yet to ask for a signal when the parent dies.
     let cgroup = Cgroup::docker();
     let mut zoo = Zoo::in_cgroup(&cgroup);
     let sharer = zoo.must("sharer 2") as u32;
     let other = zoo.must("fork") as u32;
-    let tree = look(zoo.pid()).expect("the fixture can be looked at");
+    let tree = inspect(zoo.pid()).expect("the fixture can be inspected");
     let shares: Vec<_> = tree.processes.iter().map(|p| (p.pid, p.shares_files_with)).collect();
     assert_eq!(shares, [(zoo.pid(), None), (sharer, Some(zoo.pid())), (other, None)]);
     assert!(tree.processes[1].files.is_empty());
@@ -68,7 +68,7 @@ pub(super) fn a_dying_target() {
         let looks = std::thread::spawn(move || {
             let start = Instant::now();
             while start.elapsed() < Duration::from_secs(5) {
-                match look(pid) {
+                match inspect(pid) {
                     Ok(tree) if tree.processes[0].zombie => return Ok(()),
                     Ok(tree) if tree.processes[0].unreadable.is_some() => return Err(format!("{tree:#?}")),
                     Ok(_) => {}
@@ -85,9 +85,9 @@ pub(super) fn a_dying_target() {
 }
 
 pub(super) fn what_is_no_tree() {
-    assert!(matches!(look(2), Err(InspectError::KernelThread(2) | InspectError::NoProcess(2))));
-    assert!(matches!(look(u32::MAX), Err(InspectError::NoProcess(u32::MAX))));
-    assert!(matches!(look(0), Err(InspectError::NoProcess(0))));
+    assert!(matches!(inspect(2), Err(InspectError::KernelThread(2) | InspectError::NoProcess(2))));
+    assert!(matches!(inspect(u32::MAX), Err(InspectError::NoProcess(u32::MAX))));
+    assert!(matches!(inspect(0), Err(InspectError::NoProcess(0))));
     let (tell, told) = std::sync::mpsc::channel();
     let (end, wait) = std::sync::mpsc::channel::<()>();
     let thread = std::thread::spawn(move || {
@@ -97,7 +97,7 @@ pub(super) fn what_is_no_tree() {
     });
     let id = told.recv().expect("a thread");
     let expected = std::process::id();
-    match look(id) {
+    match inspect(id) {
         Err(InspectError::Thread { thread, process }) => assert_eq!((thread, process), (id, expected)),
         other => panic!("{other:?}"),
     }
@@ -112,7 +112,7 @@ pub(super) fn other_namespaces() -> Result<(), String> {
     let unix = zoo.must("open unix");
     let tcp = zoo.must("open tcp");
     let dir = zoo.must("open dir");
-    let tree = look(zoo.pid()).expect("the fixture can be looked at");
+    let tree = inspect(zoo.pid()).expect("the fixture can be inspected");
     assert_eq!(tree.unreadable, [""; 0]);
     let namespaces = &first(&tree).namespaces;
     assert_ne!(namespaces["net"], tree.host["net"]);
@@ -125,7 +125,7 @@ pub(super) fn other_namespaces() -> Result<(), String> {
     Ok(())
 }
 
-/// Prints how long it takes; a machine that is busy decides nothing.
+/// Prints how long an inspection takes. It can't fail on time: the machine may be busy.
 pub(super) fn many_files() {
     let cgroup = Cgroup::docker();
     let mut zoos: Vec<Zoo> = (0..20).map(|_| Zoo::in_cgroup(&cgroup)).collect();

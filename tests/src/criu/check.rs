@@ -1,16 +1,16 @@
-//! What `fdtracker check` says, against what CRIU said.
+//! Compares what `fdtracker check` says with what CRIU said.
 
 use serde_json::Value;
 
 use super::log::Line;
 
-/// Whether it foretold the verdict, and the message if there is one.
+/// Returns whether `check` predicted the verdict, and the message if there is one.
 pub fn agrees(check: &Value, verdict: &str, cause: &[&Line]) -> bool {
     let said = check.get("verdict").and_then(Value::as_str).unwrap_or_default();
     match verdict {
         "dumped" => said == "ok",
         "refused" => {
-            // What it can't tell doesn't stand in the way of what it can.
+            // Skips unknown blockers, and compares the first one that is known.
             let blockers = check.get("blockers").and_then(Value::as_array).into_iter().flatten();
             let first = blockers.into_iter().find(|blocker| blocker["verdict"] != "unknown");
             let message = first.and_then(|blocker| blocker.get("message")).and_then(Value::as_str);

@@ -5,20 +5,20 @@ use serde_json::{Value, json};
 /// An error: `(00.012345) Error (criu/files-ext.c:98): unix: text`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Line {
-    /// Seconds since CRIU started, if it says so.
+    /// Seconds since CRIU started, if the line has them.
     pub time: String,
     /// Source file and line.
     pub place: String,
-    /// The part of CRIU that says so, if it names itself.
+    /// The part of CRIU that prints it, if the line names that.
     pub subsystem: String,
-    /// What it says, without all of these.
+    /// The message, without all of these.
     pub text: String,
 }
 
 /// The errors of a log.
 #[derive(Debug, Default)]
 pub struct Log {
-    /// In their order.
+    /// The errors in their order.
     pub errors: Vec<Line>,
 }
 
@@ -93,15 +93,16 @@ impl Log {
         Self { errors: text.lines().filter_map(Line::read).collect() }
     }
 
-    /// The lines that say why, of which a dump without any open file doesn't complain too. Those that only say what failed because of
-    /// that are left out, unless there is nothing else.
+    /// Returns the errors that say why a dump failed. Leaves out errors that CRIU also prints for a
+    /// process without open files. Leaves out errors that only report a consequence, unless there
+    /// are no others.
     pub fn cause(&self, usual: &Self) -> Vec<&Line> {
         let lines: Vec<&Line> =
             self.errors.iter().filter(|line| line.text != "Dumping FAILED." && !usual.has(line)).collect();
         let says_why: Vec<&Line> = lines.iter().copied().filter(|line| !line.is_consequence()).collect();
         let mut cause: Vec<&Line> = Vec::new();
         for line in if says_why.is_empty() { lines } else { says_why } {
-            // What is tried again fails again.
+            // CRIU tries some things again, and prints the same error again.
             if !cause.iter().any(|other| other.text == line.text) {
                 cause.push(line);
             }
@@ -114,7 +115,7 @@ impl Log {
     }
 }
 
-/// Takes the name of a part of CRIU off what it says.
+/// Splits the name of a part of CRIU off the message.
 fn named(text: &str) -> (&str, &str) {
     text.split_once(": ").filter(|(name, _)| SUBSYSTEMS.contains(name)).unwrap_or(("", text))
 }
@@ -135,7 +136,8 @@ impl Line {
         Some(Self { time: own(time), place: own(place), subsystem: own(subsystem), text: own(text) })
     }
 
-    /// `Dump files (pid: 12) failed with -1`.
+    /// Returns whether the line only reports a consequence, as `Dump files (pid: 12) failed with
+    /// -1` does.
     fn is_consequence(&self) -> bool {
         let number = |text: &str| text.parse::<i32>().is_ok();
         let failed = self.text.rsplit_once(") failed with ");
@@ -144,7 +146,7 @@ impl Line {
         })
     }
 
-    /// As a line of results has it.
+    /// Returns the line as results have it.
     pub fn json(&self) -> Value {
         json!({"time": self.time, "place": self.place, "subsystem": self.subsystem, "text": self.text})
     }

@@ -1,4 +1,4 @@
-//! The oracle: CRIU itself, what it says in its log, and whether that was foretold.
+//! CRIU itself as the oracle: what it says in its log, and whether `check` predicted that.
 
 mod check;
 mod log;
@@ -12,23 +12,23 @@ pub use self::{
     log::{Line, Log},
 };
 
-/// A CRIU that `cargo xtask desktop` brought.
+/// A CRIU that `cargo xtask desktop` has installed.
 #[derive(Clone, Debug)]
 pub struct Criu {
     /// Its version.
     pub version: String,
-    /// What starts it.
+    /// The program that starts it.
     pub program: PathBuf,
 }
 
 impl Criu {
-    /// All of them, the oldest first.
+    /// Returns all of them, the oldest first.
     pub fn all() -> Vec<Self> {
         let dir = std::env::var_os("FDTRACKER_CRIUS").unwrap_or_default();
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         let found = entries.filter_map(|entry| {
             let version = entry.file_name().to_str()?.to_owned();
-            // A path of this machine's is one in a container, too: so without `..`.
+            // The path is used in a container too, so it must not have `..` in it.
             let program = entry.path().join("criu").canonicalize().ok()?;
             Some(Self { version, program })
         });
@@ -38,10 +38,11 @@ impl Criu {
     }
 }
 
-/// The most files that a process may have open, lowered to what this process may have, as long as this lives.
+/// The system's limit of open files for a process, lowered to this process's own limit while this
+/// value lives.
 ///
-/// CRIU gives itself as many as there may be (CRIU: `rlimit_unlimit_nofile`), which takes a capability that root doesn't have everywhere;
-/// then it would dump nothing.
+/// CRIU raises its limit to the system's (CRIU: `rlimit_unlimit_nofile`). For that it needs a
+/// capability that root doesn't have everywhere; without it CRIU would dump nothing.
 pub struct FewerFiles(Option<String>);
 
 impl FewerFiles {

@@ -1,6 +1,7 @@
-//! The desktop of the report in a real container: XFCE on TightVNC with IBus, of Debian's packages, on overlayfs as containers are.
+//! The desktop of the first report, in a real container: XFCE on TightVNC with IBus, from Debian's
+//! packages. It is on overlayfs, as containers are.
 //!
-//! `cargo xtask desktop` makes the root and brings the CRIUs.
+//! `cargo xtask desktop` makes the root and installs the CRIUs.
 
 mod rfb;
 
@@ -32,7 +33,7 @@ use crate::{
 /// What runs on the VNC server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Session {
-    /// XFCE with IBus: the report's.
+    /// XFCE with IBus, as in the report.
     Whole,
     /// XFCE alone.
     WithoutIbus,
@@ -41,7 +42,7 @@ pub enum Session {
 }
 
 impl Session {
-    /// As the script in the container knows it.
+    /// Returns the name by which the script in the container knows it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Whole => "whole",
@@ -50,7 +51,7 @@ impl Session {
         }
     }
 
-    /// Processes that there are once it is up.
+    /// Returns the processes that it has once it is up.
     fn processes(self) -> impl Iterator<Item = &'static str> {
         const IBUS: &[&str] =
             &["ibus-daemon", "ibus-engine-sim", "ibus-extension-", "ibus-ui-gtk3", "ibus-x11"];
@@ -64,53 +65,54 @@ impl Session {
     }
 }
 
-/// The process that counts, and has nothing to do with the desktop.
+/// The process that counts, and isn't part of the desktop.
 pub const JOB: &str = "job";
 
-/// How long after each other the desktop is looked at while it starts: a look takes time that it needs.
-const LOOK: Duration = Duration::from_millis(200);
+/// How long to wait between two polls of the desktop while it starts. Each poll takes time from the
+/// start.
+const POLL: Duration = Duration::from_millis(200);
 
-/// The container's name, by an annotation as containerd makes them.
+/// The container's name, in an annotation like containerd's.
 pub const NAME: &str = "desktop";
 
-/// A running desktop. Goes, with all of it, when dropped.
+/// A running desktop. It goes, with all its processes, when dropped.
 pub struct Desktop {
     /// Its id, as runc knows it.
     pub id: String,
     /// What runs in it.
     pub session: Session,
-    /// Where its VNC server listens, on this machine's loopback.
+    /// The port of its VNC server on this machine's loopback.
     port: u16,
     runc: Child,
     bundle: Bundle,
 }
 
-/// An fd of a process of the desktop's.
+/// An fd of one of the desktop's processes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Open {
-    /// Whose it is.
+    /// The process that has it.
     pub process: Process,
     /// Its number.
     pub fd: u32,
-    /// What its link says; nothing, if it was closed meanwhile.
+    /// Its link. Empty if it was closed meanwhile.
     pub link: PathBuf,
 }
 
-/// A process of the desktop's.
+/// One of the desktop's processes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Process {
-    /// On the host.
+    /// The pid on the host.
     pub pid: u32,
-    /// In the container.
+    /// The pid in the container.
     pub inner: u32,
     /// Its name.
     pub comm: String,
 }
 
-/// Where the root of the container is told.
+/// The variable that names the container's root.
 const ROOT: &str = "FDTRACKER_DESKTOP_ROOT";
 
-/// Why there can be no desktop here, if there can't.
+/// Returns why there can be no desktop here, if there is a reason.
 pub fn missing() -> Option<String> {
     let Some(root) = std::env::var_os(ROOT) else {
         return Some(format!("{ROOT} isn't set (cargo xtask desktop makes one, and sets it)"));
@@ -136,7 +138,7 @@ impl Desktop {
         let bundle = Bundle::make();
         let script = include_bytes!("session.sh");
         fs::write(bundle.root().join("session.sh"), script).expect("write the session's script");
-        // To be written to: it is read at each dump.
+        // It is written later, by `configure`. CRIU reads it at each dump.
         fs::write(bundle.criu_config(), "").expect("write CRIU's configuration file");
         let id = random_id();
         let arguments = ["/bin/sh", "/session.sh", session.name(), &display.to_string(), &port.to_string()];
@@ -151,7 +153,7 @@ impl Desktop {
     #[track_caller]
     fn wait(&self) {
         eventually("the desktop is up", || {
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL);
             let found: BTreeSet<String> = self.processes().into_iter().map(|process| process.comm).collect();
             match self.session.processes().find(|wanted| !found.contains(*wanted)) {
                 Some(absent) => Err(format!("no {absent} among {found:?}; {}", self.bundle.said())),
@@ -162,7 +164,7 @@ impl Desktop {
         self.rest();
     }
 
-    /// Sees it with the eyes of a VNC client.
+    /// Connects as a VNC client, and returns the screen.
     #[track_caller]
     pub fn see(&self) -> Screen {
         let screen = eventually("a VNC client sees the desktop", || handshake(self.port));
@@ -170,18 +172,18 @@ impl Desktop {
         screen
     }
 
-    /// Waits until no process comes or goes or opens anything for some time.
+    /// Waits until for some time no process comes, goes or opens anything.
     #[track_caller]
     fn rest(&self) {
-        // Where every instruction is emulated, a start pauses for longer.
+        // Where every instruction is emulated, a start has longer pauses.
         let quiet = Duration::from_secs(5) * patience().min(4);
-        // The job opens and closes its file all the time.
+        // The job opens and closes its file all the time, so it is left out.
         let open = || -> BTreeSet<Open> {
             self.open().into_iter().filter(|open| open.process.comm != JOB).collect()
         };
         let (mut since, mut last) = (Instant::now(), open());
         eventually("the desktop is at rest", || {
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL);
             let now = open();
             if now != last {
                 (since, last) = (Instant::now(), now);
@@ -190,7 +192,7 @@ impl Desktop {
         });
     }
 
-    /// All that is open, as `/proc` has it.
+    /// Returns all open fds, as `/proc` lists them.
     pub fn open(&self) -> Vec<Open> {
         let mut open = Vec::new();
         for process in self.processes() {
@@ -203,7 +205,8 @@ impl Desktop {
         open
     }
 
-    /// Device, as fdinfo has it, and inode of these directories in its root, and of all that is below them.
+    /// Returns device (as fdinfo shows it) and inode of these directories in its root, and of
+    /// everything below them.
     pub fn inodes(&self, dirs: &[&str]) -> BTreeSet<(u64, u64)> {
         let mut inodes = BTreeSet::new();
         let mut waiting: Vec<PathBuf> = dirs.iter().map(|dir| self.bundle.root().join(dir)).collect();
@@ -219,7 +222,7 @@ impl Desktop {
         inodes
     }
 
-    /// All of its processes.
+    /// Returns all its processes.
     pub fn processes(&self) -> Vec<Process> {
         let cgroup = hierarchy().root().join("docker").join(&self.id);
         let process = |pid: u32| {
@@ -231,7 +234,7 @@ impl Desktop {
         pids_in(&cgroup).into_iter().filter_map(process).collect()
     }
 
-    /// The first of its processes that has this name.
+    /// Returns the first of its processes with this name.
     #[track_caller]
     pub fn process(&self, comm: &str) -> Process {
         let all = self.processes();
@@ -239,43 +242,44 @@ impl Desktop {
         found.unwrap_or_else(|| panic!("no {comm} among {all:?}")).clone()
     }
 
-    /// How far the job has counted.
+    /// Returns how far the job has counted.
     pub fn counted(&self) -> u64 {
-        // It may just have begun.
+        // The job may have begun just now.
         eventually("the job has counted", || {
             let text = fs::read_to_string(self.bundle.root().join("root/result"));
             text.unwrap_or_default().trim().parse::<u64>().map_err(|error| error.to_string())
         })
     }
 
-    /// What CRIU is told by its configuration file, which the container names.
+    /// Writes CRIU's configuration file, which the container names.
     pub fn configure(&self, lines: &str) {
         fs::write(self.bundle.criu_config(), lines).expect("write CRIU's configuration file");
     }
 
-    /// Has runc have it dumped. It goes on only if the dump fails.
+    /// Has runc dump it. It goes on only if the dump fails.
     pub fn checkpoint(&self, criu: &Criu) -> Dump {
         let images = self.bundle.empty_images();
         Dump::run(self.runc(criu, "checkpoint").arg(&self.id), &images.join("dump.log"))
     }
 
-    /// Dumps it as somebody does who knows CRIU, and needs no configuration file. It goes on.
+    /// Dumps it with options that a user gives, without a configuration file. It goes on.
     pub fn dump_by_hand(&self, criu: &Criu, options: &[String]) -> Dump {
         let images = self.bundle.empty_images();
         let mut dump = Command::new(&criu.program);
         dump.args(["dump", "--leave-running", "-v4", "-o", "dump.log", "-D"]).arg(&images);
         dump.args(["-t", &self.init().to_string(), "--root"]).arg(self.bundle.root());
-        // As runc has it: what is mounted from outside is so again when it is restored, and cgroups are runc's.
+        // As runc does: mounts from outside are mounted again at the restore, and runc manages the
+        // cgroups.
         dump.args(["--external", "mnt[]", "--manage-cgroups=ignore"]).args(options);
         Dump::run(&mut dump, &images.join("dump.log"))
     }
 
-    /// The pid of its first process, on the host.
+    /// Returns the pid of its first process, on the host.
     fn init(&self) -> u32 {
         self.processes().iter().find(|process| process.inner == 1).expect("an init").pid
     }
 
-    /// Has runc have it restored from the last dump, after which it was gone.
+    /// Has runc restore it from the last dump, after which it was gone.
     #[track_caller]
     pub fn restore(&mut self, criu: &Criu) {
         self.runc.wait().expect("wait for runc");
@@ -295,7 +299,7 @@ impl Desktop {
         runc
     }
 
-    /// Has one of its processes, with what is below it, dumped by itself, from inside.
+    /// Dumps one of its processes, with its descendants, by itself, from inside the container.
     pub fn checkpoint_subtree(&self, criu: &Criu, process: &Process) -> Dump {
         let images = self.bundle.inner_images();
         let _ = fs::remove_dir_all(&images);
@@ -305,14 +309,14 @@ impl Desktop {
         Dump::run(&mut dump, &images.join("dump.log"))
     }
 
-    /// Has that restored.
+    /// Restores that part.
     pub fn restore_subtree(&self, criu: &Criu) -> Dump {
         let mut restore = self.criu_inside(criu, "restore");
         restore.args(["-o", "restore.log", "--restore-detached"]);
         Dump::run(&mut restore, &self.bundle.inner_images().join("restore.log"))
     }
 
-    /// CRIU in the container's namespaces.
+    /// Returns a command that runs CRIU in the container's namespaces.
     fn criu_inside(&self, criu: &Criu, what: &str) -> Command {
         let mut nsenter = Command::new("nsenter");
         nsenter.args(["-t", &self.init().to_string(), "-m", "-p", "-i", "-u"]).arg(&criu.program);
@@ -320,7 +324,7 @@ impl Desktop {
         nsenter
     }
 
-    /// Ends the session as the engine would, and waits. Returns what runc ended with.
+    /// Ends the session as the engine would, and waits. Returns runc's exit code.
     pub fn stop(mut self) -> Option<i32> {
         let _ = Command::new("runc").args(["kill", &self.id, "TERM"]).status();
         eventually("the session ends", || match self.runc.try_wait() {
@@ -330,7 +334,7 @@ impl Desktop {
     }
 }
 
-/// Where images of a part are, in the container.
+/// The directory for the images of a part, in the container.
 const INNER_IMAGES: &str = "/root/images";
 
 impl Drop for Desktop {
@@ -343,17 +347,18 @@ impl Drop for Desktop {
     }
 }
 
-/// What came of a dump, or of restoring one.
+/// The outcome of a dump or of a restore.
 #[derive(Debug)]
 pub struct Dump {
-    /// Whether CRIU did it.
+    /// Whether CRIU succeeded.
     pub done: bool,
-    /// Its log, and what was said besides.
+    /// CRIU's log, and all other output.
     pub log: String,
 }
 
 impl Dump {
-    /// Runs a CRIU, or what starts one. If it hangs, it is ended, with all that it has started.
+    /// Runs a CRIU, or a program that starts one. If it hangs, ends it with all that it has
+    /// started.
     fn run(command: &mut Command, log: &Path) -> Self {
         let limit = 2 * deadline();
         let mut errors = tempfile::tempfile().expect("make a file for errors");
@@ -376,13 +381,14 @@ impl Dump {
         Self { done: status.is_some_and(|status| status.success()), log }
     }
 
-    /// The errors in it.
+    /// Returns the errors in the log.
     pub fn errors(&self) -> Log {
         Log::read(&self.log)
     }
 }
 
-/// The container's directory, on a file system of its own, as an upper directory of overlayfs can't be on another overlayfs.
+/// The container's directory. It is on a file system of its own, because an upper directory of
+/// overlayfs can't be on another overlayfs.
 struct Bundle {
     dir: TempDir,
 }
@@ -414,12 +420,12 @@ impl Bundle {
         self.dir.path().join("criu.conf")
     }
 
-    /// A directory for images.
+    /// Returns a directory for images.
     fn images(&self) -> PathBuf {
         self.dir.path().join("images")
     }
 
-    /// The same, with nothing in it.
+    /// Returns the same, empty.
     fn empty_images(&self) -> PathBuf {
         let images = self.images();
         let _ = fs::remove_dir_all(&images);
@@ -427,7 +433,7 @@ impl Bundle {
         images
     }
 
-    /// Where images of a part are.
+    /// Returns where the images of a part are.
     fn inner_images(&self) -> PathBuf {
         self.root().join(INNER_IMAGES.trim_start_matches('/'))
     }
@@ -436,7 +442,7 @@ impl Bundle {
         self.dir.path().join("runc.log")
     }
 
-    /// What runc has said.
+    /// Returns what runc has printed.
     fn said(&self) -> String {
         fs::read_to_string(self.log()).unwrap_or_default()
     }
@@ -464,7 +470,7 @@ fn mount(arguments: &[&str], at: &Path) {
     assert!(status.success(), "mount {arguments:?} {}", at.display());
 }
 
-/// A display that nobody has, and the port of its VNC server.
+/// Returns a display that nobody uses, and the port of its VNC server.
 fn free_display() -> (u16, u16) {
     const FIRST_PORT: u16 = 5900;
     let is_free = |display: &u16| {
@@ -476,7 +482,8 @@ fn free_display() -> (u16, u16) {
     (display, FIRST_PORT + display)
 }
 
-/// What runc is told: as docker's containers are, but in this machine's network.
+/// Returns the configuration for runc: as docker's containers have it, but in this machine's
+/// network.
 fn spec(id: &str, arguments: &[&str], criu_config: &Path) -> serde_json::Value {
     let mut spec = crate::container::spec(&format!("/docker/{id}"), arguments);
     let capabilities =
@@ -495,7 +502,7 @@ fn spec(id: &str, arguments: &[&str], criu_config: &Path) -> serde_json::Value {
         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]}));
     mounts.push(json!({"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs",
         "options": ["nosuid", "noexec", "mode=1777"]}));
-    // Where a part of it can be dumped from inside.
+    // Here a part of it can be dumped from inside.
     for criu in Criu::all() {
         let dir = criu.program.parent().expect("a directory").to_str().expect("a path");
         mounts.push(json!({"destination": dir, "type": "bind", "source": dir, "options": ["rbind", "ro"]}));

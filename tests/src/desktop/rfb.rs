@@ -1,4 +1,4 @@
-//! A VNC client, as far as to the desktop's name (RFC 6143).
+//! A VNC client that goes only as far as reading the desktop's name (RFC 6143).
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-/// What a server says of its desktop.
+/// What a server tells about its desktop.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Screen {
     /// In pixels.
@@ -17,7 +17,7 @@ pub struct Screen {
     pub name: String,
 }
 
-/// Says hello to the server at a port of this machine's, and hears what it shows.
+/// Connects to the server at a port of this machine, and returns its screen.
 ///
 /// # Errors
 /// If nobody listens there, or if it isn't a VNC server, or wants a password.

@@ -22,7 +22,7 @@ use crate::{
     try_eventually,
 };
 
-/// A containerd of the test's own, with the image. Goes, with all that it runs, when dropped.
+/// A containerd for one test, with the image. It goes, with all that it runs, when dropped.
 pub struct Containerd {
     daemon: Option<Daemon>,
     pods: RefCell<Vec<Pod>>,
@@ -52,7 +52,7 @@ impl Containerd {
         new
     }
 
-    /// Where it answers.
+    /// Returns the path of its socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("api.sock")
     }
@@ -152,7 +152,7 @@ impl Containerd {
         cri::call(&self.runtime, &self.socket(), method, request).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Ends a pod, whether or not containerd can still do it.
+    /// Removes a pod, also when containerd can't do it any more.
     fn remove_pod(&self, pod: &Pod) {
         for method in ["StopPodSandbox", "RemovePodSandbox"] {
             let request = Id { id: pod.id.clone() };
@@ -169,7 +169,7 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // A test may have failed already: what can't be removed in order is killed below.
+        // A test may have failed already. What can't be removed in the usual way is killed below.
         if self.daemon.is_none()
             && let Err(error) = self.try_resume()
         {
@@ -185,7 +185,7 @@ impl Drop for Containerd {
 
 fn config(dir: &Path) -> String {
     let dir = dir.display();
-    // To lower a score of the out-of-memory killer takes a capability that a test needn't have.
+    // Lowering the score for the out-of-memory killer takes a capability that a test may lack.
     format!(
         "version = 2\n\
          root = '{dir}/root'\n\
@@ -206,7 +206,7 @@ fn host_network() -> Option<cri::Namespaces> {
     Some(cri::Namespaces { network: cri::NODE })
 }
 
-/// As Kubernetes makes them.
+/// Returns an id as Kubernetes makes them.
 fn uid() -> String {
     let hex = crate::random_id();
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..32]].join("-")

@@ -1,4 +1,5 @@
-//! As much of Kubernetes' Container Runtime Interface (`runtime/v1/api.proto`) as it takes to run pods, as the kubelet does.
+//! The part of Kubernetes' Container Runtime Interface (`runtime/v1/api.proto`) that is needed to
+//! run pods as the kubelet does.
 
 use std::{collections::HashMap, path::Path};
 
@@ -105,14 +106,14 @@ pub(super) struct CreateContainer {
     pub(super) sandbox_config: Option<SandboxConfig>,
 }
 
-/// A request or an answer that is an id, of a sandbox or a container.
+/// A request or an answer that is only an id, of a sandbox or a container.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Id {
     #[prost(string, tag = "1")]
     pub(super) id: String,
 }
 
-/// Whose answers aren't looked at.
+/// An answer that nobody reads.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Nothing {}
 

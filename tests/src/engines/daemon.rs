@@ -15,12 +15,12 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it, with a log, and waits until somebody answers at its socket.
+    /// Starts it, with a log, and waits until it answers at its socket.
     pub(super) fn start(command: Command, log: &Path, socket: &Path) -> Self {
         Self::try_start(command, log, socket).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// The same; or what is wrong.
+    /// Does the same, or returns what is wrong.
     pub(super) fn try_start(mut command: Command, log: &Path, socket: &Path) -> Result<Self, String> {
         let log_file = File::options().create(true).append(true).open(log);
         let spawned = log_file
@@ -42,7 +42,7 @@ fn read(log: &Path) -> String {
 }
 
 impl Drop for Daemon {
-    /// Asks it to end, so that it ends what it started; kills it only if it doesn't.
+    /// Asks it to end, so that it ends what it started. Kills it only if it doesn't end.
     fn drop(&mut self) {
         // SAFETY: the child hasn't been waited for, so the pid is its own.
         unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };

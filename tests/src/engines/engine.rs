@@ -1,4 +1,4 @@
-//! docker and podman, which are told the same by the same words.
+//! docker and podman, which take the same commands.
 
 use std::{
     fs,
@@ -11,7 +11,8 @@ use tempfile::TempDir;
 use super::{IMAGE, daemon::Daemon, image};
 use crate::{Zoo, container::remove_cgroup};
 
-/// A docker or podman of the test's own, with the image, and its socket. Goes, with all that it runs, when dropped.
+/// A docker or podman for one test, with the image and a socket. It goes, with all that it runs,
+/// when dropped.
 pub struct Engine {
     program: Program,
     daemon: Option<Daemon>,
@@ -31,7 +32,7 @@ impl Engine {
         Self::start(Program::Docker)
     }
 
-    /// Starts podman, which has containers run by `runtime`: runc or crun.
+    /// Starts podman. It runs containers with `runtime`: runc or crun.
     pub fn podman(runtime: &'static str) -> Self {
         Self::start(Program::Podman(runtime))
     }
@@ -58,7 +59,7 @@ impl Engine {
         Daemon::start(command, &dir.join("log"), &self.socket())
     }
 
-    /// Where it answers.
+    /// Returns the path of its socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("api.sock")
     }
@@ -78,10 +79,10 @@ impl Engine {
         }
     }
 
-    /// Runs the fixture in a container of this name.
+    /// Runs the fixture in a container with this name.
     pub fn run(&self, name: &str) -> Zoo {
         let mut run = self.command();
-        // Podman would raise limits, which takes a capability that a test needn't have.
+        // By default podman raises limits, which takes a capability that a test may lack.
         run.args(["run", "--interactive", "--network", "none", "--ulimit", "nofile=1024:1024"]);
         run.args(["--ulimit", "nproc=1024:1024", "--name", name, IMAGE, "/fdzoo"]);
         let mut zoo = Zoo::start(run);
@@ -89,7 +90,7 @@ impl Engine {
         zoo
     }
 
-    /// Whether a container can be run here at all; else, what the engine says.
+    /// Tries to run a container. If that can't be done here, returns what the engine says.
     pub fn try_out(&self) -> Result<(), String> {
         let mut run = self.command();
         run.args(["run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024"]);
@@ -99,12 +100,12 @@ impl Engine {
         if output.status.success() { Ok(()) } else { Err(why) }
     }
 
-    /// The id of a container.
+    /// Returns the id of a container.
     pub fn id(&self, name: &str) -> String {
         self.must(&["inspect", "--format", "{{.Id}}", name])
     }
 
-    /// Calls a container something else.
+    /// Renames a container.
     pub fn rename(&self, from: &str, to: &str) {
         self.must(&["rename", from, to]);
     }
@@ -141,7 +142,7 @@ impl Drop for Engine {
     }
 }
 
-/// Without a network, and without what takes capabilities that a test needn't have.
+/// Returns a dockerd that needs no network, and no capabilities that a test may lack.
 fn dockerd(dir: &Path, socket: &Path) -> Command {
     let mut dockerd = Command::new("dockerd");
     dockerd.args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]);

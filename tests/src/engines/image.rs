@@ -1,5 +1,5 @@
-//! The image that containers are made from: the fixture, and a program that only waits. In the form of `docker save`, which every
-//! engine reads.
+//! The image of the containers: the fixture, and a program that only waits. It has the format of
+//! `docker save`, which every engine reads.
 
 use std::{
     fs,
@@ -9,13 +9,13 @@ use std::{
 
 use crate::container::{copy_program, make_root};
 
-/// What it is called.
+/// Its name.
 pub const NAME: &str = "localhost/fdtracker-zoo:test";
 
-/// What a container runs that only has to be there.
+/// What a container runs if it only has to exist.
 pub(super) const WAIT: [&str; 2] = ["/sleep", "infinity"];
 
-/// Makes the archive in a directory.
+/// Writes the archive into a directory.
 pub(super) fn make(dir: &Path) -> PathBuf {
     let (root, parts) = (dir.join("image-root"), dir.join("image-parts"));
     make_root(&root);

@@ -1,7 +1,7 @@
-//! Real engines: containerd with Kubernetes' CRI, docker and podman. Each has a directory of its own for all that it keeps, so that
-//! it neither finds nor leaves anything of another's.
+//! Real engines: containerd with Kubernetes' CRI, docker and podman. Each keeps all its files in a
+//! directory of its own, so that it neither finds nor leaves anything outside.
 //!
-//! Containers run the fixture from one image, which is made here and needs no registry.
+//! All containers run the fixture from one image, which is made here and needs no registry.
 
 mod containerd;
 mod cri;
@@ -13,8 +13,9 @@ use std::{fs, path::Path, process::Command};
 
 pub use self::{containerd::Containerd, engine::Engine, image::NAME as IMAGE};
 
-/// Kills what still runs by a command that names a directory (containerd's and podman's shims, which live on without their engine),
-/// and unmounts what is mounted in it. Nothing, where the engine did its work.
+/// Kills all processes whose command line names a directory, and unmounts what is mounted in it.
+/// These may be shims of containerd and podman, which live longer than their engine. Usually
+/// nothing is left to do.
 fn end_all_below(dir: &Path) {
     let name = dir.to_str().expect("a path");
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {

@@ -1,4 +1,4 @@
-//! An Alertmanager that tells a webhook everything at once.
+//! An Alertmanager that sends everything to a webhook at once.
 
 use std::{
     env,
@@ -11,14 +11,14 @@ use serde_json::json;
 
 use super::server::{Server, configure};
 
-/// The program, by the name that Debian gives it.
+/// The program's name in Debian.
 pub const ALERTMANAGER: &str = "prometheus-alertmanager";
 
 /// A running Alertmanager.
 pub struct Alertmanager(Server);
 
 impl Alertmanager {
-    /// Starts one that tells a webhook of each alert by itself.
+    /// Starts one that sends a webhook each alert by itself.
     pub fn start(webhook: SocketAddr) -> Self {
         let dir = tempfile::tempdir().expect("a directory for Alertmanager");
         let configuration = json!({
@@ -38,14 +38,15 @@ impl Alertmanager {
         Self(Server::start(command, dir))
     }
 
-    /// Where it listens.
+    /// Returns the address at which it listens.
     pub fn address(&self) -> SocketAddr {
         self.0.address
     }
 }
 
-/// Debian's Alertmanager reads its templates from `/usr/share` and from nowhere else. Where it is among the project's tools, and not
-/// installed, it sees its package's in that place, and nobody else does.
+/// Returns the command that starts it. Debian's Alertmanager reads its templates only from
+/// `/usr/share`. If it isn't installed but only unpacked for the project, its own mount namespace
+/// shows its package's files there.
 fn program() -> Command {
     let Some(share) = extracted_share() else { return Command::new(ALERTMANAGER) };
     let mut command = Command::new("unshare");
@@ -54,7 +55,8 @@ fn program() -> Command {
     command
 }
 
-/// `/usr/share` of the package that `cargo xtask test` unpacked, if the program in `PATH` is from there.
+/// Returns `/usr/share` of the package that `cargo xtask test` unpacked, if the program in `PATH`
+/// is from that package.
 fn extracted_share() -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     let bin = env::split_paths(&path).find(|dir| dir.join(ALERTMANAGER).is_file())?;

@@ -1,6 +1,7 @@
-//! The real Prometheus and Alertmanager, each with a port and a directory of its own, and whom Alertmanager tells.
+//! The real Prometheus and Alertmanager, each with its own port and directory, and a webhook that
+//! gets the alerts.
 //!
-//! Configurations are written as JSON: it is YAML, too.
+//! Configurations are written as JSON, which is also YAML.
 
 mod alertmanager;
 mod prometheus;

@@ -12,7 +12,7 @@ pub const PROMETHEUS: &str = "prometheus";
 /// A running Prometheus.
 pub struct Prometheus(Server);
 
-/// A series' labels, with its name as `__name__`, and a value.
+/// The labels of a series, with its name as `__name__`, and a value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// The labels.
@@ -22,8 +22,9 @@ pub struct Sample {
 }
 
 impl Prometheus {
-    /// Starts one that scrapes an agent, as job `fdtracker`, evaluates these rules, and tells an Alertmanager what they say. It knows the
-    /// agent as it would in Kubernetes: by labels that the agent's metrics have, too.
+    /// Starts one that scrapes an agent as job `fdtracker`, evaluates these rules, and sends alerts
+    /// to an Alertmanager. It gives the agent labels that the agent's metrics have too, as happens
+    /// in Kubernetes.
     pub fn start(agent: SocketAddr, rules: &str, alertmanager: Option<SocketAddr>) -> Self {
         let dir = tempfile::tempdir().expect("a directory for Prometheus");
         let targets = |address: SocketAddr| json!([{"targets": [address.to_string()]}]);
@@ -46,12 +47,12 @@ impl Prometheus {
         write(&dir.path().join("rules.yml"), rules);
         let mut command = Command::new(PROMETHEUS);
         command.args(["--config.file=prometheus.yml", "--storage.tsdb.path=data"]);
-        // An alert that hasn't changed is told again every second.
+        // It sends an alert that hasn't changed again every second.
         command.arg("--rules.alert.resend-delay=1s");
         Self(Server::start(command, dir))
     }
 
-    /// What an expression gives now.
+    /// Returns the present value of an expression.
     pub fn query(&self, expression: &str) -> Result<Vec<Sample>, String> {
         let data = self.api("query", &[("query", expression)])?;
         let samples = match (&data["resultType"], &data["result"]) {
@@ -63,7 +64,8 @@ impl Prometheus {
         samples.into_iter().collect::<Option<_>>().ok_or_else(|| format!("not understood: {data}"))
     }
 
-    /// How many series an expression gives in the last half minute, by seconds.
+    /// Returns how many series an expression gave in the last half minute, evaluated for each
+    /// second.
     pub fn series(&self, expression: &str) -> Result<usize, String> {
         let now = SystemTime::UNIX_EPOCH.elapsed().map_err(|error| error.to_string())?.as_secs();
         let (start, end) = ((now - 30).to_string(), now.to_string());
@@ -71,31 +73,31 @@ impl Prometheus {
         Ok(self.api("query_range", &range)?["result"].as_array().map_or(0, Vec::len))
     }
 
-    /// Alerts that are pending or firing.
+    /// Returns the alerts that are pending or firing.
     pub fn alerts(&self) -> Result<Vec<Value>, String> {
         Ok(self.api("alerts", &[])?["alerts"].as_array().cloned().unwrap_or_default())
     }
 
-    /// All rules, of whatever group.
+    /// Returns the rules of all groups.
     pub fn rules(&self) -> Result<Vec<Value>, String> {
         let data = self.api("rules", &[])?;
         let groups = data["groups"].as_array().into_iter().flatten();
         Ok(groups.filter_map(|group| group["rules"].as_array()).flatten().cloned().collect())
     }
 
-    /// What it says of the one target that it scrapes.
+    /// Returns what it says about its one target.
     pub fn target(&self) -> Result<Value, String> {
         Ok(self.api("targets", &[])?["activeTargets"][0].clone())
     }
 
-    /// The value of a metric of Prometheus' own, which has no labels.
+    /// Returns the value of one of Prometheus' own metrics, which has no labels.
     pub fn own(&self, metric: &str) -> Result<f64, String> {
         let (_, text) = self.0.get("/metrics")?;
         let line = text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
         line.and_then(|value| value.parse().ok()).ok_or_else(|| format!("Prometheus has no {metric}"))
     }
 
-    /// Lines of its log that are warnings or errors.
+    /// Returns the lines of its log that are warnings or errors.
     pub fn complaints(&self) -> Vec<String> {
         let is_complaint = |line: &&str| {
             let line = line.to_lowercase();
@@ -104,7 +106,7 @@ impl Prometheus {
         self.0.log().lines().filter(is_complaint).map(str::to_owned).collect()
     }
 
-    /// What the API says; warnings are errors.
+    /// Calls the API. Warnings count as errors.
     fn api(&self, call: &str, parameters: &[(&str, &str)]) -> Result<Value, String> {
         let parameters: Vec<String> =
             parameters.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
@@ -122,7 +124,7 @@ fn sample(labels: &Value, value: &Value) -> Option<Sample> {
     Some(Sample { labels: labels.collect::<Option<_>>()?, value: value[1].as_str()?.parse().ok()? })
 }
 
-/// As part of a URL.
+/// Encodes a text as part of a URL.
 fn encoded(text: &str) -> String {
     let byte =
         |b: u8| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") };

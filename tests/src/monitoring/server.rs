@@ -1,4 +1,4 @@
-//! What both servers have in common: Prometheus' way to start, to log and to be asked.
+//! What both servers share: how Prometheus' programs start, log and answer.
 
 use std::{
     fs,
@@ -14,7 +14,8 @@ use tempfile::TempDir;
 
 use crate::{deadline, eventually, same};
 
-/// A running server. It is killed when dropped, and its directory goes: nobody needs its data.
+/// A running server. When dropped, it is killed and its directory is removed: nobody needs its
+/// data.
 pub(super) struct Server {
     child: Child,
     log: Arc<Mutex<String>>,
@@ -23,7 +24,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts a server, whose data will be in a directory, and waits until it is ready.
+    /// Starts a server with its data in a directory, and waits until it is ready.
     pub(super) fn start(mut command: Command, dir: TempDir) -> Self {
         command.args(["--web.listen-address", "127.0.0.1:0"]).current_dir(dir.path());
         let mut child = command
@@ -50,12 +51,12 @@ impl Server {
         address.ok_or_else(|| format!("it said:\n{log}"))
     }
 
-    /// All that it has logged.
+    /// Returns all that it has logged.
     pub(super) fn log(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Status and body of a GET.
+    /// Sends a GET, and returns status and body.
     pub(super) fn get(&self, path: &str) -> Result<(u16, String), String> {
         let answer = request(self.address, path).map_err(|error| format!("GET {path}: {error}"))?;
         let (head, body) = answer.split_once("\r\n\r\n").ok_or("no head and body")?;
@@ -63,7 +64,7 @@ impl Server {
         Ok((status, body.to_owned()))
     }
 
-    /// The body of a GET that must give JSON.
+    /// Sends a GET, whose body must be JSON.
     pub(super) fn json(&self, path: &str) -> Result<Value, String> {
         let (_, body) = self.get(path)?;
         serde_json::from_str(&body).map_err(|error| format!("GET {path}: {error}: {body}"))
@@ -77,7 +78,7 @@ impl Drop for Server {
     }
 }
 
-/// Writes a configuration, by that name, into a server's directory.
+/// Writes a configuration with this name into a server's directory.
 pub(super) fn configure(dir: &TempDir, name: &str, configuration: &Value) {
     write(&dir.path().join(name), &configuration.to_string());
 }
@@ -86,7 +87,7 @@ pub(super) fn write(path: &Path, text: &str) {
     fs::write(path, text).unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
 }
 
-/// By HTTP/1.0, so that the answer isn't in chunks.
+/// Sends a request by HTTP/1.0, so that the answer isn't in chunks.
 fn request(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(deadline()))?;
@@ -96,7 +97,7 @@ fn request(address: SocketAddr, path: &str) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// Goes on reading, so that the server never blocks.
+/// Keeps reading the log, so that the server never blocks.
 fn follow(log: impl std::io::Read + Send + 'static) -> Arc<Mutex<String>> {
     let text = Arc::new(Mutex::new(String::new()));
     let seen = Arc::clone(&text);

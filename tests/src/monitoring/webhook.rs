@@ -1,4 +1,4 @@
-//! Whom Alertmanager tells.
+//! The webhook to which Alertmanager sends alerts.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::deadline;
 
-/// A server that keeps all alerts that it is told of, in order.
+/// A server that keeps all alerts that it gets, in order.
 pub struct Webhook {
     /// Where it listens.
     pub address: SocketAddr,
@@ -35,7 +35,7 @@ impl Webhook {
                 if end.load(Ordering::Relaxed) {
                     break;
                 }
-                // Alertmanager tells again what was not answered.
+                // Alertmanager sends again what was not answered.
                 if let Ok(mut notification) = stream.and_then(receive) {
                     let alerts = notification["alerts"].as_array_mut();
                     told.lock()
@@ -47,7 +47,7 @@ impl Webhook {
         Self { address, alerts, ends, thread: Some(thread) }
     }
 
-    /// All that it was told so far.
+    /// Returns all alerts so far.
     pub fn alerts(&self) -> Vec<Value> {
         self.alerts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -56,13 +56,13 @@ impl Webhook {
 impl Drop for Webhook {
     fn drop(&mut self) {
         self.ends.store(true, Ordering::Relaxed);
-        // It waits for a connection.
+        // This connection ends the server's wait for one.
         let _ = TcpStream::connect(self.address);
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
-/// Reads one notification, and answers that it came.
+/// Reads one notification, and confirms it.
 fn receive(mut stream: TcpStream) -> std::io::Result<Value> {
     stream.set_read_timeout(Some(deadline()))?;
     let mut reader = BufReader::new(&stream);

@@ -33,7 +33,7 @@ pub(super) struct Audit {
 const START_BAR: Duration = Duration::from_millis(500);
 const AUDIT_BAR: Duration = Duration::from_millis(40);
 
-/// Nothing that is measured takes as long.
+/// How long to wait at most. Nothing that is measured takes as long.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(super) fn run(args: &Audit, binaries: &Path) -> anyhow::Result<()> {
@@ -94,7 +94,7 @@ fn bench_tool(command: &[&str], runs: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Processes that hold fds. They end with their standard input.
+/// Processes that hold fds open. They end when their standard input is closed.
 struct Fixture(Vec<Child>);
 
 impl Fixture {
@@ -129,7 +129,7 @@ impl Drop for Fixture {
     }
 }
 
-/// An agent with a port and a socket of its own.
+/// An agent with its own port and socket.
 struct Agent {
     child: Child,
     log: Receiver<String>,
@@ -138,7 +138,7 @@ struct Agent {
 }
 
 impl Agent {
-    /// `None` if the feeder can't be used.
+    /// Starts it. Returns `None` if the feeder can't be used.
     fn start(binary: &Path, feeder: &str) -> anyhow::Result<Option<Self>> {
         let socket = std::env::temp_dir().join(format!("fdtracker-bench-{}.sock", std::process::id()));
         let mut child = Command::new(binary)
@@ -157,11 +157,11 @@ impl Agent {
         });
         let mut agent = Self { child, log, address: String::new(), socket };
         agent.address = agent.logged("listening on http://")?.trim_end_matches("/metrics").to_owned();
-        // What can't be used is said at once: the agent ends.
+        // An agent that can't use the feeder says so and ends at once.
         Ok(agent.get("/readyz").is_ok().then_some(agent))
     }
 
-    /// What the agent's log says after these words.
+    /// Returns what the agent's log says after these words.
     fn logged(&self, words: &str) -> anyhow::Result<String> {
         loop {
             let line =
@@ -172,7 +172,7 @@ impl Agent {
         }
     }
 
-    /// Status and body of a GET.
+    /// Sends a GET, and returns status and body.
     fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
         let mut stream = TcpStream::connect(&self.address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -198,7 +198,7 @@ impl Agent {
         duration(&took).with_context(|| format!("{took:?} is no duration"))
     }
 
-    /// How long some audits took.
+    /// Waits for this many audits, and returns how long each took.
     fn audits(&self, count: usize) -> anyhow::Result<Vec<Duration>> {
         let (start, mut times) = (Instant::now(), Vec::new());
         let mut known = None;
@@ -206,7 +206,7 @@ impl Agent {
             ensure!(start.elapsed() < PATIENCE, "the agent doesn't audit");
             let (_, metrics) = self.get("/metrics")?;
             let finished = sum(&metrics, "fdtracker_audits_total");
-            // The first is the adoption.
+            // The first audit is the adoption.
             if known.replace(finished).is_some_and(|known| finished > known) {
                 times.push(Duration::from_secs_f64(sum(&metrics, "fdtracker_audit_duration_seconds")));
             }
@@ -215,7 +215,7 @@ impl Agent {
         Ok(times)
     }
 
-    /// How many fds are counted.
+    /// Returns how many fds are counted.
     fn counted(&self) -> anyhow::Result<usize> {
         Ok(sum(&self.get("/metrics")?.1, "fdtracker_open_fds") as usize)
     }
@@ -223,14 +223,14 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // Returns when the kernel has detached every probe.
+        // This returns when the kernel has detached every probe.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_file(&self.socket);
     }
 }
 
-/// The sum of a metric's series.
+/// Returns the sum of a metric's series.
 fn sum(metrics: &str, name: &str) -> f64 {
     let values = metrics.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;

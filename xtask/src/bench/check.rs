@@ -1,4 +1,4 @@
-//! `cargo xtask bench check`: how long a verdict takes.
+//! `cargo xtask bench check`: measures how long a verdict takes.
 
 use std::{
     io::{BufReader, Write as _},
@@ -24,7 +24,8 @@ pub(super) struct Check {
 
 const BAR: Duration = Duration::from_millis(50);
 
-/// What each process has open, besides its standard streams: what programs in containers have.
+/// What each process has open besides its standard streams: files that programs in containers
+/// usually have.
 const FILES: [&str; 12] = [
     "eventfd", "epoll", "timerfd", "signalfd", "pidfd", "tcp", "udp", "unix", "netlink", "memfd", "null",
     "dir",
@@ -51,7 +52,8 @@ pub(super) fn run(args: &Check, binaries: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A process with children, all of which have the same files open. They end with its standard input.
+/// A process with children. All have the same files open, and end when their standard input is
+/// closed.
 struct Fixture(Child);
 
 impl Fixture {

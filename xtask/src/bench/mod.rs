@@ -1,6 +1,6 @@
-//! `cargo xtask bench`: what the product's promises about time come to on this machine.
+//! `cargo xtask bench`: measures on this machine what the product promises about time.
 //!
-//! A figure that misses its bar is said to, and nothing fails: a busy machine is slow.
+//! A figure that is worse than promised is marked, but nothing fails: the machine may be busy.
 
 mod audit;
 mod check;
@@ -34,7 +34,7 @@ enum What {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    ensure!(is_root(), "only root can look at all processes: sudo -E env PATH=\"$PATH\" cargo xtask bench …");
+    ensure!(is_root(), "only root can inspect all processes: sudo -E env PATH=\"$PATH\" cargo xtask bench …");
     let build = ["build", "--release", "--locked", "--bins", "--package"];
     let built = executables(cargo()?.args(build).args(["tracker-user", "--package", "fdtracker-tests"]))?;
     let binaries =
@@ -75,7 +75,7 @@ fn print_row(figure: &str, mut times: Vec<Duration>, bar: Option<Duration>) {
     }
 }
 
-/// Reads that the fixture has done what it was told.
+/// Reads one answer of the fixture, which must be `ok`.
 fn expect_ok(answers: &mut BufReader<ChildStdout>) -> anyhow::Result<()> {
     let mut line = String::new();
     answers.read_line(&mut line)?;

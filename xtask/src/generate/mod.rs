@@ -1,9 +1,9 @@
-//! `cargo xtask gen`: files that are made from others, so that nothing is written twice.
+//! `cargo xtask gen`: makes files from other files, so that nothing is written twice.
 //!
-//! - `rules`: the alert rules' forms for Kubernetes;
-//! - `dashboards`, of `panels`: Grafana's.
+//! - `rules`: the alert rules in the forms for Kubernetes;
+//! - `dashboards`, from `panels`: Grafana's dashboards.
 //!
-//! The lists of metrics and flags are made by unit tests of the agent, which it runs.
+//! Unit tests of the agent make the lists of metrics and flags; this command runs them.
 
 mod dashboards;
 mod panels;
@@ -25,7 +25,7 @@ pub(crate) struct Args {
     pub(crate) check: bool,
 }
 
-/// A file in the workspace, and what it must hold.
+/// A file in the workspace, and the text that it must have.
 struct Generated {
     path: &'static str,
     text: String,
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     references()
 }
 
-/// Files that aren't what they must be.
+/// Returns the files that don't have the text that they must have.
 fn stale() -> anyhow::Result<Vec<Generated>> {
     let root = workspace()?;
     let mut files = rules::files(&root)?;
@@ -55,7 +55,7 @@ fn stale() -> anyhow::Result<Vec<Generated>> {
     Ok(files)
 }
 
-/// Lists of metrics and flags are made where these are defined: by the tests that compare them.
+/// Makes the lists of metrics and flags. The tests that compare them do it.
 fn references() -> anyhow::Result<()> {
     let tests = ["test", "--quiet", "--locked", "--package", "tracker-user", "--lib", "reference"];
     must(cargo()?.env("FDTRACKER_WRITE_DOCS", "1").args(tests))

@@ -1,26 +1,26 @@
-//! What dashboards are made of: Grafana's JSON.
+//! Parts of dashboards, as JSON for Grafana.
 
 use serde_json::{Value, json};
 
-/// The metrics' source, which whoever imports a dashboard chooses.
+/// The data source, which is chosen when a dashboard is imported.
 const SOURCE: &str = "${datasource}";
 
-/// How a panel shows what it asks for.
+/// How a panel shows the answers to its queries.
 #[derive(Clone, Copy)]
 pub(super) enum Shape {
-    /// Over time.
+    /// Lines over time.
     Lines,
-    /// Over time, one above the other.
+    /// Areas over time, one on top of the other.
     Stacked,
-    /// When what was 0 or 1.
+    /// When a value was 0 or 1.
     States,
-    /// One number, now.
+    /// One number for the present.
     Number,
-    /// A table of what is so now.
+    /// A table of the present.
     Table,
 }
 
-/// A question, and what each line of the answer is called.
+/// A query, and the name of each line of the answer.
 pub(super) type Query = (&'static str, &'static str);
 
 /// A panel.
@@ -39,13 +39,13 @@ pub(super) struct Dashboard {
     pub(super) uid: &'static str,
     pub(super) title: &'static str,
     pub(super) about: &'static str,
-    /// Names of variables, and the metric that has each as a label.
+    /// The names of variables, each with the metric that has it as a label.
     pub(super) variables: &'static [(&'static str, &'static str)],
     pub(super) panels: &'static [Panel],
 }
 
 impl Dashboard {
-    /// As Grafana imports it.
+    /// Returns the dashboard as Grafana imports it.
     pub(super) fn json(&self) -> Value {
         json!({
             "uid": self.uid,
@@ -77,7 +77,7 @@ impl Dashboard {
                 "query": format!("label_values({metric}{{{}}}, {name})", earlier.join(", ")),
                 "refresh": 2,
                 "includeAll": true,
-                // Also what has no such label: a container in no pod.
+                // This also matches what has no such label, such as a container without a pod.
                 "allValue": ".*",
                 "current": {"text": "All", "value": "$__all"},
                 "multi": true,
@@ -88,7 +88,7 @@ impl Dashboard {
         list
     }
 
-    /// From left to right, and in rows of equal height.
+    /// Places the panels from left to right, in rows of equal height.
     fn panels(&self) -> Vec<Value> {
         const WIDTH: u32 = 24;
         const HEIGHT: u32 = 8;

@@ -1,4 +1,4 @@
-//! The alert rules, as Kubernetes takes them.
+//! The alert rules in the forms for Kubernetes.
 
 use std::{fs, path::Path};
 
@@ -28,7 +28,7 @@ pub(super) fn files(root: &Path) -> anyhow::Result<Vec<Generated>> {
             path: "deploy/kubernetes/prometheus-operator/prometheusrule.yaml",
             text: format!("{NOTE}{HEAD}{}", indented(groups)),
         },
-        // A chart can only read files of its own. Helm doesn't look for templates in it.
+        // A chart can only read files of its own. Helm doesn't take this one for a template.
         Generated {
             path: "deploy/helm/fdtracker/files/fdtracker.rules.yml",
             text: format!("{NOTE}{groups}"),
@@ -36,7 +36,7 @@ pub(super) fn files(root: &Path) -> anyhow::Result<Vec<Generated>> {
     ])
 }
 
-/// Below `spec:`. YAML's blocks of text keep their meaning, as all of their lines move.
+/// Indents the text below `spec:`. Blocks of text in YAML keep their meaning if all lines move.
 fn indented(text: &str) -> String {
     let lines =
         text.lines().map(|line| if line.is_empty() { "\n".to_owned() } else { format!("  {line}\n") });

@@ -1,4 +1,4 @@
-//! The integration tests of this machine, as root, and what came of them.
+//! Runs the integration tests of this machine as root, and reads their results.
 
 use std::{fmt::Write as _, fs, path::Path, process::Command};
 
@@ -8,20 +8,20 @@ use serde_json::Value;
 use super::{programs, tries};
 use crate::{build::cargo_with_path, command::must, paths::target, vm::desktop};
 
-/// Which of them are run.
+/// Which tests run.
 pub(crate) struct Choice<'a> {
     /// Only those whose names contain this.
     pub(crate) filter: Option<&'a str>,
-    /// With those of the desktop, which take what [`desktop::prepare`] makes.
+    /// Whether the desktop's tests run too. They need what [`desktop::prepare`] makes.
     pub(crate) desktop: bool,
 }
 
-/// Runs them. They must pass; what they came to is returned.
+/// Runs the tests, which must pass. Returns a summary.
 pub(crate) fn run(choice: &Choice<'_>) -> anyhow::Result<String> {
     run_with(choice, |_| {})
 }
 
-/// The same, with a command that was changed.
+/// Does the same, after a change to the command.
 pub(crate) fn run_with(choice: &Choice<'_>, change: impl FnOnce(&mut Command)) -> anyhow::Result<String> {
     let report = target()?.join("integration.jsonl");
     fs::write(&report, "").with_context(|| format!("write {}", report.display()))?;
@@ -60,7 +60,7 @@ fn command(choice: &Choice<'_>, report: &Path) -> anyhow::Result<Command> {
     Ok(cargo)
 }
 
-/// What the tests wrote of themselves.
+/// What the tests have written about themselves.
 struct Report {
     tests: Vec<Value>,
     again: Vec<(String, String)>,
@@ -89,7 +89,7 @@ impl Report {
         format!("{} integration tests passed, {} skipped", count("passed"), count("skipped"))
     }
 
-    /// Where the time went.
+    /// Returns which tests took most of the time.
     fn slowest(&self) -> String {
         const SHOWN: usize = 10;
         let seconds = |test: &Value| test.get("seconds").and_then(Value::as_f64).unwrap_or_default();
@@ -103,7 +103,7 @@ impl Report {
     }
 }
 
-/// What came of a test in the end.
+/// Returns the outcome of a test's last try.
 fn last(test: &Value) -> &str {
     let tries = test.get("tries").and_then(Value::as_array).and_then(|tries| tries.last());
     tries.map(|last| text_of(last, "/outcome")).unwrap_or_default()

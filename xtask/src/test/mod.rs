@@ -1,5 +1,4 @@
-//! `cargo xtask test`: everything that must hold on this machine; with `--everything`, also on
-//! others.
+//! `cargo xtask test`: tests everything on this machine; with `--everything`, on others too.
 
 mod integration;
 mod programs;
@@ -32,7 +31,7 @@ pub(crate) struct Args {
     filter: Option<String>,
 }
 
-/// What is done on this machine.
+/// The steps on this machine.
 const HERE: [Step; 5] = [
     Step { name: "packages", about: "install what the tests start", seconds: (40, 2) },
     Step {
@@ -45,7 +44,7 @@ const HERE: [Step; 5] = [
     Step { name: "integration", about: "run the integration tests of this machine", seconds: (200, 200) },
 ];
 
-/// What is done on emulated machines.
+/// The steps on emulated machines.
 const ELSEWHERE: [Step; 2] = [
     Step {
         name: "CRIU",
@@ -96,6 +95,6 @@ fn prepare(desktop: bool, no_install: bool) -> anyhow::Result<()> {
 
 fn unit_tests(filter: Option<&str>) -> anyhow::Result<()> {
     must(build::cargo_of_all("test")?.args(["--lib", "--bins", "--test", "rooms", "--"]).args(filter))?;
-    // Examples, also of what must not compile.
+    // Runs the examples in the documentation, including those that must not compile.
     must(build::cargo_of_all("test")?.args(["--doc", "--"]).args(filter))
 }

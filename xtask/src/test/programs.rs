@@ -1,4 +1,4 @@
-//! What the integration tests start on this machine, and where it comes from.
+//! The programs that the integration tests start on this machine, and their packages.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -10,14 +10,14 @@ use crate::{
     machine::{PROGRAM_DIRS, Package, find, find_in, install, mount_tracefs, unpacked},
 };
 
-/// Programs, and the package that has them.
+/// Programs, and the package of each.
 const PROGRAMS: &[(&str, Package)] = &[
     ("curl", Package::Install("curl")),
     ("ip", Package::Install("iproute2")),
     ("openssl", Package::Install("openssl")),
     ("runc", Package::Install("runc")),
     ("crun", Package::Install("crun")),
-    // With conmon, and policies that it wants in /etc.
+    // The package brings conmon, and the policies that podman needs in /etc.
     ("podman", Package::Install("podman")),
     ("containerd", CONTAINERD),
     ("ctr", CONTAINERD),
@@ -30,7 +30,7 @@ const PROGRAMS: &[(&str, Package)] = &[
     ("kubectl", Package::Install("kubernetes-client")),
     ("buildah", Package::Install("buildah")),
     ("pip3", Package::Install("python3-pip")),
-    // It comes with libc.a, which is linked into the programs.
+    // The package brings libc.a, which is linked into the programs.
     ("cc", Package::Install("build-essential")),
 ];
 
@@ -38,10 +38,10 @@ const CONTAINERD: Package = Package::Extract("containerd");
 const DOCKER: Package = Package::Extract("docker.io");
 const PROMETHEUS: Package = Package::Extract("prometheus");
 
-/// Kubernetes' schemas, and Helm as a library: the manifests are checked with them.
+/// Kubernetes' schemas, and Helm as a library. The manifests are checked with them.
 const PYTHON_PACKAGES: &[&str] = &["helm-python-sdk==0.2.2", "kubernetes-validate==1.37.0"];
 
-/// What must be installed before the tests.
+/// Returns the packages that must be installed before the tests.
 pub(crate) fn missing() -> anyhow::Result<Vec<Package>> {
     let mut missing = build_ebpf::missing_packages();
     for (program, package) in PROGRAMS {
@@ -56,17 +56,17 @@ pub(crate) fn missing() -> anyhow::Result<Vec<Package>> {
     Ok(missing)
 }
 
-/// Installs it, and more, and prepares the machine for the BPF programs.
+/// Installs these packages and more, and prepares the machine for the BPF programs.
 pub(crate) fn provide(more: Vec<Package>, no_install: bool) -> anyhow::Result<()> {
     let mut needed = missing()?;
     needed.extend(more);
-    // One package may have several programs.
+    // One package may have several of the programs.
     needed.sort();
     needed.dedup();
     if find("apt-get").is_some() || needed.is_empty() {
         install(&needed, !no_install)?;
     } else {
-        // What isn't here is said by each test that is skipped.
+        // Each test that is skipped names what is missing.
         eprintln!("there is no apt-get to install what is missing: {needed:?}");
     }
     if python_modules()?.is_none() {
@@ -75,7 +75,7 @@ pub(crate) fn provide(more: Vec<Package>, no_install: bool) -> anyhow::Result<()
     mount_tracefs()
 }
 
-/// `PATH`, with the unpacked packages first.
+/// Returns `PATH` with the unpacked packages first.
 pub(super) fn path() -> anyhow::Result<std::ffi::OsString> {
     let mut path = Vec::new();
     let mut packages: Vec<Package> = PROGRAMS.iter().map(|(_, package)| *package).collect();
@@ -91,10 +91,10 @@ pub(super) fn path() -> anyhow::Result<std::ffi::OsString> {
     Ok(std::env::join_paths(path)?)
 }
 
-/// The kind of thing that Python's packages are, in the cache.
+/// The directory of Python's packages in the cache.
 const PYTHON: &str = "python";
 
-/// Where Python's packages are, if they are.
+/// Returns the directory of Python's packages, if it is there.
 pub(super) fn python_modules() -> anyhow::Result<Option<PathBuf>> {
     cache::get(PYTHON, &PYTHON_PACKAGES.join("+"))
 }

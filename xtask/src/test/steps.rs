@@ -1,5 +1,5 @@
-//! The steps of a run: what they are and how long they take is said before, and how long they took
-//! after.
+//! The steps of a run. Before the run, shows what they are and how long they take; after it, how
+//! long they took.
 
 use std::{
     collections::BTreeMap,
@@ -17,11 +17,11 @@ use crate::{build::was_built, cache};
 pub(crate) struct Step {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
-    /// Seconds that it takes on a machine with two processors, the first time and later.
+    /// How many seconds it takes on a machine with two processors: the first time, and later.
     pub(crate) seconds: (u64, u64),
 }
 
-/// How many seconds each step took the last time, the first time and later ones apart.
+/// How many seconds each step took the last time. First runs and later ones have different keys.
 type Known = BTreeMap<String, u64>;
 
 /// A run.
@@ -31,12 +31,12 @@ pub(crate) struct Steps {
     known: Known,
     took: Vec<(&'static str, Duration)>,
     start: Instant,
-    /// Whether each is done whole, so that its time tells something of others.
+    /// Whether each step is done completely, so that its time is a measure for other runs.
     is_whole: bool,
 }
 
 impl Steps {
-    /// Says what there is to do, and how long it takes, if all of it is done.
+    /// Shows the steps, and how long they take if all of them are done completely.
     pub(crate) fn begin(all: Vec<Step>, is_whole: bool) -> anyhow::Result<Self> {
         let is_first = !was_built()?;
         let known = fs::read_to_string(file()?).ok().and_then(|text| serde_json::from_str(&text).ok());
@@ -66,7 +66,7 @@ impl Steps {
         Ok(result)
     }
 
-    /// What it came to: the time of each step. They are kept for the next run.
+    /// Returns the time of each step, and keeps these for the next run.
     pub(crate) fn end(self) -> anyhow::Result<String> {
         let file = file()?;
         fs::write(&file, serde_json::to_string_pretty(&self.known)?)
@@ -77,7 +77,7 @@ impl Steps {
     }
 
     fn key(&self, step: &Step) -> String {
-        // Steps of the same name may do more or less.
+        // Steps of the same name may do different amounts of work.
         let when = if self.is_first { "first" } else { "later" };
         format!("{}: {}, {when}", step.name, step.about)
     }
@@ -92,7 +92,7 @@ fn file() -> anyhow::Result<PathBuf> {
     Ok(cache::dir()?.join("durations.json"))
 }
 
-/// Of seconds, in words.
+/// Returns a number of seconds in words.
 fn time(seconds: u64) -> String {
     match seconds {
         0..=90 => format!("{seconds} s"),

@@ -1,9 +1,9 @@
-//! What had to be tried more than once, by all that a run did: whoever reads only its last line
-//! sees it.
+//! Collects what had to be tried more than once during a run, so that also somebody who reads only
+//! the last line sees it.
 
 use std::sync::{Mutex, PoisonError};
 
-/// Names, and why they were tried again.
+/// Names, each with the reason for another try.
 static TRIES: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
 
 /// Notes that something is tried again, and why.
@@ -11,7 +11,7 @@ pub(crate) fn note(name: &str, why: &str) {
     lock().push((name.to_owned(), why.to_owned()));
 }
 
-/// All of it, in a few words, if there is something.
+/// Returns all of them in a few words, if there are any.
 pub(crate) fn summary() -> Option<String> {
     let tries = lock();
     (!tries.is_empty()).then(|| told(&tries))

@@ -1,4 +1,4 @@
-//! Archives in cpio's "newc" format: what the kernel unpacks as its first root.
+//! Archives in cpio's "newc" format, which the kernel unpacks as its first root.
 
 use std::{
     collections::BTreeMap,
@@ -7,10 +7,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-/// The archive that is being made. Equal contents give equal bytes.
+/// An archive that is being made. Equal contents give equal bytes.
 #[derive(Default)]
 pub(super) struct Archive {
-    /// By path, so that a directory comes before what is in it.
+    /// The entries by path, so that a directory comes before its contents.
     entries: BTreeMap<String, Entry>,
 }
 
@@ -21,17 +21,17 @@ enum Entry {
 }
 
 impl Archive {
-    /// A directory, with those above it.
+    /// Adds a directory, and those above it.
     pub(super) fn directory(&mut self, path: &str) -> anyhow::Result<()> {
         self.add(path, Entry::Directory)
     }
 
-    /// A file, which can be executed, with the directories above it.
+    /// Adds an executable file, and the directories above it.
     pub(super) fn file(&mut self, path: &str, data: Vec<u8>) -> anyhow::Result<()> {
         self.add(path, Entry::File(data))
     }
 
-    /// A character device.
+    /// Adds a character device.
     pub(super) fn char_device(&mut self, path: &str, major: u32, minor: u32) -> anyhow::Result<()> {
         self.add(path, Entry::CharDevice { major, minor })
     }
@@ -49,7 +49,7 @@ impl Archive {
         Ok(())
     }
 
-    /// The bytes of the archive.
+    /// Returns the bytes of the archive.
     pub(super) fn finish(self) -> anyhow::Result<Vec<u8>> {
         let mut out = Vec::new();
         for (number, (name, entry)) in (1..).zip(&self.entries) {
@@ -62,7 +62,7 @@ impl Archive {
     }
 }
 
-/// As the archive has it: relative to the root.
+/// Returns a path as the archive has it: relative to the root.
 fn name(path: &Path) -> anyhow::Result<String> {
     let name = path.strip_prefix("/").unwrap_or(path);
     name.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
@@ -87,12 +87,12 @@ fn write(out: &mut Vec<u8>, number: u32, name: &str, entry: &Entry) -> anyhow::R
     }
 }
 
-/// Header, name and data, each filled up to a multiple of four bytes.
+/// Writes header, name and data. Each is filled up to a multiple of four bytes.
 fn write_entry(out: &mut Vec<u8>, header: &Header, name: &str, data: &[u8]) -> anyhow::Result<()> {
     let size = u32::try_from(data.len()).with_context(|| format!("{name} is too large"))?;
     let name_size = u32::try_from(name.len() + 1).context("the name is too long")?;
     let (major, minor) = header.device;
-    // Owner, group, time and the device that it was on are 0, and so is the checksum.
+    // Owner, group, time, device and checksum are 0.
     let fields = [header.number, header.mode, 0, 0, header.links, 0, size, 0, 0, major, minor, name_size, 0];
     out.extend(b"070701");
     for field in fields {

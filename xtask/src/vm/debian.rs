@@ -1,4 +1,4 @@
-//! Packages of Debian suites that the system itself may not use, from the archive that it uses.
+//! Packages of Debian suites that the system itself doesn't use, from the archive that it uses.
 
 use std::{
     fs,
@@ -15,19 +15,19 @@ use crate::{
     machine::unpack,
 };
 
-/// apt with sources and lists of its own.
+/// An apt with its own sources and lists.
 pub(super) struct Archive {
     dir: PathBuf,
     may_download: bool,
-    /// Kept as long as this is: another run has to wait with its own.
+    /// Another run has to wait with its own archive while this exists.
     _lock: fs::File,
 }
 
-/// How old lists of packages may be.
+/// How old lists of packages may be before they are updated.
 const FRESH: Duration = Duration::from_hours(24);
 
 impl Archive {
-    /// Opens these suites; what apt keeps of them is in the cache under this name.
+    /// Opens these suites. apt's files for them are in the cache under this name.
     pub(super) fn open(name: &str, suites: &[&str], may_download: bool) -> anyhow::Result<Self> {
         let dir = cache::get_or_make("apt", name, |dir| {
             fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))
@@ -36,14 +36,14 @@ impl Archive {
         let lock = fs::File::create(&lock).with_context(|| format!("make {}", lock.display()))?;
         lock.lock().with_context(|| format!("lock {}", dir.display()))?;
         let archive = Self { dir, may_download, _lock: lock };
-        // Each time, because the system may get its packages from elsewhere now.
+        // This happens each time, because the system may use another archive now.
         archive.configure(suites)?;
         match archive.age() {
             Some(age) if age < FRESH || !may_download => {}
             None if !may_download => {
                 bail!("Debian's lists of packages are needed (without --no-install they are downloaded)")
             }
-            // What was there the last time is mostly there still.
+            // Most of what was there the last time is still there.
             Some(age) => {
                 if let Err(error) = archive.update(suites) {
                     eprintln!("going on with lists that are {} hours old: {error:#}", age.as_secs() / 3600);
@@ -54,7 +54,7 @@ impl Archive {
         Ok(archive)
     }
 
-    /// The age of the lists, if there are any.
+    /// Returns the age of the lists, if there are any.
     fn age(&self) -> Option<Duration> {
         let updated = fs::metadata(self.updated()).ok()?.modified().ok()?;
         SystemTime::now().duration_since(updated).ok()
@@ -62,12 +62,12 @@ impl Archive {
 
     fn update(&self, suites: &[&str]) -> anyhow::Result<()> {
         eprintln!("asking Debian's archive for packages in {}", suites.join(", "));
-        // By itself it only warns of lists that it couldn't get.
+        // By default apt only warns about lists that it couldn't get.
         fetch(self.apt("apt-get").args(["update", "-qq", "--error-on=any"]))?;
         write(&self.updated(), "")
     }
 
-    /// Tells apt where everything is.
+    /// Tells apt where all its files are.
     fn configure(&self, suites: &[&str]) -> anyhow::Result<()> {
         for dir in ["lists/partial", "cache/archives/partial"] {
             let dir = self.dir.join(dir);
@@ -77,10 +77,10 @@ impl Archive {
         let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
         let sources = suites.iter().map(|suite| format!("deb [signed-by={keys}] {site} {suite} main\n"));
         write(&self.dir.join("sources.list"), &sources.collect::<String>())?;
-        // What the system has installed isn't looked at: it may be newer than what the suites have.
+        // What is installed on the system is ignored: it may be newer than what the suites have.
         write(&self.dir.join("status"), "")?;
         let dir = self.dir.display();
-        // As root, apt would download as a user who may not be allowed into this directory.
+        // As root, apt would download as a user who may have no access to this directory.
         let config = format!(
             "Dir::Etc::sourcelist \"{dir}/sources.list\";\nDir::Etc::sourceparts \"/dev/null\";\n\
              Dir::State::lists \"{dir}/lists\";\nDir::State::status \"{dir}/status\";\nDir::Cache \"{dir}/cache\";\n\
@@ -89,7 +89,7 @@ impl Archive {
         write(&self.config(), &config)
     }
 
-    /// Written when the lists were brought up to date.
+    /// Returns the file that is written when the lists have been updated.
     fn updated(&self) -> PathBuf {
         self.dir.join("updated")
     }
@@ -98,28 +98,28 @@ impl Archive {
         self.dir.join("apt.conf")
     }
 
-    /// A program of apt's that sees this archive alone.
+    /// Returns an apt program that sees only this archive.
     fn apt(&self, program: &str) -> Command {
         let mut apt = Command::new(program);
         apt.env("APT_CONFIG", self.config());
         apt
     }
 
-    /// The names of all packages that match a regular expression.
+    /// Returns the names of all packages that match a regular expression.
     pub(super) fn names(&self, pattern: &str) -> anyhow::Result<Vec<String>> {
         let found = output(self.apt("apt-cache").args(["search", "--names-only", pattern]))?;
         Ok(found.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect())
     }
 
-    /// The packages that these need, and those that they would take instead.
+    /// Returns the packages that these depend on, with the alternatives.
     pub(super) fn needs(&self, packages: &[String]) -> anyhow::Result<Vec<String>> {
         let listed = output(self.apt("apt-cache").args(["depends", "--important"]).args(packages))?;
         let needed = listed.lines().filter_map(|line| line.split_once("Depends: "));
         Ok(needed.map(|(_, name)| name.trim().to_owned()).filter(|name| !name.starts_with('<')).collect())
     }
 
-    /// As [`Self::unpack`], each into the cache, by the name of its file, unless it is there.
-    /// Returns where they are.
+    /// Does the same as [`Self::unpack`] for several packages. Each goes into the cache by the name
+    /// of its file, unless it is there. Returns their directories.
     pub(super) fn unpacked(&self, packages: &[String], kind: &str) -> anyhow::Result<Vec<PathBuf>> {
         let files = self.file_names(packages)?;
         let unpacked = packages.iter().zip(files).map(|(package, file)| {
@@ -128,13 +128,13 @@ impl Archive {
         unpacked.collect()
     }
 
-    /// The name of the newest file of a package.
+    /// Returns the name of the newest file of a package.
     pub(super) fn file_name(&self, package: &str) -> anyhow::Result<String> {
         let names = self.file_names(&[package.to_owned()])?;
         names.into_iter().next().context("apt-get tells no file")
     }
 
-    /// The same for several: apt takes seconds each time.
+    /// Returns the same for several packages at once: apt takes seconds each time.
     fn file_names(&self, packages: &[String]) -> anyhow::Result<Vec<String>> {
         let uris = output(self.apt("apt-get").args(["download", "--print-uris", "-qq"]).args(packages))?;
         let names: Vec<&str> = uris.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
@@ -159,7 +159,7 @@ fn write(file: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(file, text).with_context(|| format!("write {}", file.display()))
 }
 
-/// Where the system gets Debian's packages.
+/// Returns the URL from which the system gets Debian's packages.
 pub(super) fn site() -> anyhow::Result<String> {
     let sites = output(Command::new("apt-get").args([
         "indextargets",

@@ -1,4 +1,4 @@
-//! `docs/compatibility.md`: what a run over the whole matrix showed. The same versions give the
+//! `docs/compatibility.md`: the results of a run over the whole matrix. The same versions give the
 //! same bytes.
 
 use std::{
@@ -9,10 +9,10 @@ use std::{
 use super::{guest::Run, report};
 use crate::whole;
 
-/// Who a guest was: the name of its kernel's row, and its feeder.
+/// A guest: the name of its kernel's row, and its feeder.
 type Who = (&'static str, &'static str);
 
-/// The document.
+/// Returns the document.
 pub(super) fn document(
     runs: &[Run],
     commit: &str,
@@ -83,7 +83,7 @@ fn skipped(runs: &[Run]) -> String {
     text
 }
 
-/// Names guests as shortly as can be, in the order in which they ran.
+/// Names guests as briefly as possible, in the order in which they ran.
 fn places_of(places: &BTreeSet<Who>, runs: &[Run]) -> String {
     if places.len() == runs.len() {
         return "all".into();

@@ -1,5 +1,5 @@
-//! One guest that runs the tests: the kernel and the programs under test write to its console, the
-//! test harness to its other port.
+//! One guest that runs the tests. The kernel and the programs under test write to its console, the
+//! test harness writes to its other port.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,31 +15,31 @@ use super::{
 /// How long a guest may take.
 const TOTAL: Duration = Duration::from_mins(20);
 
-/// How many times as long as elsewhere tests wait here: every instruction is emulated.
+/// How much longer than elsewhere tests wait here: every instruction is emulated.
 pub(super) const PATIENCE: u32 = 4;
 
-/// How long it may be silent, for each time that tests wait as long as elsewhere: a test that waits
-/// in vain must come to tell so.
+/// How long it may be silent; this is multiplied by the patience. A test that waits in vain must
+/// have the time to say so.
 const SILENCE: Duration = Duration::from_mins(1);
 
 /// Operations in a run of the stress test.
 const STRESS_OPERATIONS: &str = "20000";
 
-/// The guest that is to be started.
+/// A guest that is to be started.
 pub(super) struct Guest<'a> {
     pub(super) kernel: &'a Kernel,
     pub(super) feeder: &'static str,
     pub(super) initramfs: &'a Path,
-    /// Tests that it leaves out, by the beginnings of their names.
+    /// Tests that don't run in it, by the beginnings of their names.
     pub(super) left_out: Vec<&'static str>,
     pub(super) processors: u32,
-    /// In MiB.
+    /// Its memory in MiB.
     pub(super) memory: u32,
     /// Its disk, if it has one.
     pub(super) disk: Option<&'a Path>,
-    /// How many times as long as elsewhere tests wait here.
+    /// How much longer than elsewhere tests wait here.
     pub(super) patience: u32,
-    /// Where the logs go.
+    /// The directory for the logs.
     pub(super) dir: &'a Path,
 }
 
@@ -50,14 +50,14 @@ pub(super) struct Run {
     pub(super) processors: u32,
     pub(super) log: Log,
     pub(super) took: Duration,
-    /// What the test harness wrote.
+    /// The test harness's output.
     pub(super) tests: PathBuf,
-    /// What the kernel and the programs under test wrote.
+    /// The output of the kernel and the programs under test.
     pub(super) console: PathBuf,
 }
 
 impl Guest<'_> {
-    /// Runs the guest to its end, or to a deadline.
+    /// Runs the guest to its end, or until a deadline.
     pub(super) fn run(&self) -> anyhow::Result<Run> {
         let file = |what| self.dir.join(format!("{}-{}.{what}.log", self.kernel.row.name, self.feeder));
         let (tests, console) = (file("tests"), file("console"));
@@ -85,11 +85,11 @@ impl Guest<'_> {
         Ok(Run { row, feeder, processors, log, took, tests, console })
     }
 
-    /// What the kernel is told.
+    /// Returns the kernel's parameters.
     fn parameters(&self) -> String {
-        // An oops is a failure, whatever it was that oopsed. A processor may also hang where its
-        // code is patched, and would for as long as the guest may take, as the kernel tells of it
-        // all the time.
+        // An oops is a failure, whatever caused it. A processor may also hang where its code is
+        // patched. The kernel reports that again and again, so that the guest would never be
+        // silent, and would hang until its time is over.
         format!(
             "oops=panic panic_on_warn=1 softlockup_panic=1 watchdog_thresh=30 {} FDTRACKER_FEEDER={} FDTRACKER_TEST_PATIENCE={} \
              FDTRACKER_STRESS_OPS={STRESS_OPERATIONS} LEFT_OUT={}",

@@ -1,4 +1,4 @@
-//! What a guest has: busybox, the tests, what the tests start, and their libraries.
+//! The contents of a guest: busybox, the tests, what the tests start, and their libraries.
 
 use std::{
     collections::BTreeSet,
@@ -16,10 +16,10 @@ use crate::{
     machine::find_in,
 };
 
-/// Where a guest tells what its programs say.
+/// The port to which a guest writes the output of its programs.
 pub(super) const OUTPUT: &str = "/dev/ttyS1";
 
-/// Where the guest has what was built: tests find the programs beside themselves.
+/// The directory of what was built. Tests find the programs beside themselves.
 const BUILD: &str = "/build";
 
 const INIT: &str = include_str!("init.sh");
@@ -33,7 +33,7 @@ pub(super) fn write(file: &Path, arguments: &[String]) -> anyhow::Result<()> {
     finish(archive, file)
 }
 
-/// An archive with a first process, to which it leaves its arguments.
+/// Returns an archive with a first process, and the arguments that it passes on.
 pub(super) fn start(init: &str, arguments: &[String]) -> anyhow::Result<Archive> {
     let mut archive = Archive::default();
     for dir in ["/proc", "/sys", "/tmp", "/run"] {
@@ -47,7 +47,7 @@ pub(super) fn start(init: &str, arguments: &[String]) -> anyhow::Result<Archive>
     Ok(archive)
 }
 
-/// Adds programs of this machine's, each to its place, and the libraries that they need.
+/// Adds programs of this machine, each at its place, with the libraries that they need.
 pub(super) fn add(
     archive: &mut Archive,
     binaries: &[(PathBuf, String)],
@@ -78,25 +78,25 @@ fn lines(arguments: &[String]) -> anyhow::Result<String> {
     Ok(arguments.iter().map(|argument| format!("{argument}\n")).collect())
 }
 
-/// Builds all programs, and tells where they are and where they belong.
+/// Builds all programs, and returns their paths here and in the guest.
 pub(super) fn programs() -> anyhow::Result<Vec<(PathBuf, String)>> {
     let placed = |Executable { name, path, .. }| (path, format!("{BUILD}/{name}"));
     Ok(build::programs()?.into_iter().map(placed).collect())
 }
 
-/// The tests, likewise.
+/// Does the same for the tests.
 pub(super) fn tests() -> anyhow::Result<(PathBuf, String)> {
     Ok((build::integration()?.path, format!("{BUILD}/deps/integration")))
 }
 
-/// The shared libraries that a program needs, by their paths.
+/// Returns the paths of the shared libraries that a program needs.
 fn libraries_of(program: &Path) -> Vec<String> {
-    // It fails of a program without libraries.
+    // It fails for a program without libraries.
     let listed = output(Command::new("ldd").arg(program)).unwrap_or_default();
     listed.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect()
 }
 
-/// A program without what only debuggers read, which is most of it.
+/// Returns a program without debugging information, which is most of it.
 fn stripped(program: &Path, copy: &Path) -> anyhow::Result<Vec<u8>> {
     output(Command::new("strip").arg("--strip-debug").arg("-o").arg(copy).arg(program))?;
     let data = read(copy)?;

@@ -1,4 +1,4 @@
-//! Which kernels the tests run on, and where they come from: Debian's kernels for virtual machines.
+//! The kernels that the tests run on: Debian's kernels for virtual machines.
 
 use std::{
     fs,
@@ -13,13 +13,13 @@ use crate::cache;
 /// A row of the matrix.
 #[derive(Clone, Copy)]
 pub(super) struct Row {
-    /// What it is called.
+    /// Its name.
     pub(super) name: &'static str,
-    /// What its kernel's release starts with.
+    /// The beginning of its kernel's release.
     series: &'static str,
-    /// What the kernel is told besides.
+    /// Additional kernel parameters.
     pub(super) parameters: &'static str,
-    /// Where several show what one can't: races, in the newest and the oldest.
+    /// Several processors only where they show what one can't: races, in the newest and the oldest.
     pub(super) processors: u32,
 }
 
@@ -27,8 +27,8 @@ pub(super) const fn plain(series: &'static str) -> Row {
     Row { name: series, series, parameters: "", processors: 1 }
 }
 
-/// Newest, long-term and old stable; and one that preempts its own code wherever it may, as
-/// desktops do. The newest take longest: they come first.
+/// Newest, long-term and old stable kernels, and one that preempts its own code wherever it may, as
+/// desktops do. The newest take longest, so they come first.
 pub(super) const MATRIX: [Row; 6] = [
     Row { processors: 2, ..plain("7") },
     Row { name: "7+preempt=full", parameters: "preempt=full", processors: 2, ..plain("7") },
@@ -38,7 +38,7 @@ pub(super) const MATRIX: [Row; 6] = [
     Row { processors: 2, ..plain("5.10") },
 ];
 
-/// Where these are.
+/// The suites that have them.
 const SUITES: &[&str] = &["bullseye", "bookworm", "bookworm-backports", "trixie", "trixie-backports"];
 
 /// A kernel that can be booted.
@@ -47,7 +47,7 @@ pub(super) struct Kernel {
     pub(super) vmlinuz: PathBuf,
 }
 
-/// The newest kernel of each row, downloaded unless it is in the cache.
+/// Returns the newest kernel of each row. Downloads those that aren't in the cache.
 pub(super) fn get(rows: &[Row], may_download: bool) -> anyhow::Result<Vec<Kernel>> {
     let archive = Archive::open("kernels", SUITES, may_download)?;
     let names = names(&archive)?;
@@ -58,12 +58,12 @@ pub(super) fn get(rows: &[Row], may_download: bool) -> anyhow::Result<Vec<Kernel
     rows.iter().map(get).collect()
 }
 
-/// The newest kernel of a row, and the directory that has its modules.
+/// Returns the newest kernel of a row, and the directory of its modules.
 pub(super) fn with_modules(row: &Row, may_download: bool) -> anyhow::Result<(Kernel, PathBuf)> {
     let archive = Archive::open("kernels", SUITES, may_download)?;
     let package = package(&names(&archive)?, row)?;
     let vmlinuz = download(&archive, &package)?;
-    // Where the kernel is in a package `linux-binary`, its modules are in another.
+    // If the kernel is in a package `linux-binary`, its modules are in another package.
     let package = package.replace("linux-binary-", "linux-modules-");
     let unpacked = archive.unpacked(&[package], "modules")?;
     let modules = unpacked.into_iter().next().context("the modules' package has no file")?;
@@ -91,7 +91,7 @@ fn download(archive: &Archive, package: &str) -> anyhow::Result<PathBuf> {
     })
 }
 
-/// The kernel in an unpacked package: in `/boot`, or among its modules.
+/// Finds the kernel in an unpacked package: in `/boot`, or beside its modules.
 fn find_image(root: &Path) -> Option<PathBuf> {
     let below = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     let is_image =
@@ -102,25 +102,25 @@ fn find_image(root: &Path) -> Option<PathBuf> {
     })
 }
 
-/// The package that has the newest kernel of a series.
+/// Returns the package with the newest kernel of a series.
 fn newest(packages: &[String], series: &str) -> Option<String> {
     let releases = packages.iter().filter_map(|package| release(package));
     let of_series =
         releases.filter(|release| release.strip_prefix(series).is_some_and(|rest| rest.starts_with('.')));
     let newest = of_series.max_by_key(|release| numbers(release))?;
-    // Where there is a package `linux-binary`, it has the kernel, and `linux-image` only depends on
+    // If there is a package `linux-binary`, it has the kernel, and `linux-image` only depends on
     // it.
     let names = ["binary", "image"].map(|part| format!("linux-{part}-{newest}-cloud-amd64"));
     names.into_iter().find(|name| packages.contains(name))
 }
 
-/// The release in a package's name, as far as it tells one kernel from another.
+/// Returns the release in a package's name, as far as it distinguishes kernels.
 fn release(package: &str) -> Option<&str> {
     let rest = package.strip_prefix("linux-image-").or_else(|| package.strip_prefix("linux-binary-"))?;
     rest.strip_suffix("-cloud-amd64")
 }
 
-/// By which releases are ordered: 6.12.9 comes before 6.12.10.
+/// Returns the numbers by which releases are ordered: 6.12.9 comes before 6.12.10.
 fn numbers(release: &str) -> Vec<u32> {
     release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }

@@ -1,6 +1,6 @@
-//! What a guest wrote, and what that means.
+//! What a guest wrote, and what it means.
 
-/// How a test went.
+/// The outcome of a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Passed,
@@ -13,7 +13,7 @@ pub(super) enum Outcome {
 pub(super) enum End {
     /// The tests ran, and this was their exit code.
     Finished(i32),
-    /// The kernel gave up, saying this.
+    /// The kernel panicked with this message.
     Panicked(String),
     /// It had to be killed, for this reason.
     Hung(String),
@@ -21,24 +21,24 @@ pub(super) enum End {
     Died,
 }
 
-/// What a guest told.
+/// What a guest's logs say.
 #[derive(Debug)]
 pub(super) struct Log {
     /// `uname -r`.
     pub(super) release: String,
     /// The version of the kernel's package.
     pub(super) package: String,
-    /// When the kernel preempts itself.
+    /// The kernel's preemption mode.
     pub(super) preemption: String,
     pub(super) tests: Vec<(String, Outcome)>,
-    /// The test that had begun, and had not ended.
+    /// A test that began and didn't end.
     pub(super) unfinished: Option<String>,
     pub(super) end: End,
 }
 
 impl Log {
-    /// Reads what the tests and what the kernel said; `killed` says why the guest was killed, if it
-    /// was.
+    /// Reads the output of the tests and of the kernel. `killed` says why the guest was killed, if
+    /// it was.
     pub(super) fn read(tests: &str, console: &str, killed: Option<String>) -> Self {
         let told = |key: &str| {
             let line = tests.lines().find_map(|line| line.trim().strip_prefix("@@ ")?.strip_prefix(key));
@@ -82,18 +82,18 @@ impl Log {
         failed.map(|(name, _)| name.as_str()).collect()
     }
 
-    /// Whether the kernel gave up, or stopped: a test that hangs doesn't stop it.
+    /// Returns whether the kernel panicked or stopped. A test that hangs doesn't stop the kernel.
     pub(super) fn kernel_failed(&self) -> bool {
         matches!(self.end, End::Panicked(_) | End::Hung(_))
     }
 
-    /// Whether all is well: tests that didn't run prove nothing.
+    /// Returns whether all is well. At least one test must have passed.
     pub(super) fn is_good(&self) -> bool {
         self.end == End::Finished(0) && self.failed().is_empty() && self.passed() > 0
     }
 }
 
-/// Name and outcome in a line that the test harness writes; the outcome is empty until it is known.
+/// Returns name and outcome in a line of the test harness. The outcome is empty until it is known.
 fn test(line: &str) -> Option<(&str, &str)> {
     let (name, outcome) = line.trim().strip_prefix("test ")?.split_once(" ...")?;
     Some((name.trim(), outcome.trim()))
@@ -111,13 +111,15 @@ fn outcome(text: &str) -> Option<Outcome> {
     }
 }
 
-/// `6.1.176-1` of `#1 SMP PREEMPT_DYNAMIC Debian 6.1.176-1 (2026-07-02)`.
+/// Returns the package's version: `6.1.176-1` for `#1 SMP PREEMPT_DYNAMIC Debian 6.1.176-1
+/// (2026-07-02)`.
 fn package(version: &str) -> String {
     let mut words = version.split(' ').skip_while(|word| *word != "Debian");
     words.nth(1).unwrap_or_default().to_owned()
 }
 
-/// `lazy` of `none voluntary full (lazy)`. Older kernels let nobody choose, and don't tell.
+/// Returns the mode: `lazy` for `none voluntary full (lazy)`. Older kernels have no choice of
+/// modes.
 fn mode(modes: &str) -> String {
     let chosen = modes.split(' ').find_map(|mode| mode.strip_prefix('(')?.strip_suffix(')'));
     chosen.unwrap_or("as built").to_owned()

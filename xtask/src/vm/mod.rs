@@ -1,8 +1,8 @@
-//! `cargo xtask vm`: the integration tests on other kernels than this machine's.
+//! `cargo xtask vm`: runs the integration tests on other kernels than this machine's.
 //!
-//! Kernels come from Debian and run in QEMU, which emulates the processor, so that it works
-//! wherever QEMU does. The guest's root is an archive that this program writes: busybox, the tests
-//! and what they start.
+//! Kernels come from Debian and run in QEMU. It emulates the processor, so that this works wherever
+//! QEMU does. The guest's root is an archive that this program writes: busybox, the tests and what
+//! they start.
 
 mod cpio;
 pub(crate) mod criu;
@@ -89,30 +89,32 @@ impl Guests {
 }
 
 impl Args {
-    /// All guests; with the commit, if the document is to be written.
+    /// Returns arguments for all guests. The document is written if there is a commit.
     pub(crate) fn everything(commit: Option<String>, no_install: bool) -> Self {
         let write_docs = commit.is_some();
         let (kernels, feeder, tests, guests) = (Vec::new(), None, Vec::new(), Guests::All);
         Self { kernels, feeder, no_install, write_docs, tests, guests, commit }
     }
 
-    /// As many kernels as show most of what a change of the BPF programs does.
+    /// Returns arguments for a few guests, enough to show most effects of a change of the BPF
+    /// programs.
     pub(crate) fn few(no_install: bool) -> Self {
         Self { guests: Guests::Few, ..Self::everything(None, no_install) }
     }
 
-    /// As many as show most of what a change of the programs' loader does.
+    /// Returns arguments for fewer guests, enough to show most effects of a change of the programs'
+    /// loader.
     pub(crate) fn ends(no_install: bool) -> Self {
         Self { guests: Guests::Ends, ..Self::everything(None, no_install) }
     }
 }
 
-/// In which ways the agent hears of changes; every guest tests one.
+/// The feeders. Every guest tests one.
 const FEEDERS: [&str; 2] = ["kprobe", "tracepoint"];
 
-/// What is left out: tests that compare with the sources; tests of what is the same on every kernel
-/// but takes long; and of what needs programs or the kernel's modules, which guests don't have, or
-/// only those with CRIU.
+/// Tests that guests don't run. Some compare files with the sources. Some take long, and give the
+/// same result on every kernel. Some need programs or kernel modules that guests don't have, or
+/// only CRIU's guests have.
 const LEFT_OUT: &[&str] = &[
     "alerts::",
     "config::",
@@ -131,9 +133,9 @@ const LEFT_OUT: &[&str] = &[
     "restart::leaves_nothing",
 ];
 
-/// What is left out, besides, of guests that are a kernel's second: with the tracepoint feeder, or
-/// with the same kernel that only preempts otherwise. What no probe and no race has a part in, its
-/// first has shown; and of stress, some is enough.
+/// More tests that a kernel's second guest doesn't run. A second guest has the tracepoint feeder,
+/// or the same kernel with another preemption mode. Tests that depend on no probe and no race have
+/// passed in the first guest already; and some of the stress tests are enough.
 const SHOWN_BY_ANOTHER: &[&str] = &[
     "check::",
     "cli::",
@@ -147,12 +149,12 @@ const SHOWN_BY_ANOTHER: &[&str] = &[
 /// The document.
 pub(crate) const DOCUMENT: &str = "docs/compatibility.md";
 
-/// Compares with CRIU, the desktop in a guest too. With a commit and what was recorded of the
-/// desktop here, documents are written.
+/// Compares with CRIU, also for the desktop in a guest. Writes the documents if there are a commit
+/// and the records of the desktop tests on this machine.
 pub(crate) fn compare(written: Option<(&str, &Path)>, no_install: bool) -> anyhow::Result<()> {
     let commit = written.map(|(commit, _)| commit.to_owned());
     install(&desktop::needed_packages()?, !no_install)?;
-    // apt's lists are for one at a time.
+    // Only one process may use apt's lists at a time.
     let desktop = desktop::prepare_guest(no_install)?;
     let guest = std::thread::scope(|scope| {
         let desktop = scope.spawn(|| desktop.run());
@@ -211,10 +213,10 @@ fn write_document(runs: &[Run], commit: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What guests' shells and tools are: a package, and the program in it.
+/// The shell and tools of guests: a package, and the program in it.
 const BUSYBOX: (&str, &str) = ("busybox-static", "busybox");
 
-/// What must be installed before guests can run.
+/// Returns the packages that must be installed before guests can run.
 pub(crate) fn missing_packages() -> anyhow::Result<Vec<Package>> {
     let mut packages = Vec::new();
     if find(QEMU).is_none() {
@@ -231,7 +233,8 @@ fn rows(names: &[String]) -> Vec<Row> {
     MATRIX.into_iter().filter(|row| names.is_empty() || names.iter().any(|name| name == row.name)).collect()
 }
 
-/// Nothing of tests that were chosen; else see [`LEFT_OUT`] and [`SHOWN_BY_ANOTHER`].
+/// Returns the tests that a guest doesn't run: none if tests were chosen, else see [`LEFT_OUT`] and
+/// [`SHOWN_BY_ANOTHER`].
 fn left_out(row: &Row, feeder: &str, chosen: &[String]) -> Vec<&'static str> {
     if !chosen.is_empty() {
         return Vec::new();
@@ -240,7 +243,7 @@ fn left_out(row: &Row, feeder: &str, chosen: &[String]) -> Vec<&'static str> {
     LEFT_OUT.iter().chain(SHOWN_BY_ANOTHER.iter().filter(|_| is_second)).copied().collect()
 }
 
-/// Runs a guest for each kernel and feeder, and shows how each went as soon as it is known.
+/// Runs a guest for each kernel and feeder, and shows each result as soon as it is known.
 fn run_all(
     pairs: &[(&Kernel, &'static str)],
     initramfs: &Path,
@@ -254,7 +257,8 @@ fn run_all(
             feeder,
             initramfs,
             left_out: left_out(&kernel.row, feeder, chosen),
-            // What two show of tracepoints, this machine shows where it has no kprobes.
+            // One processor is enough with tracepoints: if this machine has no kprobes, it tests
+            // them with several.
             processors: if *feeder == "tracepoint" { 1 } else { kernel.row.processors },
             memory: qemu::MEMORY,
             disk: None,
@@ -265,16 +269,16 @@ fn run_all(
     in_parallel(&guests, run_until_good)
 }
 
-/// Runs a guest, and once more if it fails, or twice if its kernel does.
+/// Runs a guest. Runs it once more if it fails, or up to twice more if its kernel fails.
 fn run_until_good(guest: &Guest<'_>) -> anyhow::Result<Run> {
     eprintln!("booting {} with the {} feeder", guest.kernel.row.name, guest.feeder);
     let (mut panics, mut failures) = (0, 0);
     loop {
         let run = guest.run()?;
         eprintln!("{}", report::verdict(&run));
-        // An emulated kernel now and then panics or hangs at a place where it patches its own code;
-        // and it has no CPU for seconds when this machine is busy, for which no deadline is long
-        // enough. What happens again is a failure.
+        // An emulated kernel now and then panics or hangs where it patches its own code. When this
+        // machine is busy, a guest may have no CPU for seconds, for which no deadline is long
+        // enough. If it happens again, it is a failure.
         let (tries, most) = if run.log.kernel_failed() { (&mut panics, 3) } else { (&mut failures, 2) };
         *tries += 1;
         if run.log.is_good() || *tries >= most {
@@ -287,8 +291,8 @@ fn run_until_good(guest: &Guest<'_>) -> anyhow::Result<Run> {
     }
 }
 
-/// Does something with a machine for each of these, as many at a time as there may be, beginning
-/// with the first; what came of it, in their order.
+/// Does something with a machine for each of these, in parallel as far as machines may run. Starts
+/// with the first. Returns the results in the same order.
 fn in_parallel<T: Sync, R: Send>(
     all: &[T],
     work: impl Fn(&T) -> anyhow::Result<R> + Sync,
@@ -307,7 +311,7 @@ fn in_parallel<T: Sync, R: Send>(
     })
 }
 
-/// What a thread returned, or its panic.
+/// Returns the result of a thread, or resumes its panic.
 fn joined<R>(thread: ScopedJoinHandle<'_, R>) -> R {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

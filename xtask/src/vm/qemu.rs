@@ -1,7 +1,7 @@
-//! An emulated machine, and who watches it.
+//! An emulated machine, and its watchdog.
 //!
-//! It has two serial ports, each a file here: the kernel writes to the first, what runs on it to
-//! the second, so that nothing gets between the words of either.
+//! It has two serial ports, each a file here: the kernel writes to the first, programs write to the
+//! second, so that their lines aren't mixed.
 
 use std::{
     fs,
@@ -15,22 +15,22 @@ use anyhow::Context as _;
 
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 
-/// How much memory is enough for most, in MiB.
+/// The memory that is enough for most machines, in MiB.
 pub(super) const MEMORY: u32 = 1024;
 
-/// How often it is shown that a machine goes on.
+/// How often a line shows that a machine goes on.
 const PROGRESS: Duration = Duration::from_secs(5);
 
-/// How many machines run at a time.
+/// How many machines may run at a time.
 const AT_A_TIME: usize = 2;
 
-/// How many do.
+/// How many run.
 static RUNNING: Mutex<usize> = Mutex::new(0);
 
-/// Told when one has ended.
+/// Notified when one has ended.
 static ENDED: Condvar = Condvar::new();
 
-/// The right to run a machine, until it is dropped.
+/// The right to run a machine, until this is dropped.
 pub(super) struct Turn(());
 
 /// Waits until one more machine may run.
@@ -48,20 +48,20 @@ impl Drop for Turn {
     }
 }
 
-/// The machine that is to be started.
+/// A machine that is to be started.
 pub(super) struct Machine<'a> {
     pub(super) vmlinuz: &'a Path,
     pub(super) initramfs: &'a Path,
     pub(super) processors: u32,
-    /// In MiB.
+    /// Its memory in MiB.
     pub(super) memory: u32,
-    /// A file system, for `/dev/vda`. The machine can't write to it.
+    /// A file system for `/dev/vda`. The machine can't write to it.
     pub(super) disk: Option<&'a Path>,
-    /// What the kernel is told besides.
+    /// Additional kernel parameters.
     pub(super) parameters: &'a str,
-    /// What the kernel says.
+    /// The file for the kernel's output.
     pub(super) console: &'a Path,
-    /// What the programs say.
+    /// The file for the programs' output.
     pub(super) output: &'a Path,
     /// How long it may be silent.
     pub(super) silence: Duration,
@@ -70,8 +70,8 @@ pub(super) struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// Runs it to its end, or to a deadline, which it then names. Now and then, `progress` is given
-    /// what it has put out so far.
+    /// Runs the machine to its end, or until a deadline. In that case returns which one. Now and
+    /// then calls `progress` with the output so far.
     pub(super) fn run(&self, progress: impl Fn(&str)) -> anyhow::Result<Option<String>> {
         for file in [self.output, self.console] {
             fs::write(file, "").with_context(|| format!("write {}", file.display()))?;
@@ -103,16 +103,16 @@ impl Machine<'_> {
     }
 
     fn qemu(&self) -> Command {
-        // Emulated, mitigations cost much and protect nothing. Without random addresses, QEMU can
-        // use again what it translated when a program was started before: most starts take less
-        // than half as long.
+        // In emulation, mitigations cost much and protect nothing. Without random addresses, QEMU
+        // can reuse its translation from an earlier start of a program: most starts take less than
+        // half as long.
         let parameters =
             format!("console=ttyS0 quiet panic=-1 mitigations=off norandmaps {}", self.parameters);
         // It ends with this program, however that ends.
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", QEMU]);
-        // Without cmpxchg16b, because QEMU before 8.0 corrupts flags when it emulates that: Linux
-        // 6.12 then panics.
+        // No cmpxchg16b: QEMU before 8.0 corrupts flags when it emulates that, and Linux 6.12 then
+        // panics.
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "Nehalem,-cx16"])
             .args(["-m", &self.memory.to_string()])
             .args(["-smp", &self.processors.to_string()])
@@ -133,7 +133,7 @@ impl Machine<'_> {
     }
 }
 
-/// A process that doesn't outlive this value.
+/// A process that ends when this value is dropped.
 struct Running(Child);
 
 impl Drop for Running {
@@ -143,7 +143,7 @@ impl Drop for Running {
     }
 }
 
-/// The text of a log, in which a crash may have left anything.
+/// Reads a log. A crash may have left any bytes in it.
 pub(super) fn read(file: &Path) -> anyhow::Result<String> {
     let bytes = fs::read(file).with_context(|| format!("read {}", file.display()))?;
     Ok(String::from_utf8_lossy(&bytes).replace('\r', ""))

@@ -1,4 +1,4 @@
-//! What came out: a line per guest, and the document that shows all of them.
+//! Shows results: a line for each guest, and the document about all of them.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ use super::{
     qemu::read,
 };
 
-/// One line about a guest.
+/// Returns one line about a guest.
 pub(super) fn verdict(run: &Run) -> String {
     let log = &run.log;
     let word = match log.end {
@@ -34,7 +34,7 @@ pub(super) fn verdict(run: &Run) -> String {
     line
 }
 
-/// What is wrong with a guest.
+/// Returns what is wrong with a guest.
 pub(super) fn why(log: &Log) -> String {
     let failed = log.failed().join(", ");
     let at = log.unfinished.as_ref().map_or_else(String::new, |test| format!(", at {test}"));
@@ -49,7 +49,7 @@ pub(super) fn why(log: &Log) -> String {
     }
 }
 
-/// The ends of a guest's logs, and where they are.
+/// Returns the ends of a guest's logs, and their paths.
 pub(super) fn tails(run: &Run) -> anyhow::Result<String> {
     const LINES: usize = 30;
     let mut text = String::new();
@@ -58,7 +58,7 @@ pub(super) fn tails(run: &Run) -> anyhow::Result<String> {
         let lines: Vec<&str> = log.lines().collect();
         let _ = writeln!(text, "---- the end of {}", file.display());
         for line in lines.iter().skip(lines.len().saturating_sub(LINES)) {
-            // What a test records is a line, too.
+            // Lines are shortened: what a test records is one line, too.
             let _ = writeln!(text, "{line:.400}");
         }
     }

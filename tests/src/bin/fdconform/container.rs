@@ -1,4 +1,4 @@
-//! Fixtures in a container of runc's, with namespaces and a root of its own, which runc has CRIU dump.
+//! Fixtures in a container of runc's, with namespaces and a root of its own. runc has CRIU dump it.
 
 use std::{
     fs,
@@ -11,11 +11,12 @@ use fdtracker_tests::{container::spec, descendants::end_all};
 
 use crate::fixture;
 
-/// What comes before the name of a fixture that is held in a container.
+/// The prefix of a fixture's name when it runs in a container.
 pub(crate) const PREFIX: &str = "container.";
 
-/// Fixtures that need nothing that a container doesn't have, of most kinds of file. No connections: to lock them, CRIU needs `iptables`
-/// here, because 4.1.1 dies of a configuration file that names another way.
+/// The fixtures that also work in a container; there is one for most kinds of file. There are no
+/// connections: to lock them, CRIU needs `iptables` here. (CRIU 4.1.1 crashes on a configuration
+/// file that names another way to lock them.)
 const FIXTURES: &[&str] = &[
     "nothing.open",
     "eventfd.plain",
@@ -49,20 +50,20 @@ const FIXTURES: &[&str] = &[
     "tree.shared_table_good",
 ];
 
-/// Options that `runc checkpoint` has, too, and by the same names.
+/// Options that `runc checkpoint` has too, with the same names.
 const OPTIONS: [&str; 4] = ["--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks"];
 
-/// Whether a fixture is held in a container, too.
+/// Returns whether a fixture also runs in a container.
 pub(crate) fn holds(fixture: &str) -> bool {
     FIXTURES.contains(&fixture)
 }
 
-/// Whether runc can have a container dumped with these options.
+/// Returns whether runc can have a container dumped with these options.
 pub(crate) fn has_all(options: &[String]) -> bool {
     options.iter().all(|option| OPTIONS.contains(&option.as_str()))
 }
 
-/// A container whose first process holds a fixture. It goes when this is dropped.
+/// A container whose first process is a fixture. It goes when this is dropped.
 pub(crate) struct Contained {
     runc: Child,
     bundle: PathBuf,
@@ -71,7 +72,7 @@ pub(crate) struct Contained {
 }
 
 impl Contained {
-    /// Starts it, or says why that can't be.
+    /// Starts it, or returns why that can't be done.
     pub(crate) fn hold(name: &str) -> io::Result<Self> {
         let id = fdtracker_tests::random_id();
         let bundle = std::env::temp_dir().join(format!("fdconform-{id}"));
@@ -93,7 +94,7 @@ impl Contained {
         }
         if answer.is_empty() {
             let mut why = String::new();
-            // runc has ended, and with it this does.
+            // runc has ended, so its output ends too.
             if let Some(mut output) = held.runc.stderr.take() {
                 output.read_to_string(&mut why)?;
             }
@@ -103,7 +104,7 @@ impl Contained {
         Ok(held)
     }
 
-    /// The command that has it dumped into a directory.
+    /// Returns the command that dumps the container into a directory.
     pub(crate) fn checkpoint(&self, images: &Path, options: &[String]) -> Command {
         let mut runc = Command::new("runc");
         runc.args(["checkpoint", "--leave-running", "--image-path"])
@@ -117,7 +118,7 @@ impl Contained {
 
 impl Drop for Contained {
     fn drop(&mut self) {
-        // A CRIU that hangs keeps its prey alive.
+        // A CRIU that hangs would keep the processes that it dumps alive.
         end_all(fixture::PATIENCE);
         let _ = self.runc.wait();
         let _ = Command::new("runc").args(["delete", "--force", &self.id]).stderr(Stdio::null()).status();
@@ -125,7 +126,8 @@ impl Drop for Contained {
     }
 }
 
-/// A root with the fixture, and all libraries that this machine has: it is a guest, with no others than are needed.
+/// Makes a root with the fixture and all libraries of this machine. It is a guest that has only the
+/// libraries it needs.
 fn make_root(root: &Path) -> io::Result<()> {
     for dir in ["proc", "dev", "sys", "tmp", "usr"] {
         fs::create_dir_all(root.join(dir))?;

@@ -1,4 +1,4 @@
-//! Starting fixtures, and ending them with all that they started.
+//! Starts fixtures, and ends them with all that they started.
 
 use std::{
     io::{self, BufRead as _, BufReader},
@@ -19,17 +19,17 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Fixture {
     pub(crate) name: String,
     pub(crate) about: String,
-    /// Options of further dumps.
+    /// The options of further dumps.
     pub(crate) options: Vec<Vec<String>>,
 }
 
 impl Fixture {
-    /// The options of each dump: none, and each set that the fixture names.
+    /// Returns the options of each dump: none, and each set that the fixture names.
     pub(crate) fn runs(&self) -> impl Iterator<Item = &[String]> {
         std::iter::once(&[][..]).chain(self.options.iter().map(Vec::as_slice))
     }
 
-    /// The same in a container, where that can be.
+    /// Returns the same fixture in a container, if it can run there.
     fn contained(&self) -> Option<Self> {
         let mut options = self.options.clone();
         options.retain(|options| container::has_all(options));
@@ -38,7 +38,7 @@ impl Fixture {
         container::holds(&self.name).then_some(Self { name, about, options })
     }
 
-    /// Makes the state, or says why that can't be.
+    /// Makes the state, or returns why that can't be done.
     pub(crate) fn hold(&self) -> io::Result<Held> {
         if let Some(name) = self.name.strip_prefix(container::PREFIX) {
             return Contained::hold(name).map(Held::Container);
@@ -62,7 +62,7 @@ impl Fixture {
     }
 }
 
-/// What a fixture says: the pid of the process to be dumped, where it is.
+/// Reads a fixture's answer: the pid of the process to be dumped, as the fixture sees it.
 pub(crate) fn pid(answer: &str) -> io::Result<u32> {
     match answer.trim().split_once(' ') {
         Some(("ready", pid)) => pid.parse().map_err(io::Error::other),
@@ -71,7 +71,7 @@ pub(crate) fn pid(answer: &str) -> io::Result<u32> {
     }
 }
 
-/// All fixtures there are.
+/// Returns all fixtures.
 pub(crate) fn list() -> io::Result<Vec<Fixture>> {
     let output = Command::new(program()?).arg("list").output()?;
     let mut all =
@@ -88,7 +88,7 @@ fn read(line: &str) -> io::Result<Fixture> {
     Ok(Fixture { name: text("name"), about: text("about"), options: serde_json::from_value(options)? })
 }
 
-/// `fdfixture`, which is beside this program.
+/// Returns the path of `fdfixture`, which is beside this program.
 pub(crate) fn program() -> io::Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name("fdfixture"))
 }
@@ -100,7 +100,7 @@ pub(crate) enum Held {
 }
 
 impl Held {
-    /// What `fdtracker check` is asked about.
+    /// Returns the target for `fdtracker check`.
     pub(crate) fn target(&self) -> String {
         match self {
             Self::Process(process) => format!("pid:{}", process.pid),
@@ -109,7 +109,7 @@ impl Held {
     }
 }
 
-/// Processes of this machine, without a container.
+/// Processes on this machine, without a container.
 pub(crate) struct Process {
     child: Child,
     /// The process to be dumped.

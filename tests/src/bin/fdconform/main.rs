@@ -1,11 +1,12 @@
-//! Has CRIU itself say what it makes of every fixture, and compares `fdtracker check` with that.
+//! Has CRIU dump every fixture, and compares what it does with what `fdtracker check` says.
 //!
-//! Each fixture is a process tree; some are in a container of runc's, too, which then is the one to start CRIU.
+//! Each fixture is a process tree. Some also run in a container; then runc starts CRIU.
 //!
-//! For each fixture, and once more for each set of options that it names: starts it, asks `fdtracker check` if it is told to, runs
-//! `criu dump`, and writes a line of JSON. Everything that it starts is killed, a CRIU that hangs too.
+//! For each fixture, and again for each set of options that it names, this program starts the
+//! fixture, runs `fdtracker check` if it is told to, runs `criu dump`, and writes a line of JSON.
+//! It kills everything that it started, even a CRIU that hangs.
 //!
-//! It runs in a machine of its own (`cargo xtask criu`): a fixture may mount file systems.
+//! It runs in a machine of its own (`cargo xtask criu`), because a fixture may mount file systems.
 
 mod container;
 mod fixture;
@@ -56,10 +57,11 @@ struct Args {
     fixtures: Vec<String>,
 }
 
-/// What every dump is told: that it locks connections by what it has in itself, as `iptables` may not be there.
+/// Options of every dump. CRIU locks connections by nftables, which is built in: `iptables` may be
+/// missing.
 const ALWAYS: [&str; 2] = ["--network-lock", "nftables"];
 
-/// The fixture without anything: what CRIU complains of there is no cause of anything.
+/// The fixture with nothing open. Errors that CRIU prints for it aren't the cause of any failure.
 const NOTHING: &str = "nothing.open";
 
 fn main() -> ExitCode {
@@ -73,19 +75,20 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether all checks agreed with CRIU.
+/// Runs everything. Returns whether all checks agreed with CRIU.
 fn run(args: &Args) -> io::Result<bool> {
     adopt_orphans()?;
     let mut results = File::options().append(true).open(&args.results)?;
     let all = fixture::list()?;
     let is_wanted = |name: &String| is_chosen(name, &args.fixtures) && !args.skip.contains(name);
     let chosen: Vec<&Fixture> = all.iter().filter(|fixture| is_wanted(&fixture.name)).collect();
-    // So that whoever reads this knows what is missing, if the machine doesn't get to the end.
+    // Says first what is to come. If the machine crashes, the results show what is missing.
     let runs: BTreeMap<&str, usize> =
         chosen.iter().map(|fixture| (fixture.name.as_str(), fixture.runs().count())).collect();
     writeln!(results, "{}", json!({"runs": runs}))?;
     let nothing = Fixture { name: NOTHING.into(), about: String::new(), options: Vec::new() };
-    // The first start also tries what the kernel can do, of which failures tell (CRIU: kerndat_init), and keeps what it found.
+    // The first start also tests what the kernel can do (CRIU: `kerndat_init`), and CRIU keeps the
+    // result in a file. It logs errors for what the kernel can't do, so this log isn't used.
     dump(args, &nothing, &[])?;
     let usual = dump(args, &nothing, &[])?.log;
     let mut agreed = true;
@@ -99,21 +102,22 @@ fn run(args: &Args) -> io::Result<bool> {
     Ok(agreed)
 }
 
-/// All, if nothing is chosen.
+/// Returns whether a fixture is chosen. All are if nothing is named.
 fn is_chosen(name: &str, chosen: &[String]) -> bool {
     let starts = |part: &String| name.strip_prefix(part.as_str()).is_some_and(|rest| rest.starts_with('.'));
     chosen.is_empty() || chosen.iter().any(|part| name == part || starts(part))
 }
 
-/// What came out of a dump.
+/// The outcome of a dump.
 struct Dumped {
-    /// `dumped`, `refused`, `hung`; `not_run` if this CRIU wasn't even started well, or `not_made` if there was nothing to be dumped.
+    /// `dumped`, `refused` or `hung`; `not_run` if CRIU didn't start properly, `not_made` if there
+    /// was no process to dump.
     verdict: &'static str,
     /// Why there was no dump.
     reason: Option<String>,
     log: Log,
     took: Duration,
-    /// What `fdtracker check` said before.
+    /// What `fdtracker check` said before the dump.
     check: Option<Value>,
 }
 
@@ -135,7 +139,7 @@ fn one(args: &Args, fixture: &Fixture, options: &[String], usual: &Log) -> io::R
     }))
 }
 
-/// Makes the fixture, has it checked if that is wanted, and dumps it. Nothing is left of it afterwards.
+/// Makes the fixture, checks it if that is wanted, and dumps it. Afterwards nothing of it is left.
 fn dump(args: &Args, fixture: &Fixture, options: &[String]) -> io::Result<Dumped> {
     let start = Instant::now();
     let made = fixture.hold();
@@ -154,7 +158,7 @@ fn dump(args: &Args, fixture: &Fixture, options: &[String]) -> io::Result<Dumped
     let text =
         |name: &str| fs::read(images.join(name)).map(|text| String::from_utf8_lossy(&text).into_owned());
     let (log, mut reason) = (text(LOG).unwrap_or_default(), None);
-    // An option that it doesn't know ends it before it has a log.
+    // CRIU refuses an unknown option before it has a log.
     if verdict == "refused" && log.is_empty() {
         (verdict, reason) =
             ("not_run", text(STDERR).ok().and_then(|text| text.lines().next().map(str::to_owned)));
@@ -164,7 +168,7 @@ fn dump(args: &Args, fixture: &Fixture, options: &[String]) -> io::Result<Dumped
     Ok(Dumped { verdict, reason, log, took: start.elapsed(), check })
 }
 
-/// Asks `fdtracker check`. If there is no such command, or it prints no JSON, that is the answer.
+/// Runs `fdtracker check`. If it is missing or prints no JSON, the result says so.
 fn fdtracker_check(target: &str, options: &[String]) -> Value {
     let output = Command::new("fdtracker")
         .args(["check", target, "-o", "json"])
@@ -181,7 +185,7 @@ fn fdtracker_check(target: &str, options: &[String]) -> Value {
 const LOG: &str = "dump.log";
 const STDERR: &str = "stderr";
 
-/// Dumps what is held into a directory.
+/// Dumps the fixture into a directory.
 fn criu(args: &Args, held: &Held, options: &[String], images: &Path) -> io::Result<&'static str> {
     let mut command = match held {
         Held::Process(process) => {

@@ -1,4 +1,4 @@
-//! Anonymous inodes, and pidfds, which were some until Linux 6.9.
+//! Anonymous inodes, and pidfds, which were anonymous inodes until Linux 6.9.
 
 use std::io;
 
@@ -33,7 +33,7 @@ fn counters() -> Vec<Fixture> {
     ]
 }
 
-/// `epoll_ctl`: tells `epoll` of what can be read from a file.
+/// Has `epoll` watch whether a file can be read, by `epoll_ctl`.
 fn watch(epoll: i64, file: i64) -> io::Result<()> {
     const ADD: i64 = libc::EPOLL_CTL_ADD as i64;
     let event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: file as u64 };
@@ -162,7 +162,7 @@ fn rings() -> Vec<Fixture> {
     ]
 }
 
-/// `UFFDIO_API`: before it, a userfaultfd can do nothing.
+/// Starts a userfaultfd by `UFFDIO_API`: before that it can do nothing.
 fn start_faults(faults: i64) -> io::Result<()> {
     const UFFDIO_API: i64 = 0xc018_aa3f;
     let mut api = [0xaa_u64, 0, 0];

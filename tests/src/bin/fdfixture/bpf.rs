@@ -12,7 +12,8 @@ use crate::{
     os::{set, zoo},
 };
 
-/// `bpf_map_type`, and what such a map is asked for: sizes of key and value, number of entries, flags.
+/// A type of `bpf_map_type`, and the arguments of such a map: size of the key, size of the value,
+/// number of entries, flags.
 struct Map(u64, [u64; 4]);
 
 const HASH: u64 = 1;
@@ -89,7 +90,7 @@ fn nested(kind: u64) -> io::Result<()> {
     outer.map(drop)
 }
 
-/// A program that lets every packet pass.
+/// Loads a program that passes every packet.
 fn socket_program() -> io::Result<i64> {
     const BPF_PROG_LOAD: i64 = 5;
     const SOCKET_FILTER: u64 = 1;

@@ -26,7 +26,7 @@ pub(crate) fn fixtures() -> Vec<Fixture> {
     all
 }
 
-/// Major number 1.
+/// Devices with major number 1.
 fn memory() -> Vec<Fixture> {
     vec![
         device!("char.null", "/dev/null"),
@@ -51,7 +51,7 @@ fn memory() -> Vec<Fixture> {
     ]
 }
 
-/// A node for a device, opened.
+/// Makes a device node, and opens it.
 fn made(kind: u32, major: u32, minor: u32) -> io::Result<i64> {
     let (at, device) = (os::c(path("node"))?, libc::makedev(major, minor));
     let here = libc::AT_FDCWD.into();
@@ -59,7 +59,7 @@ fn made(kind: u32, major: u32, minor: u32) -> io::Result<i64> {
     os::open_at(path("node"), libc::O_RDONLY | libc::O_NONBLOCK)
 }
 
-/// Major number 10.
+/// Devices with major number 10.
 fn misc() -> Vec<Fixture> {
     vec![
         device!("char.fuse", "/dev/fuse"),
@@ -134,7 +134,7 @@ fn others() -> Vec<Fixture> {
     ]
 }
 
-/// `TUNSETIFF`
+/// Attaches a tun device by `TUNSETIFF`.
 fn attach(tun: i64, kind: u16) -> io::Result<()> {
     const TUNSETIFF: i64 = 0x4004_54ca;
     // struct ifreq: name, flags

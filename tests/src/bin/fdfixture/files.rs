@@ -1,4 +1,4 @@
-//! Regular files, directories and what else has a path; files without one; locks.
+//! Regular files, directories and other files with a path; files without one; locks.
 
 use std::{
     fs::{self, File},
@@ -26,7 +26,7 @@ pub(crate) fn fixtures() -> Vec<Fixture> {
     all
 }
 
-/// Opens a path to read.
+/// Opens a path for reading.
 fn read(name: &str) -> io::Result<()> {
     keep(File::open(name)?);
     Ok(())
@@ -79,7 +79,7 @@ fn named() -> Vec<Fixture> {
     ]
 }
 
-/// Opens a file and takes its only name away.
+/// Opens a file and removes its only name.
 fn ghost(size: usize) -> io::Result<()> {
     keep(file("ghost", size)?);
     fs::remove_file(path("ghost"))
@@ -177,7 +177,7 @@ fn memory() -> Vec<Fixture> {
     ]
 }
 
-/// `struct flock`, over the whole file.
+/// Returns a `struct flock` for the whole file.
 fn whole(kind: i32) -> libc::flock {
     libc::flock { l_type: kind as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 }
 }
@@ -242,7 +242,7 @@ fn locks() -> Vec<Fixture> {
     ]
 }
 
-/// `O_PATH`: a place, not a file.
+/// Opens a path with `O_PATH`, which gives a place and not a file.
 fn place(name: &str) -> io::Result<i64> {
     os::open_at(name, libc::O_PATH | libc::O_NOFOLLOW)
 }
@@ -286,7 +286,7 @@ fn paths_only() -> Vec<Fixture> {
     ]
 }
 
-/// A file that has one name, so that taking it away leaves none.
+/// Checks that a file has one name, so that it has none after that is removed.
 fn assert_name(file: &File) -> io::Result<()> {
     if file.metadata()?.nlink() == 1 { Ok(()) } else { Err(io::Error::other("the file has other names")) }
 }

@@ -1,4 +1,4 @@
-//! TCP, UDP and whatever else is in the internet's families.
+//! TCP, UDP, and whatever else the internet's families have.
 
 use std::{fs, io, net::UdpSocket};
 
@@ -37,7 +37,7 @@ fn listener(backlog: i64) -> io::Result<i64> {
     Ok(socket)
 }
 
-/// A connection to a listener.
+/// Connects to a listener.
 fn client(listener: i64) -> io::Result<i64> {
     let client = socket(INET, STREAM, 0)?;
     connect(client, &local(port_of(listener)?))?;
@@ -48,7 +48,8 @@ fn accept(listener: i64) -> io::Result<i64> {
     call(libc::SYS_accept4, &[listener, 0, 0, 0])
 }
 
-/// Both ends of a connection, without a listener: who connected, and who accepted.
+/// Makes both ends of a connection, and closes the listener. Returns the end that connected, and
+/// the one that was accepted.
 fn pair() -> io::Result<(i64, i64)> {
     let listener = listener(1)?;
     let client = client(listener)?;
@@ -132,7 +133,7 @@ fn tcp_connected() -> Vec<Fixture> {
         })
         .with(CONNECTED),
         here("tcp.syn_sent", "a socket that waits for an answer", || {
-            // A listener whose queue is full answers nobody (kernel: tcp_conn_request).
+            // A listener with a full queue answers no connection (kernel: `tcp_conn_request`).
             let listener = listener(0)?;
             outside(|| client(listener).map(drop))?;
             let waiting = socket(INET, STREAM | i64::from(libc::SOCK_NONBLOCK), 0)?;
@@ -217,7 +218,7 @@ fn udp() -> Vec<Fixture> {
     ]
 }
 
-/// Lets everybody send echo requests.
+/// Lets every group send echo requests.
 fn allow_ping() -> io::Result<()> {
     fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
 }

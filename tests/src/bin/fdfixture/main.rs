@@ -1,9 +1,10 @@
-//! Processes that hold every kind of file in every state that decides whether CRIU can dump it.
+//! Holds every kind of file open, in every state that decides whether CRIU can dump it.
 //!
-//! `fdfixture list` names them, one JSON object a line; `fdfixture hold NAME` makes one, says on its standard output `ready PID`, and
-//! waits to be killed. That PID is the process to be dumped. Where the machine doesn't have what is needed, it says `no REASON`.
+//! `fdfixture list` lists the fixtures, one JSON object a line. `fdfixture hold NAME` makes one,
+//! prints `ready PID`, and waits to be killed. PID is the process to be dumped. If the machine
+//! lacks something that the fixture needs, it prints `no REASON`.
 //!
-//! Whoever starts this must kill its descendants too: some are helpers that no dump takes.
+//! Whoever starts this must kill its descendants too: some are helpers that no dump includes.
 
 mod anon;
 mod bpf;
@@ -44,15 +45,16 @@ enum Command {
     },
 }
 
-/// Options of a dump.
+/// Options for a dump.
 type Options = &'static [&'static str];
 
-/// A state in which a process can be.
+/// A state of a process.
 struct Fixture {
-    /// `kind.state`
+    /// The name, as `kind.state`.
     name: &'static str,
     about: &'static str,
-    /// Besides a dump without any, with which options another may go otherwise.
+    /// A dump is made without options, and one more with each of these, which may change the
+    /// outcome.
     options: &'static [Options],
     make: Make,
 }
@@ -60,22 +62,22 @@ struct Fixture {
 enum Make {
     /// The process that makes it is the one to be dumped.
     Here(fn() -> io::Result<()>),
-    /// One that it makes is, with this pid.
+    /// The process to be dumped is another one, which this function makes. It returns the pid.
     There(fn() -> io::Result<i64>),
 }
 
-/// A state that the process itself gets into.
+/// Makes a fixture of a state that the process itself gets into.
 fn here(name: &'static str, about: &'static str, make: fn() -> io::Result<()>) -> Fixture {
     Fixture { name, about, options: &[], make: Make::Here(make) }
 }
 
-/// A state of another process, whose pid this returns.
+/// Makes a fixture of another process's state. The function returns that process's pid.
 fn there(name: &'static str, about: &'static str, make: fn() -> io::Result<i64>) -> Fixture {
     Fixture { name, about, options: &[], make: Make::There(make) }
 }
 
 impl Fixture {
-    /// Has a dump with each of these options, too.
+    /// Adds dumps with each of these options.
     fn with(self, options: &'static [Options]) -> Self {
         Self { options, ..self }
     }

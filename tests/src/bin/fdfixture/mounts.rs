@@ -1,4 +1,4 @@
-//! Files on mounts that CRIU doesn't find, or finds covered; overlays.
+//! Files on mounts that CRIU doesn't find, or that another mount covers; overlays.
 
 use std::fs::{self, File};
 
@@ -27,7 +27,8 @@ macro_rules! kind {
     };
 }
 
-/// File systems that only the kernel fills. CRIU knows some, and some it skips (CRIU: `filesystems.c`).
+/// Lists file systems whose contents come from the kernel alone. CRIU knows some of them, and skips
+/// some (CRIU: `filesystems.c`).
 fn kinds() -> Vec<Fixture> {
     vec![
         kind!("ramfs", c"ramfs"),

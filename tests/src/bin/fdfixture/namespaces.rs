@@ -1,4 +1,4 @@
-//! Files that are namespaces, and sockets of other networks.
+//! Namespaces that are open as files, and sockets of other network namespaces.
 
 use std::{fs::File, io};
 
@@ -82,7 +82,7 @@ fn foreign() -> Vec<Fixture> {
     ]
 }
 
-/// A process of the tree that has namespaces of its own, without any file that tells of them.
+/// Makes a child that has namespaces of its own, although no open file shows it.
 fn child_in(flags: i32) -> io::Result<()> {
     inside(|| call(libc::SYS_unshare, &[flags.into()]).map(drop)).map(drop)
 }
@@ -108,12 +108,12 @@ fn of_children() -> Vec<Fixture> {
     ]
 }
 
-/// Goes to a network of its own.
+/// Enters a new network namespace.
 pub(crate) fn new_network() -> io::Result<()> {
     call(libc::SYS_unshare, &[libc::CLONE_NEWNET.into()]).map(drop)
 }
 
-/// Does something in another process's network.
+/// Does something in another process's network namespace.
 pub(crate) fn in_network_of(pid: i64, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let enter = |path: &str| {
         let network = os::open_at(path, libc::O_RDONLY)?;

@@ -1,4 +1,5 @@
-//! Watches on files: inotify and fanotify, on the file systems that decide whether CRIU finds the watched file again.
+//! inotify and fanotify watches, on the file systems that decide whether CRIU finds the watched
+//! file again.
 
 use std::{
     fs::{self, File},
@@ -21,7 +22,7 @@ fn inotify(on: impl AsRef<Path>) -> io::Result<i64> {
     Ok(group)
 }
 
-/// `fanotify_mark`, for opens, of this kind of mark.
+/// Watches for opens by `fanotify_mark`, with this kind of mark.
 fn fanotify(on: impl AsRef<Path>, mark: i64) -> io::Result<()> {
     const ADD: i64 = 1;
     const OPEN: i64 = 0x20;

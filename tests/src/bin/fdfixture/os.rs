@@ -14,7 +14,7 @@ use fdtracker_tests::{
     sys::{address, call},
 };
 
-/// What a fixture is made in. Whatever an earlier one left is gone.
+/// Makes the directory for the fixture's files. Removes what an earlier fixture left there.
 pub(crate) fn fresh_directory() -> io::Result<()> {
     let base = base();
     let mounts = fs::read_to_string("/proc/self/mounts")?;
@@ -36,19 +36,19 @@ fn base() -> PathBuf {
     std::env::temp_dir().join("fdfixture")
 }
 
-/// Where a file of the fixture is.
+/// Returns the path of a file of the fixture.
 pub(crate) fn path(name: &str) -> PathBuf {
     base().join(name)
 }
 
-/// A new directory.
+/// Makes a directory.
 pub(crate) fn directory(name: &str) -> io::Result<PathBuf> {
     let path = path(name);
     fs::create_dir_all(&path)?;
     Ok(path)
 }
 
-/// A new file, with so many bytes in it.
+/// Makes a file of this size.
 pub(crate) fn file(name: &str, size: usize) -> io::Result<File> {
     let file = File::options().read(true).write(true).create_new(true).open(path(name))?;
     (&file).write_all(&vec![b'x'; size])?;
@@ -65,17 +65,17 @@ pub(crate) fn open(path: &CStr, flags: i32) -> io::Result<i64> {
     call(libc::SYS_openat, &[libc::AT_FDCWD.into(), path.as_ptr() as i64, flags.into(), 0])
 }
 
-/// As [`open`].
+/// Opens a path as [`open`] does.
 pub(crate) fn open_at(path: impl AsRef<Path>, flags: i32) -> io::Result<i64> {
     open(&c(path)?, flags)
 }
 
-/// A path as the kernel takes it.
+/// Converts a path for the kernel.
 pub(crate) fn c(path: impl AsRef<Path>) -> io::Result<CString> {
     CString::new(path.as_ref().as_os_str().as_encoded_bytes()).map_err(io::Error::other)
 }
 
-/// Both ends of a pipe: where to read, and where to write.
+/// Makes a pipe. Returns the end for reading and the end for writing.
 pub(crate) fn pipe(flags: i32) -> io::Result<(i64, i64)> {
     let mut ends = [0_i32; 2];
     call(libc::SYS_pipe2, &[ends.as_mut_ptr() as i64, flags.into()])?;
@@ -83,7 +83,7 @@ pub(crate) fn pipe(flags: i32) -> io::Result<(i64, i64)> {
     Ok((read.into(), write.into()))
 }
 
-/// Two connected unix sockets of a type.
+/// Makes two connected unix sockets of a type.
 pub(crate) fn pair(ty: i32) -> io::Result<(i64, i64)> {
     let mut ends = [0_i32; 2];
     call(libc::SYS_socketpair, &[libc::AF_UNIX.into(), ty.into(), 0, ends.as_mut_ptr() as i64])?;
@@ -91,7 +91,7 @@ pub(crate) fn pair(ty: i32) -> io::Result<(i64, i64)> {
     Ok((one.into(), other.into()))
 }
 
-/// Another number for the same file.
+/// Makes another fd for the same file.
 pub(crate) fn dup(fd: i64) -> io::Result<i64> {
     call(libc::SYS_dup, &[fd])
 }
@@ -110,7 +110,7 @@ pub(crate) fn ioctl(fd: i64, request: i64, argument: i64) -> io::Result<i64> {
     call(libc::SYS_ioctl, &[fd, request, argument])
 }
 
-/// `setsockopt`.
+/// Sets an option by `setsockopt`.
 pub(crate) fn set<T>(socket: i64, level: i32, option: i32, value: &T) -> io::Result<()> {
     let size = size_of::<T>() as i64;
     call(libc::SYS_setsockopt, &[socket, level.into(), option.into(), address(value), size]).map(drop)
@@ -132,19 +132,19 @@ pub(crate) fn shutdown(socket: i64, how: i32) -> io::Result<()> {
     call(libc::SYS_shutdown, &[socket, how.into()]).map(drop)
 }
 
-/// The address of a unix socket.
+/// Returns the address of a unix socket.
 pub(crate) fn unix_address(name: &[u8]) -> Vec<u8> {
     let family = libc::AF_UNIX as u16;
     [&family.to_ne_bytes(), name].concat()
 }
 
-/// This machine's own address, and a port of it: 0 for one that is free.
+/// Returns this machine's own address with a port; 0 is any free port.
 pub(crate) fn local(port: u16) -> Vec<u8> {
     let family = libc::AF_INET as u16;
     [&family.to_ne_bytes()[..], &port.to_be_bytes(), &[127, 0, 0, 1], &[0; 8]].concat()
 }
 
-/// Where a socket is bound: its port.
+/// Returns the port that a socket is bound to.
 pub(crate) fn port_of(socket: i64) -> io::Result<u16> {
     let (mut name, mut len) = ([0_u8; 28], 28_u32);
     call(libc::SYS_getsockname, &[socket, name.as_mut_ptr() as i64, &raw mut len as i64])?;
@@ -160,26 +160,26 @@ pub(crate) fn mount(kind: &CStr, at: &Path, data: &str) -> io::Result<()> {
     call(libc::SYS_mount, &[kind, at.as_ptr() as i64, kind, 0, data.as_ptr() as i64]).map(drop)
 }
 
-/// Mounts a file or directory at another place too.
+/// Mounts a file or directory at another place.
 pub(crate) fn bind_mount(from: &Path, at: &Path) -> io::Result<()> {
     let (from, at) = (c(from)?, c(at)?);
     let flags = libc::MS_BIND as i64;
     call(libc::SYS_mount, &[from.as_ptr() as i64, at.as_ptr() as i64, 0, flags, 0]).map(drop)
 }
 
-/// Takes a mount out of the tree; what is open there stays open.
+/// Unmounts. What is open there stays open.
 pub(crate) fn umount(at: &Path) -> io::Result<()> {
     call(libc::SYS_umount2, &[c(at)?.as_ptr() as i64, libc::MNT_DETACH.into()]).map(drop)
 }
 
-/// A new tmpfs.
+/// Mounts a new tmpfs.
 pub(crate) fn tmpfs(name: &str) -> io::Result<PathBuf> {
     let at = directory(name)?;
     mount(c"tmpfs", &at, "")?;
     Ok(at)
 }
 
-/// An overlay with one file, `lower`, in its lower layer.
+/// Mounts an overlay with one file, `lower`, in its lower layer.
 pub(crate) fn overlay() -> io::Result<PathBuf> {
     let [lower, upper, work, merged] =
         ["layers/lower", "layers/upper", "layers/work", "merged"].map(directory);
@@ -191,7 +191,8 @@ pub(crate) fn overlay() -> io::Result<PathBuf> {
     Ok(merged)
 }
 
-/// A file system of a disk, for want of a disk on a loop device. Whoever set the machine up has left an empty one.
+/// Mounts a file system of the kind that disks have, on a loop device, because there may be no
+/// disk. The program that set up the machine has left an empty image.
 pub(crate) fn disk() -> io::Result<PathBuf> {
     const EMPTY: &str = "/disk.img";
     let (image, at) = (path("disk"), directory("disk.mounted")?);
@@ -209,12 +210,12 @@ pub(crate) fn zoo(kind: &str) -> io::Result<()> {
     kinds::open(kind).map(drop)
 }
 
-/// The number of a file that stays open elsewhere, too.
+/// Returns the fd of a file that something else keeps open.
 pub(crate) fn number(file: &File) -> i64 {
     file.as_raw_fd().into()
 }
 
-/// Has room for some thousand files.
+/// Raises the limit to some thousand open files.
 pub(crate) fn raise_limit() -> io::Result<()> {
     let limit = [4096_u64, 4096];
     call(libc::SYS_prlimit64, &[0, libc::RLIMIT_NOFILE.into(), address(&limit), 0]).map(drop)

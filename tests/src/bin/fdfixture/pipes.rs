@@ -10,7 +10,7 @@ use crate::{
     process::{inside, outside},
 };
 
-/// A new fifo, which is called that.
+/// Makes a fifo with the name `fifo`.
 pub(crate) fn make_fifo() -> io::Result<()> {
     let at = os::c(path("fifo"))?;
     let mode = (libc::S_IFIFO | 0o600).into();
@@ -22,7 +22,8 @@ fn fifo() -> io::Result<()> {
     os::open_at(path("fifo"), libc::O_RDWR).map(drop)
 }
 
-/// So many of something. Their numbers go beyond those that reports use: the report is out of their way, whatever is opened.
+/// Makes this many of something. Its fds may go beyond the private fds of `process`: the fd for the
+/// report is in use there, so the kernel skips it.
 fn many(count: usize, mut make: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     os::raise_limit()?;
     (0..count).try_for_each(|_| make())

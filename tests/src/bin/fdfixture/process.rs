@@ -1,7 +1,9 @@
-//! The processes of a fixture: the one that CRIU is to dump, those that it dumps with it, and helpers that it doesn't.
+//! The processes of a fixture: the one that CRIU dumps, those that it dumps with it, and helpers
+//! that it doesn't.
 //!
-//! A process inside is a child of the one that makes it. One outside is made as its sibling, so that no dump takes it.
-//! What processes tell each other while a fixture is made goes over fds that are closed before anybody looks.
+//! A process "inside" is a child of the process that makes it. One "outside" is made as its
+//! sibling, so that no dump includes it. While a fixture is made, processes talk over fds that are
+//! closed before the fixture is ready.
 
 use std::{convert::Infallible, io, ptr};
 
@@ -12,27 +14,27 @@ use fdtracker_tests::{
 
 use crate::os;
 
-/// From here on fds are no part of any fixture.
+/// From this fd on, no fd is part of a fixture.
 const PRIVATE: i64 = 900;
 
-/// Where a process tells that it has done its part.
+/// The fd to which a process writes that it has done its part.
 const REPORT: i64 = 999;
 
-/// A descendant, which does this and then waits to be killed.
+/// Makes a descendant that does this and then waits to be killed.
 pub(crate) fn inside(part: impl FnOnce() -> io::Result<()>) -> io::Result<i64> {
     branch(0, part)
 }
 
-/// A sibling of this process, outside what is dumped, which does this and then waits to be killed.
+/// Makes a sibling of this process, outside the dump, that does this and then waits to be killed.
 pub(crate) fn outside(part: impl FnOnce() -> io::Result<()>) -> io::Result<i64> {
     branch(libc::CLONE_PARENT, part)
 }
 
-/// A child that has ended.
+/// Makes a child that ends, and waits for its end.
 pub(crate) fn ended() -> io::Result<i64> {
     let pid = branch(0, || Ok(()))?;
     call(libc::SYS_kill, &[pid, libc::SIGKILL.into()])?;
-    // Until it has ended, not until it is reaped.
+    // This waits for the end of the child, and doesn't reap it.
     const WNOWAIT: i64 = 0x0100_0000;
     let flags = i64::from(libc::WEXITED) | WNOWAIT;
     call(libc::SYS_waitid, &[libc::P_PID.into(), pid, 0, flags, 0])?;
@@ -63,8 +65,8 @@ fn branch(flags: i32, part: impl FnOnce() -> io::Result<()>) -> io::Result<i64> 
     }
 }
 
-/// Makes a process that is to be dumped: it has nothing of this one's, no fd and no session. It reports to `ready`, and so
-/// does nobody else.
+/// Makes the process that is to be dumped. It takes over nothing from this one: no fd, no session.
+/// Only it writes to `ready`.
 pub(crate) fn dumped(ready: i64, part: impl FnOnce() -> io::Result<i64>) -> io::Result<Infallible> {
     let pid = call(libc::SYS_clone, &[libc::SIGCHLD.into(), 0, 0, 0, 0])?;
     let ready = private(ready)?;
@@ -78,27 +80,29 @@ pub(crate) fn dumped(ready: i64, part: impl FnOnce() -> io::Result<i64>) -> io::
         call(libc::SYS_setsid, &[])?;
         report(&part().map_or_else(|error| format!("no {error}\n"), |pid| format!("ready {pid}\n")));
     } else {
-        // Whoever waits for the report must see it if nobody is left who could write one.
+        // The other side waits for the report. It must see the end of the pipe if no process is
+        // left that could write.
         close(REPORT);
     }
     wait_to_be_killed()
 }
 
-/// The same file, with a number that no fixture has.
+/// Moves a file to an fd that no fixture uses.
 fn private(fd: i64) -> io::Result<i64> {
     let moved = os::fcntl(fd, libc::F_DUPFD, PRIVATE)?;
     close(fd);
     Ok(moved)
 }
 
-/// Keeps one of these fds only, where reports are written to.
+/// Closes all private fds but this one, to which the report is written.
 fn close_private_but(fd: i64) -> io::Result<()> {
     call(libc::SYS_dup3, &[fd, REPORT, 0])?;
     call(libc::SYS_close_range, &[PRIVATE, REPORT - 1, 0])?;
     call(libc::SYS_close_range, &[REPORT + 1, u32::MAX.into(), 0]).map(drop)
 }
 
-/// Nothing can be done if this fails: the reader sees that nobody writes any more.
+/// Writes a report. If that fails nothing can be done: the other side sees that nobody writes any
+/// more.
 fn report(text: &str) {
     let _ = call(libc::SYS_write, &[REPORT, address(text), text.len() as i64]);
     close(REPORT);
@@ -106,7 +110,7 @@ fn report(text: &str) {
 
 fn read(fd: i64) -> io::Result<String> {
     let mut text = [0_u8; 256];
-    // A report is shorter than what a pipe takes at once (PIPE_BUF), so that it comes in one piece.
+    // A report is smaller than PIPE_BUF, so that it comes in one piece.
     let len = call(libc::SYS_read, &[fd, text.as_mut_ptr() as i64, text.len() as i64])?;
     Ok(String::from_utf8_lossy(text.get(..len as usize).unwrap_or_default()).into_owned())
 }
@@ -118,7 +122,7 @@ fn wait_to_be_killed() -> ! {
     }
 }
 
-/// A child with the same fd table, which waits to be killed.
+/// Makes a child that shares the fd table and waits to be killed.
 pub(crate) fn sharing_files() -> io::Result<i64> {
     extern "C" fn wait(_: *mut libc::c_void) -> libc::c_int {
         wait_to_be_killed()

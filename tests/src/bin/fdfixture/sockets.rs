@@ -1,4 +1,4 @@
-//! Netlink, packets, and families that CRIU doesn't know.
+//! Netlink and packet sockets, and families that CRIU doesn't know.
 
 use std::io;
 
@@ -27,7 +27,7 @@ pub(crate) fn fixtures() -> Vec<Fixture> {
     all
 }
 
-/// A netlink address: this port (0 for one that is free), and these groups.
+/// Returns a netlink address: this port (0: any free one) and these groups.
 fn netlink_address(port: u32, groups: u32) -> Vec<u8> {
     let family = libc::AF_NETLINK as u32;
     [family, port, groups].iter().flat_map(|word| word.to_ne_bytes()).collect()
@@ -37,7 +37,7 @@ fn route() -> io::Result<i64> {
     socket(NETLINK, RAW, libc::NETLINK_ROUTE.into())
 }
 
-/// Bound to these groups.
+/// Makes a netlink socket that is bound to these groups.
 fn bound(groups: u32) -> io::Result<i64> {
     let socket = route()?;
     bind(socket, &netlink_address(0, groups))?;
@@ -51,7 +51,8 @@ fn netlink() -> Vec<Fixture> {
         here("netlink.bound", "a socket with a port", || bound(0).map(drop)),
         here("netlink.groups", "a socket that listens to a group", || bound(1).map(drop)),
         here("netlink.queued", "an answer that nobody has read", || {
-            // struct nlmsghdr (length, RTM_GETLINK and NLM_F_REQUEST | NLM_F_DUMP, sequence, port), and struct rtgenmsg
+            // struct nlmsghdr: length; RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP; sequence; port.
+            // struct rtgenmsg.
             let request = [20_u32, 18 | 0x301 << 16, 1, 0, 0];
             let bytes: Vec<u8> = request.iter().flat_map(|word| word.to_ne_bytes()).collect();
             write(bound(0)?, &bytes)
@@ -92,10 +93,10 @@ fn netlink_protocols() -> Vec<Fixture> {
     ]
 }
 
-/// Every packet.
+/// The protocol of every packet.
 const ALL: i64 = (libc::ETH_P_ALL as u16).to_be() as i64;
 
-/// `struct packet_mreq`: membership in a group of Ethernet's, on the loopback interface.
+/// Returns a `struct packet_mreq`: membership in an Ethernet group on the loopback interface.
 fn membership(last: u8) -> [u8; 16] {
     let [a, b, c, d] = LOOPBACK.to_ne_bytes();
     [a, b, c, d, 0, 0, 6, 0, 1, 0, 0x5e, 0, 0, last, 0, 0]
@@ -191,7 +192,7 @@ fn families() -> Vec<Fixture> {
     ]
 }
 
-/// Sockets whose own number says little.
+/// Sockets that are opened by O_PATH, or before and after another file that CRIU doesn't dump.
 fn places() -> Vec<Fixture> {
     vec![
         here("opath.tcp", "a TCP socket's place", || {

@@ -1,4 +1,4 @@
-//! Several processes, tables and threads: which process is looked at, and in which order.
+//! Several processes, tables and threads: which of them CRIU dumps, and in which order.
 
 use std::io;
 
@@ -111,7 +111,7 @@ fn relations() -> Vec<Fixture> {
     ]
 }
 
-/// Starts a thread that does this, and then waits.
+/// Starts a thread that does this and then waits.
 fn thread(act: fn() -> io::Result<()>) -> io::Result<()> {
     let (say, said) = std::sync::mpsc::channel();
     std::thread::Builder::new().spawn(move || {
@@ -148,13 +148,14 @@ fn states() -> Vec<Fixture> {
     ]
 }
 
-/// Where the probe is put.
+/// Does nothing: the probe is put on it.
 #[inline(never)]
 extern "C" fn probed() {
     std::hint::black_box(());
 }
 
-/// Puts a uprobe on a function, and calls it: the kernel maps a page for that (kernel: `xol_add_vma`), which stays.
+/// Puts a uprobe on a function, and calls it. The kernel then maps a page, which stays after the
+/// probe is gone (kernel: `xol_add_vma`).
 fn uprobe() -> io::Result<()> {
     let kind = std::fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")?;
     let kind: u64 = kind.trim().parse().map_err(io::Error::other)?;
@@ -171,7 +172,7 @@ fn uprobe() -> io::Result<()> {
     Ok(())
 }
 
-/// Where in this program's file an address is.
+/// Returns the offset of an address in this program's file.
 fn offset_of(address: usize) -> io::Result<u64> {
     let maps = std::fs::read_to_string("/proc/self/maps")?;
     let hex = |text: &str| usize::from_str_radix(text, 16).ok();

@@ -16,7 +16,7 @@ use crate::{
 
 const QUIET: i32 = libc::O_RDWR | libc::O_NOCTTY;
 
-/// Both ends of a new pseudo-terminal.
+/// Makes a pseudo-terminal, and returns both ends.
 fn pty() -> io::Result<(i64, i64)> {
     let master = open(c"/dev/ptmx", QUIET)?;
     let unlocked = 0_i32;
@@ -24,16 +24,16 @@ fn pty() -> io::Result<(i64, i64)> {
     Ok((master, open_at(slave_of(master)?, QUIET)?))
 }
 
-/// Where the other end of a master is.
+/// Returns the path of a master's other end.
 fn slave_of(master: i64) -> io::Result<String> {
     let mut number = 0_u32;
     ioctl(master, libc::TIOCGPTN as i64, &raw mut number as i64)?;
     Ok(format!("/dev/pts/{number}"))
 }
 
-/// Becomes a session's leader, at this terminal.
+/// Becomes the leader of a session with this terminal.
 fn lead(slave: i64) -> io::Result<()> {
-    // Fails for a process that is one already.
+    // This fails if the process leads a session already.
     let _ = call(libc::SYS_setsid, &[]);
     ioctl(slave, libc::TIOCSCTTY as i64, 0).map(drop)
 }
@@ -45,7 +45,7 @@ pub(crate) fn fixtures() -> Vec<Fixture> {
     all
 }
 
-/// A slave whose master is open in a process outside only.
+/// Opens a slave whose master is open only in a process outside.
 fn slave_alone() -> io::Result<i64> {
     let (master, slave) = pty()?;
     outside(|| {
@@ -179,7 +179,8 @@ fn consoles() -> Vec<Fixture> {
         here("tty.vcs", "a virtual terminal's screen", || fs::File::open("/dev/vcs").map(os::keep).map(drop)),
         here("tty.high_number", "a slave with a number above 1000", || {
             os::raise_limit()?;
-            // A devpts of its own gives numbers from 0: masters are opened until one is high enough.
+            // A new devpts counts from 0, so masters are opened until one has a number that is high
+            // enough.
             let mut masters = (0..1002).map(|_| open(c"/dev/ptmx", QUIET)).collect::<io::Result<Vec<_>>>()?;
             let last = masters.pop().ok_or_else(|| io::Error::other("no master"))?;
             masters.into_iter().for_each(close);

@@ -1,4 +1,4 @@
-//! Unix sockets. Most of what decides is at the other end, or in the queue.
+//! Unix sockets. What decides is mostly at the other end, or in the queue.
 
 use std::{fs, io, os::unix::net::UnixListener};
 
@@ -29,7 +29,7 @@ fn socket(ty: i32) -> io::Result<i64> {
     call(libc::SYS_socket, &[libc::AF_UNIX.into(), ty.into(), 0])
 }
 
-/// One end here, the other in another process: the caller goes on with the first.
+/// Makes a pair of sockets: the caller keeps the first, another process gets the second.
 fn divided(ty: i32, process: fn(&mut dyn FnMut() -> io::Result<()>) -> io::Result<i64>) -> io::Result<i64> {
     let (here, there) = pair(ty)?;
     process(&mut || {
@@ -81,7 +81,7 @@ fn whole() -> Vec<Fixture> {
     ]
 }
 
-/// Listens at `socket`.
+/// Makes a socket that listens at `socket`.
 fn listener() -> io::Result<i64> {
     UnixListener::bind(path("socket")).map(keep)
 }
@@ -96,7 +96,7 @@ fn client() -> io::Result<i64> {
     Ok(client)
 }
 
-/// `accept`, without asking who it is.
+/// Accepts a connection, and doesn't ask for the address.
 fn accept(listener: i64) -> io::Result<i64> {
     call(libc::SYS_accept4, &[listener, 0, 0, 0])
 }
@@ -189,7 +189,7 @@ fn streams_outside() -> Vec<Fixture> {
     ]
 }
 
-/// Takes datagrams at `socket`.
+/// Makes a socket that receives datagrams at `socket`.
 fn receiver() -> io::Result<i64> {
     let receiver = socket(libc::SOCK_DGRAM)?;
     bind(receiver, &address())?;
@@ -236,7 +236,7 @@ fn queue(file: i64) -> io::Result<()> {
     Ok(())
 }
 
-/// A pair of which the second end is told of who writes, with bytes in its queue.
+/// Makes a pair whose second end is told who writes, with bytes in its queue.
 fn told(ty: i32, option: i32) -> io::Result<()> {
     let (here, there) = pair(ty)?;
     set(there, libc::SOL_SOCKET, option, &1_i32)?;

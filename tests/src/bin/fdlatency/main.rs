@@ -1,10 +1,11 @@
-//! How late `fdtracker tail` shows an event, with many containers, while `/metrics` is scraped and while
-//! it isn't: `cargo xtask bench latency` runs it.
+//! Measures how late `fdtracker tail` shows an event, with many containers, with and without
+//! scrapes of `/metrics`. `cargo xtask bench latency` runs it.
 //!
-//! `fdlatency CONTAINERS EVENTS SECONDS ROUNDS PROGRAM…`: each program is an fdtracker. One process in each
-//! of the containers has an eventfd open. In one more, a process opens and closes a pidfd, each at an even
-//! pace: EVENTS a second in all. An event's latency is from the time that its probe took in the kernel to
-//! the moment at which this process has read the line that `tail -o json` wrote.
+//! Call: `fdlatency CONTAINERS EVENTS SECONDS ROUNDS PROGRAM…`, where each PROGRAM is an fdtracker.
+//! In each container, one process has an eventfd open. In one more container, a process opens and
+//! closes a pidfd at an even pace: EVENTS a second in all. The latency of an event is the time from
+//! its probe's clock in the kernel to the moment when this process has read the line from `tail -o
+//! json`.
 
 use std::{
     error::Error,
@@ -23,10 +24,10 @@ use fdtracker_tests::{
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Between two scrapes.
+/// The time between two scrapes.
 const SCRAPES: Duration = Duration::from_millis(100);
 
-/// What isn't measured at the start of each round.
+/// The time at the start of each round that isn't measured.
 const WARM_UP: Duration = Duration::from_secs(1);
 
 fn main() -> Result<()> {
@@ -35,7 +36,7 @@ fn main() -> Result<()> {
         return Err("usage: fdlatency CONTAINERS EVENTS SECONDS ROUNDS PROGRAM…".into());
     };
     let (events, time) = (events.parse()?, Duration::from_secs(seconds.parse()?));
-    // Before there are threads: these processes are forks.
+    // This comes before any thread, because these processes are forks.
     let watched = Watched::new(containers.parse()?, events)?;
     println!(
         "{:<7}{:<10}{:>10}{:>10}{:>10}{:>11}{:>9}{:>9}",
@@ -53,7 +54,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Containers with a process each, and one in which events happen.
+/// Containers with one process each, and one in which events happen.
 struct Watched {
     busy: Cgroup,
     _idle: Vec<Cgroup>,
@@ -74,7 +75,7 @@ impl Watched {
     }
 }
 
-/// Runs a function in a child that is in this cgroup, which kills it in the end.
+/// Runs a function in a child in this cgroup. The cgroup kills the child in the end.
 fn fork_into(
     cgroup: &Cgroup,
     work: impl FnOnce() -> std::io::Result<std::convert::Infallible>,
@@ -99,7 +100,8 @@ fn pause() -> std::convert::Infallible {
     }
 }
 
-/// Opens and closes a pidfd again and again. Who is late makes up for it.
+/// Opens and closes a pidfd again and again. After a delay it goes faster until it is on time
+/// again.
 fn open_and_close(events: u32) -> std::io::Result<std::convert::Infallible> {
     let step = Duration::from_secs(1) / events.max(1);
     let mut next = Instant::now();
@@ -150,7 +152,7 @@ fn measure(program: &Path, watched: &Watched, time: Duration, scrapes: bool) -> 
     })
 }
 
-/// Returns how many scrapes there were.
+/// Scrapes until the end. Returns how many scrapes there were.
 fn scrape(agent: &Agent, ended: &AtomicBool, scrapes: bool) -> u32 {
     let (mut done, mut next) = (0, Instant::now());
     while scrapes && !ended.load(Ordering::Relaxed) {
@@ -210,7 +212,7 @@ impl Drop for Tail {
     }
 }
 
-/// How long before `now` an RFC 3339 time is; only its seconds of the day are looked at.
+/// Returns how long before `now` an RFC 3339 time is. Compares only the time of day.
 fn age(time: &str, now: SystemTime) -> Result<Duration> {
     let clock = time.split(['T', 'Z']).nth(1).ok_or("no time of day")?;
     let parts = clock.split(':').map(str::parse).collect::<std::result::Result<Vec<f64>, _>>()?;

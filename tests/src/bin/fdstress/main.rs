@@ -1,15 +1,15 @@
-//! Many tasks that play with few fds all at once: they open, copy, pass, steal and close them, fork, exec, share and unshare
-//! tables, change cgroups, and are killed in the middle of it.
+//! Runs many tasks that use a few fds all at once: they open, copy, pass, steal and close them,
+//! fork, exec, share and unshare tables, change cgroups, and are killed in the middle of it.
 //!
-//! `fdstress SEED WORKERS THREADS CGROUP…` obeys commands: one per line on standard input, one answer per line on standard
-//! output.
+//! `fdstress SEED WORKERS THREADS CGROUP…` reads commands from standard input, one per line, and
+//! writes one answer per line to standard output.
 //!
-//! - `run N`: N operations. The answer, `ok N`, comes at a *quiescent point*: every task in the cgroups waits, with its
-//!   table as it is, and a table that tasks share is in one cgroup.
-//! - `workers N`: so many workers from now on. The same holds at the answer.
+//! - `run N`: N operations. The answer, `ok N`, comes at a *quiescent point*: every task in the
+//!   cgroups waits, tables don't change, and tasks that share a table are in one cgroup.
+//! - `workers N`: so many workers from now on. The answer comes at a quiescent point, too.
 //!
-//! What each task does follows from the seed alone. When it does it is up to the scheduler, and so, in the end, is what
-//! happens: a seed names a mixture, not one run.
+//! What each task does follows from the seed alone. The scheduler decides when it does it, and so
+//! what happens in the end: a seed names a mixture of operations, not one exact run.
 
 mod shared;
 mod slots;
@@ -31,10 +31,10 @@ use libc::{c_int, pid_t};
 
 use crate::shared::{CGROUPS, LINK, MAX_WORKERS, Rng, Shared, move_fd, pid};
 
-/// How long nothing may happen: then something hangs, and the answer says what.
+/// If nothing happens for so long, something hangs, and the answer says what.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Operations from one worker's death to the next, on average.
+/// The average number of operations from one worker's death to the next.
 const KILL_EVERY: u64 = 4_000;
 
 fn main() -> Result<(), String> {
@@ -58,7 +58,7 @@ fn main() -> Result<(), String> {
             Err(reason) => println!("no {reason}"),
         }
     }
-    // The workers go with this process.
+    // The workers end with this process.
     Ok(())
 }
 
@@ -66,14 +66,14 @@ fn main() -> Result<(), String> {
 struct Worker {
     /// A child that hasn't been waited for, or 0.
     pid: pid_t,
-    /// How many it has followed.
+    /// How many workers had this place before.
     generation: u64,
 }
 
-/// A thread of a worker, or of what comes from one.
+/// A thread of a worker, or of a process that comes from one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Thread {
-    /// `None` where the kernel has begun to hide it: it exits.
+    /// `None` if the kernel has begun to hide the process, which exits.
     cgroup: Option<usize>,
     pid: pid_t,
     tid: pid_t,
@@ -104,7 +104,7 @@ impl Herd {
             move_fd(std::os::fd::IntoRawFd::into_raw_fd(file).into(), to)?;
         }
         tasks::migrate(0, 0);
-        // Orphans come here, so that no zombie is left.
+        // Orphans become children of this process, so that no zombie is left.
         call(libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER.into(), 1, 0, 0, 0])?;
         let mut herd = Self { shared, seed, rng: Rng(seed), workers: Vec::new(), dirs };
         herd.resize(workers as usize);
@@ -175,7 +175,7 @@ impl Herd {
         }
     }
 
-    /// Waits for the children that have ended, orphans among them.
+    /// Reaps the children that have ended, orphans among them.
     fn reap(&mut self) {
         loop {
             // SAFETY: the status isn't asked for.
@@ -197,7 +197,8 @@ impl Herd {
         loop {
             self.reap();
             let all = self.everybody();
-            // Twice the same: whoever was alive when the lists were read at first, and was at work, is found out.
+            // The lists must be the same twice: a task that was alive and at work at the first
+            // reading shows itself by the second.
             let rest = all == last && all.iter().all(|thread| self.is_at_rest(thread));
             if rest && !self.unite(&all) {
                 return Ok(());
@@ -210,8 +211,8 @@ impl Herd {
         }
     }
 
-    /// Moves whoever was born to share a table to where its owner is. Returns whether anybody had to move: then whoever shares
-    /// a table with them may have to follow.
+    /// Moves each process that was made to share a table to the cgroup of the table's owner.
+    /// Returns whether any was moved: then others that share a table with it may have to follow.
     fn unite(&self, all: &[Thread]) -> bool {
         let mut moved = false;
         for sharer in all.iter().filter(|thread| thread.pid == thread.tid) {
@@ -225,8 +226,9 @@ impl Herd {
         moved
     }
 
-    /// All threads that come from this process. Not as the cgroups list them: those don't show a process from some point of its
-    /// exit on, after which the kernel has its children killed (kernel: `forget_original_parent`).
+    /// Returns all threads that come from this process. It doesn't use the cgroups' lists: from
+    /// some point of a process's exit on they don't show it, and the kernel kills its children only
+    /// later (kernel: `forget_original_parent`).
     fn everybody(&self) -> Vec<Thread> {
         let cgroups = self.cgroups();
         let mut all = Vec::new();
@@ -245,7 +247,7 @@ impl Herd {
         all
     }
 
-    /// Which cgroup each process is in.
+    /// Returns the cgroup of each process.
     fn cgroups(&self) -> HashMap<pid_t, usize> {
         let lists =
             self.dirs.iter().map(|dir| fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default());
@@ -256,7 +258,8 @@ impl Herd {
             .collect()
     }
 
-    /// Whether a thread waits for more to do, and nothing else awaits it; or has ended.
+    /// Returns whether a thread only waits for more operations, with no signal pending that kills
+    /// it; or has ended.
     fn is_at_rest(&self, thread: &Thread) -> bool {
         const PF_EXITING: u64 = 4;
         const KILLED: u64 = 1 << (libc::SIGKILL - 1);
@@ -274,7 +277,7 @@ impl Herd {
         }
     }
 
-    /// Who is at work, and at what.
+    /// Returns which tasks are at work, and at what.
     fn restless(&self) -> String {
         let all = self.everybody();
         let restless = all.iter().filter(|thread| !self.is_at_rest(thread)).map(|thread| {

@@ -1,6 +1,6 @@
-//! What all tasks of the fixture have in common: one mapping, and fds above the range that they play in.
+//! What all tasks of the fixture share: one mapping, and fds above the range that they play with.
 //!
-//! An fd leads to each of these, because an fd outlives exec.
+//! Each of these is reached by an fd, because an fd outlives exec.
 
 use std::{
     io, ptr,
@@ -10,26 +10,27 @@ use std::{
 use fdtracker_tests::sys::{address, call};
 use libc::{c_int, pid_t};
 
-/// The fds that tasks play with: few, so that they get in each other's way. Those below are taken.
+/// The first of the fds that tasks play with. They are few, so that tasks get in each other's way.
+/// All below are taken.
 pub const FIRST: c_int = 20;
-/// The last of them: the soft limit of open files keeps the kernel from giving others.
+/// The last of them. The soft limit of open files keeps the kernel from giving higher ones.
 pub const LAST: c_int = 79;
-/// [`Shared`].
+/// The fd of [`Shared`].
 pub const MEMORY: c_int = 100;
 /// A pair of sockets through which all tasks pass fds.
 pub const LINK: [c_int; 2] = [101, 102];
-/// The cgroups' `cgroup.procs`.
+/// The first fd of the cgroups' `cgroup.procs` files.
 pub const CGROUPS: c_int = 110;
 
-/// As many workers as there can be.
+/// The highest number of workers.
 pub const MAX_WORKERS: usize = 64;
 /// Linux: `PID_MAX_LIMIT`.
 const MAX_TASKS: usize = 1 << 22;
 
-/// The state of the whole.
+/// The state that all tasks share.
 #[repr(C)]
 pub struct Shared {
-    /// Goes up when work begins; tasks without work wait for that.
+    /// Goes up when work begins. Tasks without work wait for that.
     epoch: AtomicU32,
     /// How many threads a worker begins with.
     pub threads: AtomicU32,
@@ -41,15 +42,15 @@ pub struct Shared {
     pub done: AtomicU64,
     /// The workers' pids.
     pub workers: [AtomicI32; MAX_WORKERS],
-    /// By thread id; pages that nobody touches take no memory.
+    /// One cell for each thread id. Pages that nobody uses take no memory.
     tasks: [Cell; MAX_TASKS],
 }
 
 #[repr(C)]
 struct Cell {
-    /// The last epoch that the task is done with.
+    /// The last epoch that the task has finished.
     parked: AtomicU32,
-    /// The process whose table it was born to share, or 0.
+    /// The process whose table it was made to share, or 0.
     owner: AtomicI32,
 }
 
@@ -72,11 +73,12 @@ impl Shared {
         if memory == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the file is as large as the structure, of which all bytes may be 0, and all of it is atomic.
+        // SAFETY: the file is as large as the structure. All bytes of that may be 0, and all its
+        // fields are atomic.
         Ok(unsafe { &*memory.cast::<Self>() })
     }
 
-    /// Lets tasks do so many operations more.
+    /// Lets tasks do this many more operations.
     pub fn begin(&self, operations: i64) {
         self.budget.store(operations, SeqCst);
         self.epoch.fetch_add(1, SeqCst);
@@ -84,12 +86,12 @@ impl Shared {
             call(libc::SYS_futex, &[address(&self.epoch), libc::FUTEX_WAKE.into(), i32::MAX.into(), 0, 0]);
     }
 
-    /// Now.
+    /// Returns the current epoch.
     pub fn epoch(&self) -> u32 {
         self.epoch.load(SeqCst)
     }
 
-    /// Whether all operations have been handed out.
+    /// Returns whether all operations have been handed out.
     pub fn is_spent(&self) -> bool {
         self.budget.load(SeqCst) <= 0
     }
@@ -103,14 +105,15 @@ impl Shared {
         left
     }
 
-    /// The calling task begins, and shares the table of this process, or has one that is nobody else's (0).
+    /// Registers the calling task. It shares the table of the process `owner`, or, if that is 0,
+    /// has a table of its own.
     pub fn enter(&self, owner: pid_t) {
         let cell = self.cell(tid());
         cell.parked.store(0, SeqCst);
         cell.owner.store(owner, SeqCst);
     }
 
-    /// Waits until this epoch is over. Nothing can happen in the calling task meanwhile.
+    /// Waits until this epoch is over. The calling task does nothing meanwhile.
     pub fn park(&self, epoch: u32) {
         let parked = &self.cell(tid()).parked;
         parked.store(epoch, SeqCst);
@@ -121,17 +124,17 @@ impl Shared {
         parked.store(0, SeqCst);
     }
 
-    /// Whether a task waits for this epoch to be over.
+    /// Returns whether a task waits for this epoch to end.
     pub fn is_parked(&self, tid: pid_t, epoch: u32) -> bool {
         self.cell(tid).parked.load(SeqCst) == epoch
     }
 
-    /// The process whose table a task was born to share.
+    /// Returns the process whose table a task was made to share.
     pub fn owner(&self, tid: pid_t) -> Option<pid_t> {
         Some(self.cell(tid).owner.load(SeqCst)).filter(|owner| *owner != 0)
     }
 
-    /// A task has ended, and its id may be another's soon.
+    /// Forgets a task that has ended: another may get its id soon.
     pub fn left(&self, tid: pid_t) {
         self.cell(tid).parked.store(0, SeqCst);
     }
@@ -141,29 +144,30 @@ impl Shared {
     }
 }
 
-/// Puts a file into another slot.
+/// Moves a file to another slot.
 pub fn move_fd(from: i64, to: c_int) -> io::Result<()> {
     call(libc::SYS_dup3, &[from, to.into(), 0, 0, 0])?;
     call(libc::SYS_close, &[from, 0, 0, 0, 0])?;
     Ok(())
 }
 
-/// The calling task's id. (What libc remembers isn't right in a child that libc knows nothing of.)
+/// Returns the calling task's id. (libc remembers one, but that is wrong in a child that libc
+/// doesn't know.)
 pub fn tid() -> pid_t {
     call(libc::SYS_gettid, &[0; 5]).unwrap_or(0) as pid_t
 }
 
-/// The calling process's id.
+/// Returns the calling process's id.
 pub fn pid() -> pid_t {
     call(libc::SYS_getpid, &[0; 5]).unwrap_or(0) as pid_t
 }
 
-/// Random numbers, of which the seed tells all: splitmix64.
+/// Random numbers that depend only on the seed: splitmix64.
 #[derive(Clone)]
 pub struct Rng(pub u64);
 
 impl Rng {
-    /// The next one.
+    /// Returns the next number.
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -171,17 +175,17 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// One below this.
+    /// Returns a number below this.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
-    /// True so many times in a hundred.
+    /// Returns true this many times in a hundred.
     pub fn percent(&mut self, chance: u64) -> bool {
         self.below(100) < chance
     }
 
-    /// One of the fds that tasks play with.
+    /// Returns one of the fds that tasks play with.
     pub fn fd(&mut self) -> i64 {
         i64::from(FIRST) + self.below((LAST - FIRST + 1) as u64) as i64
     }

@@ -1,5 +1,6 @@
-//! Operations on single slots of the caller's own table. Whether one succeeds doesn't matter: that the kernel says no is
-//! part of the play. Nothing here allocates, because it also runs in children that libc knows nothing of.
+//! Operations on single slots of the caller's own table. They may fail: a refusal by the kernel is
+//! part of the mixture. Nothing here allocates, because it also runs in children that libc doesn't
+//! know.
 
 use std::{io, sync::atomic::Ordering::SeqCst};
 
@@ -51,7 +52,7 @@ fn open(shared: &Shared, rng: &mut Rng) -> Result {
             let mut params = [0_u64; 16];
             call(libc::SYS_io_uring_setup, &[1, params.as_mut_ptr() as i64, 0, 0, 0])
         }
-        // Files of no interest, over which others are put and which are put over others.
+        // Files that aren't counted: other files replace them by dup2, and they replace others.
         49..60 => {
             let null = c"/dev/null".as_ptr() as i64;
             call(libc::SYS_openat, &[libc::AT_FDCWD.into(), null, cloexec(rng), 0, 0])
@@ -63,7 +64,7 @@ fn open(shared: &Shared, rng: &mut Rng) -> Result {
     }
 }
 
-/// This process, or a worker that is alive, or was.
+/// Returns this process, or a worker, which may have ended.
 fn somebody(shared: &Shared, rng: &mut Rng) -> i64 {
     let worker = &shared.workers[rng.below(8) as usize];
     match worker.load(SeqCst) {
@@ -72,7 +73,7 @@ fn somebody(shared: &Shared, rng: &mut Rng) -> i64 {
     }
 }
 
-/// Takes a file out of somebody's table: `pidfd_getfd`.
+/// Takes a file from another process's table by `pidfd_getfd`.
 fn steal(shared: &Shared, rng: &mut Rng) -> Result {
     let pidfd = call(libc::SYS_pidfd_open, &[somebody(shared, rng), 0, 0, 0, 0])?;
     let got = call(libc::SYS_pidfd_getfd, &[pidfd, rng.fd(), 0, 0, 0]);
@@ -82,7 +83,7 @@ fn steal(shared: &Shared, rng: &mut Rng) -> Result {
     got
 }
 
-/// Sends up to three fds to whoever receives next.
+/// Sends up to three fds. Whichever task receives next gets them.
 fn send(rng: &mut Rng) -> Result {
     let count = 1 + rng.below(3);
     let mut control = [0_u32; 16];
@@ -97,7 +98,7 @@ fn send(rng: &mut Rng) -> Result {
     message(libc::SYS_sendmsg, LINK[0].into(), &mut control, space as usize, libc::MSG_DONTWAIT.into())
 }
 
-/// Receives what somebody sent; sometimes without taking it off the queue.
+/// Receives what a task sent. Sometimes leaves it in the queue.
 fn receive(rng: &mut Rng) -> Result {
     let mut flags = libc::MSG_DONTWAIT;
     if rng.percent(25) {

@@ -1,7 +1,8 @@
-//! Tasks, which play with their table until the operations are spent, and now and then make, kill or move other tasks.
+//! Tasks. They change their tables until all operations are done, and now and then make, kill or
+//! move other tasks.
 //!
-//! Children are made by bare system calls, so libc's locks may be held for ever in them: until they exec, they don't
-//! allocate, and start no threads.
+//! Children are made by bare system calls, so libc's locks may stay locked for ever in them. Until
+//! they exec, they don't allocate, and start no threads.
 
 use std::{
     arch::asm,
@@ -22,22 +23,23 @@ use crate::{
 const CLONE_PIDFD: i64 = 0x1000;
 const CLOSE_RANGE_UNSHARE: i64 = 2;
 
-/// Children of a task at a time, by its depth: children have few, and grandchildren none.
+/// The most children that a task has at a time, by its depth: children have few, and grandchildren
+/// none.
 const MOST_KIDS: [usize; 3] = [2, 1, 0];
 
-/// Threads with tables of their own, at a time and per process.
+/// The most threads with tables of their own that a process has at a time.
 const MOST_STRAYS: u32 = 2;
 
 static STRAYS: AtomicU32 = AtomicU32::new(0);
 
-/// What becomes of a task.
+/// What a task is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
-    /// One of a worker's threads: plays for as long as the process lives.
+    /// One of a worker's threads. It works as long as the process lives.
     Worker,
-    /// A process that a task made: plays for a while, and then waits to be killed, or ends.
+    /// A process that a task made. It works for a while, and then waits to be killed, or ends.
     Child,
-    /// A thread with a table of its own: likewise.
+    /// A thread with a table of its own. It ends in the same ways as a child.
     Stray,
 }
 
@@ -49,15 +51,15 @@ struct Task {
     depth: usize,
     /// Whether this process may allocate, and start threads.
     whole: bool,
-    /// Children that haven't been waited for, so that the pids are theirs.
+    /// Children that haven't been waited for, so that no other process can have their pids.
     kids: [pid_t; 2],
 }
 
-/// Plays as a worker, in a process of its own: `fdstress work SEED PARENT` after exec.
+/// Works as a worker in a process of its own: `fdstress work SEED PARENT` after exec.
 pub fn work(shared: &'static Shared, parent: pid_t, seed: u64) -> ! {
     born(shared, parent, 0);
     for thread in 1..u64::from(shared.threads.load(SeqCst)) {
-        // It fails while another thread execs (kernel: copy_fs).
+        // This fails while another thread execs (kernel: `copy_fs`).
         let _ = thread::Builder::new().spawn(move || {
             shared.enter(0);
             Task::new(shared, seed ^ (thread << 32), Role::Worker, 0, true).live();
@@ -67,14 +69,15 @@ pub fn work(shared: &'static Shared, parent: pid_t, seed: u64) -> ! {
     process::exit(0)
 }
 
-/// Plays as a child that has exec'd: `fdstress child SEED PARENT`.
+/// Works as a child that has exec'd: `fdstress child SEED PARENT`.
 pub fn grow_up(shared: &'static Shared, parent: pid_t, seed: u64) -> ! {
     born(shared, parent, 0);
     Task::new(shared, seed, Role::Child, 1, true).live();
     process::exit(0)
 }
 
-/// To be done first in every new process: it goes with its parent, whatever that dies of.
+/// Prepares a new process, before anything else: it is killed when its parent dies of whatever
+/// cause.
 fn born(shared: &Shared, parent: pid_t, owner: pid_t) {
     let _ = call(libc::SYS_prctl, &[libc::PR_SET_PDEATHSIG.into(), libc::SIGKILL.into(), 0, 0, 0]);
     if call(libc::SYS_getppid, &[0; 5]).ok() != Some(parent.into()) {
@@ -127,18 +130,18 @@ impl Task {
         }
     }
 
-    /// Room for one child more.
+    /// Returns a free place for a child.
     fn room(&self) -> Option<usize> {
         self.kids.iter().take(MOST_KIDS[self.depth]).position(|kid| *kid == 0)
     }
 
-    /// A child with a copy of the table, by one of the three calls.
+    /// Makes a child with a copy of the table, by one of the three calls.
     fn fork(&mut self) {
         let pidfd = if self.rng.percent(30) { CLONE_PIDFD } else { 0 };
         self.child(pidfd);
     }
 
-    /// A child that shares the table.
+    /// Makes a child that shares the table.
     fn fork_sharing(&mut self) {
         self.child(libc::CLONE_FILES.into());
     }
@@ -163,7 +166,7 @@ impl Task {
         }
     }
 
-    /// A child by vfork and exec, which goes on as [`grow_up`].
+    /// Makes a child by vfork and exec. It goes on as [`grow_up`].
     fn spawn(&mut self) {
         let Some(room) = self.room() else { return };
         if !self.whole {
@@ -177,18 +180,18 @@ impl Task {
         }
     }
 
-    /// Execs with all threads alive: they end, the table stays.
+    /// Execs while all threads live. They end, the table stays.
     fn exec(&mut self) {
         // SAFETY: the call has no precondition.
         let arguments = Arguments::new("work", self.rng.next(), unsafe { libc::getppid() });
-        // The new program's libraries are opened too.
+        // The new program opens its libraries, for which some slots must be free.
         let _ = call(libc::SYS_close_range, &[(LAST - 5).into(), LAST.into(), 0, 0, 0]);
         let pointers = arguments.pointers();
         let args = [arguments.path().as_ptr() as i64, pointers.as_ptr() as i64, 0, 0, 0];
         let _ = call(libc::SYS_execve, &args);
     }
 
-    /// A thread with a table of its own, by one of the two calls.
+    /// Starts a thread with a table of its own, by one of the two calls.
     fn stray(&mut self) {
         if !self.whole {
             return;
@@ -199,7 +202,7 @@ impl Task {
         }
         let (shared, depth) = (self.shared, self.depth);
         let mut rng = Rng(self.rng.next());
-        // It fails while another thread execs (kernel: copy_fs).
+        // This fails while another thread execs (kernel: `copy_fs`).
         let started = thread::Builder::new().spawn(move || {
             shared.enter(0);
             let unshared = if rng.percent(50) {
@@ -248,7 +251,8 @@ impl Task {
 
 /// Moves a process (0: the caller) to a cgroup.
 pub fn migrate(cgroup: c_int, whom: pid_t) {
-    // Digits, without allocating, and without a 0 in front, with which they would be octal (kernel: kstrtoint).
+    // Writes digits without allocating. There must be no 0 in front: the kernel would read an octal
+    // number (kernel: `kstrtoint`).
     let mut text = [b'0'; 10];
     let (mut first, mut rest) = (text.len(), whom);
     while rest > 0 || first == text.len() {
@@ -292,14 +296,15 @@ impl Arguments {
     }
 }
 
-/// The real `vfork`, and `execve` in the child. Returns what vfork returns to the parent.
+/// Calls the real `vfork`, and `execve` in the child. Returns to the parent what vfork returns.
 ///
 /// # Safety
 /// `argv` holds pointers to strings, and a null pointer.
 unsafe fn vfork_exec(path: &CStr, argv: &[*const libc::c_char; 5]) -> i64 {
     let mut result = libc::SYS_vfork;
-    // SAFETY: the child runs in this process's memory and on its stack until it has exec'd or exited; it writes to
-    // neither. In the parent, which goes on only then, the kernel has changed no register but these.
+    // SAFETY: until it has exec'd or exited, the child runs in this process's memory and on its
+    // stack; it writes to neither. The parent goes on only after that. In it the kernel has changed
+    // no register but these.
     unsafe {
         asm!(
             "syscall",
@@ -323,10 +328,10 @@ unsafe fn vfork_exec(path: &CStr, argv: &[*const libc::c_char; 5]) -> i64 {
     result
 }
 
-/// A worker's slots and priority to begin with.
+/// Sets a worker's slots and priority at its start.
 ///
-/// Slots below [`FIRST`] are taken, and the kernel gives none above [`LAST`]. Whoever looks on must get a CPU among so many
-/// tasks that never rest.
+/// All slots below [`FIRST`] are taken, and the kernel gives none above [`LAST`]. The priority is
+/// low, because the processes that check must get a CPU beside so many tasks that never rest.
 pub fn fence() -> io::Result<()> {
     let null = call(libc::SYS_openat, &[libc::AT_FDCWD.into(), c"/dev/null".as_ptr() as i64, 2, 0, 0])?;
     for fd in (0..FIRST).filter(|fd| *fd != libc::STDERR_FILENO && i64::from(*fd) != null) {

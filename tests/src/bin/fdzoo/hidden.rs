@@ -1,4 +1,4 @@
-//! Files that are kept without an fd: by a mapping, by io_uring, by the queue of a unix socket.
+//! Files that stay open without an fd: by a mapping, by io_uring, in the queue of a unix socket.
 
 use std::{io, ptr};
 
@@ -13,12 +13,12 @@ use super::{Answer, none, one};
 
 /// Maps a page of a file, and answers the address.
 pub(super) fn mmap(fd: c_int) -> Answer {
-    // A memfd has no bytes so far; of other files this fails, as it should.
+    // A new memfd has no bytes yet. For other files this call fails, which does no harm.
     let _ = call(libc::SYS_ftruncate, &[fd.into(), 4096]);
     map(fd.into(), 0, 4096).map(|at| vec![at as i64])
 }
 
-/// Unmaps it.
+/// Unmaps that page.
 pub(super) fn munmap(at: i64) -> Answer {
     none(call(libc::SYS_munmap, &[at, 4096]))
 }
@@ -33,7 +33,7 @@ pub(super) fn register_ring(ring: c_int) -> Answer {
     one(Ok(unsafe { update.as_ptr().read_volatile() } as u32 as i64))
 }
 
-/// Takes a ring back, by way of another.
+/// Takes back a ring's registration, with another ring.
 pub(super) fn unregister_ring(index: c_int) -> Answer {
     const UNREGISTER_RING_FDS: i64 = 21;
     let other = kinds::open("io_uring")?;
@@ -43,13 +43,13 @@ pub(super) fn unregister_ring(index: c_int) -> Answer {
     none(done)
 }
 
-/// A ring that never has an fd (Linux 6.5). Answers its index.
+/// Makes a ring that never has an fd (Linux 6.5). Answers its index.
 pub(super) fn registered_only() -> Answer {
     const NO_MMAP: u32 = 1 << 14;
     const REGISTERED_FD_ONLY: u32 = 1 << 15;
     let mut params = [0_u32; 30];
     params[2] = NO_MMAP | REGISTERED_FD_ONLY;
-    // sq_off.user_addr and cq_off.user_addr: where the kernel is to have its requests, and its rings.
+    // sq_off.user_addr and cq_off.user_addr: where the kernel is to place requests and rings.
     for at in [18, 28] {
         let page = page()? as u64;
         (params[at], params[at + 1]) = (page as u32, (page >> 32) as u32);
@@ -70,13 +70,14 @@ pub(super) fn register_file(ring: c_int, fd: c_int) -> Answer {
     none(call(libc::SYS_io_uring_register, &[ring.into(), REGISTER_FILES, address(&fd), 1]))
 }
 
-/// Takes all files back.
+/// Takes back the registration of all files.
 pub(super) fn unregister_files(ring: c_int) -> Answer {
     const UNREGISTER_FILES: i64 = 3;
     none(call(libc::SYS_io_uring_register, &[ring.into(), UNREGISTER_FILES, 0, 0]))
 }
 
-/// Sends an fd to itself over a socket, and closes the sender's end. Answers the end where it can be received.
+/// Sends an fd to itself over a socket, and closes the sending end. Answers the end that can
+/// receive it.
 pub(super) fn send_only(fd: c_int) -> Answer {
     let (a, b) = pair()?;
     let sent = send(a, fd);
@@ -93,7 +94,7 @@ pub(super) fn receive_only(socket: c_int) -> Answer {
 /// Sends an fd over a connection that isn't accepted. Answers the listener and the client.
 pub(super) fn send_unaccepted(fd: c_int) -> Answer {
     let listener = kinds::open("unix")?;
-    // An address of no name but a number that the kernel chooses.
+    // An address without a name: the kernel chooses a number.
     let family: u16 = 1;
     call(libc::SYS_bind, &[listener, address(&family), 2])?;
     call(libc::SYS_listen, &[listener, 1])?;

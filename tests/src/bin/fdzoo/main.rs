@@ -1,7 +1,7 @@
-//! A process that opens, copies, passes and closes file descriptors on command: one command per line on standard input, one
-//! answer per line on standard output.
+//! A process that opens, copies, passes and closes file descriptors on command. It reads one
+//! command per line from standard input, and writes one answer per line to standard output.
 //!
-//! An answer is `ok [NUMBER…]`, or `no REASON` where the kernel doesn't have what was asked for.
+//! An answer is `ok [NUMBER…]`, or `no REASON` if the kernel lacks what was asked for.
 
 mod hidden;
 mod unusual;
@@ -108,7 +108,7 @@ fn none(result: Result<i64, io::Error>) -> Answer {
     result.map(|_| vec![])
 }
 
-/// Opens what is at a path, and nothing behind it: no driver of a device is asked.
+/// Opens a path with O_PATH, so that no driver of a device is called.
 fn open_path(path: &str) -> io::Result<i64> {
     let path = CString::new(path).map_err(io::Error::other)?;
     call(
@@ -117,7 +117,7 @@ fn open_path(path: &str) -> io::Result<i64> {
     )
 }
 
-/// Opens that many files of a kind, for which it raises its limit as far as it may.
+/// Opens that many files of a kind. Raises the limit of open files as far as it may.
 fn open_many(kind: &str, count: c_int) -> Result<i64, io::Error> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the structure lives through both calls.
@@ -129,20 +129,21 @@ fn open_many(kind: &str, count: c_int) -> Result<i64, io::Error> {
     (0..count).try_for_each(|_| open(kind).map(drop)).map(|()| 0)
 }
 
-/// `eventfd` by the 32-bit system call gate, for which syscall tracepoints don't fire
-/// (kernel: `ARCH_TRACE_IGNORE_COMPAT_SYSCALLS`): an open that the probes miss.
+/// Opens an eventfd by the 32-bit system call gate. Syscall tracepoints don't fire there (kernel:
+/// `ARCH_TRACE_IGNORE_COMPAT_SYSCALLS`), so that the probes miss it.
 fn open_unseen() -> Answer {
     one(compat(323, 0))
 }
 
-/// `close`, likewise.
+/// Closes an fd by the same gate.
 fn close_unseen(fd: c_int) -> Answer {
     none(compat(6, fd.into()))
 }
 
 fn compat(number: i64, argument: i64) -> Result<i64, io::Error> {
     let mut result = number;
-    // SAFETY: these calls take integers; the gate changes no other register. `rbx` is LLVM's own, so it is swapped.
+    // SAFETY: these calls take integers, and the gate changes no other register. LLVM keeps `rbx`
+    // for itself, so it is swapped.
     unsafe {
         std::arch::asm!(
             "xchg rbx, {argument}",
@@ -157,7 +158,7 @@ fn compat(number: i64, argument: i64) -> Result<i64, io::Error> {
     if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok(result) }
 }
 
-/// Steals a file from itself: `pidfd_getfd`.
+/// Copies a file out of its own table by `pidfd_getfd`.
 fn getfd(fd: c_int) -> Answer {
     let me = open("pidfd")?;
     let got = call(libc::SYS_pidfd_getfd, &[me, fd.into(), 0]);
@@ -190,7 +191,7 @@ fn scm_pidfd() -> Answer {
     Ok(vec![(control[2] as u32).into()])
 }
 
-/// The peer's pidfd of a socket pair: `SO_PEERPIDFD`.
+/// Asks a socket pair for the peer's pidfd by `SO_PEERPIDFD`.
 fn peer_pidfd() -> Answer {
     const SO_PEERPIDFD: i64 = 77;
     let (a, b) = pair()?;
@@ -204,7 +205,7 @@ fn peer_pidfd() -> Answer {
     Ok(vec![unsafe { ptr::from_ref(&fd).read_volatile() }.into()])
 }
 
-/// A child with `clone3(CLONE_PIDFD)`, which ends at once. Answers the pidfd.
+/// Makes a child by `clone3(CLONE_PIDFD)` that ends at once. Answers the pidfd.
 fn clone_pidfd() -> Answer {
     let fd = -1 as c_int;
     // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, …
@@ -219,7 +220,7 @@ fn clone_pidfd() -> Answer {
     Ok(vec![unsafe { ptr::from_ref(&fd).read_volatile() }.into()])
 }
 
-/// A child that waits to be killed.
+/// Makes a child that waits to be killed.
 fn fork() -> Answer {
     // SAFETY: this process has one thread, and the child only waits.
     let pid = check(unsafe { libc::fork() }.into())?;
@@ -229,19 +230,20 @@ fn fork() -> Answer {
     Ok(vec![pid])
 }
 
-/// A child that executes `sleep`-like work: this program again, which waits for commands that never come.
+/// Makes a child that executes this program again. It waits for commands, which never come.
 fn vfork_exec() -> Answer {
     let child = std::process::Command::new("/proc/self/exe")
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::null())
         .spawn()?;
     let pid = child.id();
-    // It ends when its standard input does, at the latest with this process.
+    // It ends when its standard input is closed, at the latest with this process.
     mem::forget(child);
     Ok(vec![pid.into()])
 }
 
-/// A process that shares this table (`CLONE_FILES`), opens this many eventfds in it, and waits to be killed.
+/// Makes a process that shares this table (`CLONE_FILES`), opens this many eventfds in it, and
+/// waits to be killed.
 fn sharer(count: c_int) -> Answer {
     extern "C" fn child(count: *mut libc::c_void) -> c_int {
         for _ in 0..count as usize {
@@ -259,7 +261,8 @@ fn sharer(count: c_int) -> Answer {
 }
 
 fn linger() -> ! {
-    // SAFETY: the call has no precondition. With its parent goes this process, whatever happens to the test.
+    // SAFETY: the call has no precondition. It makes this process end with its parent, whatever
+    // happens to the test.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     loop {
         // SAFETY: the call has no precondition.
@@ -279,13 +282,13 @@ fn wait(pid: pid_t) {
     unsafe { libc::waitpid(pid, ptr::null_mut(), libc::__WALL) };
 }
 
-/// Runs this in a thread, and waits for it to end.
+/// Runs this in a thread, and waits for its end.
 fn thread(f: impl FnOnce() -> Result<i64, io::Error> + Send + 'static) -> Answer {
     let result = std::thread::spawn(f).join().map_err(|_| io::Error::other("panicked"))?;
     none(result)
 }
 
-/// Executes this program again: it goes on reading commands.
+/// Executes this program again. It continues to read commands.
 fn exec() -> Answer {
     println!("ok");
     io::stdout().flush()?;

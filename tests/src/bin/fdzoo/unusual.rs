@@ -1,5 +1,5 @@
-//! Ways by which a slot is filled or emptied that no system call's result tells: by io_uring, by a read of fanotify, by another
-//! process's hand.
+//! Fills and empties slots in ways that no system call's result shows: by io_uring, by reading from
+//! fanotify, by another process.
 
 use std::{
     ffi::CString,
@@ -30,7 +30,7 @@ pub(super) fn uring_close(fd: c_int) -> Answer {
     uring(&[CLOSE | u64::from(fd as u32) << 32]).map(|_| vec![])
 }
 
-/// Has a ring of its own do one request, and returns the result.
+/// Makes a ring, has it do one request, and returns the result.
 fn uring(request: &[u64]) -> Result<i64, io::Error> {
     const GETEVENTS: i64 = 1;
     let mut params = [0_u32; 30];
@@ -51,7 +51,7 @@ fn uring(request: &[u64]) -> Result<i64, io::Error> {
         call(libc::SYS_io_uring_enter, &[ring, 1, 1, GETEVENTS, 0, 0])?;
         // SAFETY: as above; the result is the third word of the first completion.
         let result = unsafe { at(params[25] + 8).read_volatile() } as i32;
-        // A ring that stays mapped would be found.
+        // A ring that stays mapped would be counted as a hidden file.
         for page in [rings.cast(), requests.cast::<u8>()] {
             call(libc::SYS_munmap, &[page as i64, 4096])?;
         }
@@ -64,7 +64,7 @@ fn uring(request: &[u64]) -> Result<i64, io::Error> {
     }
 }
 
-/// A fanotify group that reports pidfds (Linux 5.15).
+/// Makes a fanotify group that reports pidfds (Linux 5.15).
 pub(super) fn fanotify_watch() -> Answer {
     const REPORT_PIDFD: i64 = 0x80;
     const MARK_ADD: i64 = 1;
@@ -99,7 +99,8 @@ fn watched() -> CString {
     CString::new(path.into_os_string().into_encoded_bytes()).unwrap_or_default()
 }
 
-/// A supervisor puts an eventfd into the table of a thread that waits in a system call. Answers its number there.
+/// Has a supervisor put an eventfd into the table of a thread that waits in a system call. Answers
+/// the fd there.
 pub(super) fn seccomp_addfd() -> Answer {
     let (say, said) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
@@ -118,7 +119,8 @@ pub(super) fn seccomp_addfd() -> Answer {
     one(result)
 }
 
-/// From now on `getppid` of this thread is asked for at the listener that is returned.
+/// Makes every `getppid` of this thread wait for a supervisor. Returns the fd on which the
+/// supervisor is asked.
 fn notify_getppid() -> Result<i64, io::Error> {
     const SET_MODE_FILTER: i64 = 1;
     const NEW_LISTENER: i64 = 8;

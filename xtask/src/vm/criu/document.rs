@@ -31,7 +31,8 @@ pub(super) fn write(all: &[Results], commit: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fixtures of which the document says the same of each version, whatever the options.
+/// Returns the fixtures about which the document says the same for each version, whatever the
+/// options are.
 pub(super) fn agreed() -> anyhow::Result<Vec<String>> {
     let text = fs::read_to_string(workspace()?.join(FILE)).with_context(|| format!("read {FILE}"))?;
     Ok(agreed_in(&text))
@@ -41,8 +42,8 @@ fn agreed_in(document: &str) -> Vec<String> {
     let mut fixtures: BTreeMap<&str, bool> = BTreeMap::new();
     let (_, rows) = document.split_once(BY_FIXTURE).unwrap_or_default();
     for row in rows.lines().skip_while(|line| line.is_empty()).take_while(|line| line.starts_with('|')) {
-        // Name and options, what it holds, and a cell for each version, which is empty if nothing
-        // was said.
+        // The cells are: name and options, contents, and one cell for each version. It is empty if
+        // nothing was said.
         let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
         let [name, _, versions @ ..] = cells.as_slice() else { continue };
         let name = name.trim_matches('`').split(' ').next().unwrap_or_default();
@@ -54,7 +55,7 @@ fn agreed_in(document: &str) -> Vec<String> {
     agreed.map(|(name, _)| name.to_owned()).collect()
 }
 
-/// The heading of what is said of each fixture.
+/// The heading of the part about each fixture.
 const BY_FIXTURE: &str = "\n## By fixture\n";
 
 fn document(all: &[Results], rules: &str, commit: &str) -> String {
@@ -92,7 +93,7 @@ fn document(all: &[Results], rules: &str, commit: &str) -> String {
     out
 }
 
-/// Where it can't agree, by the reason.
+/// Lists where `check` can't agree, by the reason.
 fn explained(all: &[Results], out: &mut String) {
     let mut reasons: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for dump in all.iter().flat_map(Results::disagreements) {
@@ -114,7 +115,7 @@ fn name(dump: &Value) -> String {
     format!("`{}`", name.trim())
 }
 
-/// What each version makes of each fixture.
+/// Lists what each version does with each fixture.
 fn fixtures(all: &[Results], out: &mut String) {
     let mut rows: BTreeMap<String, (&str, BTreeMap<&str, String>)> = BTreeMap::new();
     for results in all {
@@ -138,7 +139,7 @@ fn fixtures(all: &[Results], out: &mut String) {
     }
 }
 
-/// `dumped`, or the reason why not.
+/// Returns `dumped`, or the reason why it wasn't.
 fn cell(dump: &Value) -> String {
     let blockers = dump.pointer("/check/blockers").and_then(Value::as_array).into_iter().flatten();
     let first = blockers.into_iter().find(|blocker| text(blocker, "verdict") != "unknown");
@@ -150,7 +151,7 @@ fn cell(dump: &Value) -> String {
     }
 }
 
-/// What the kernels don't have.
+/// Lists what the kernels don't have.
 fn not_made(all: &[Results], out: &mut String) {
     let mut reasons: BTreeMap<String, BTreeMap<&str, &str>> = BTreeMap::new();
     for results in all {

@@ -1,11 +1,10 @@
-//! Where `fdtracker check` can't say what CRIU says, and why. Everything else that disagrees is a
-//! mistake.
+//! Where `fdtracker check` can't say what CRIU says, and why. Every other difference is a mistake.
 
 use serde_json::Value;
 
 use super::results::text;
 
-/// What can't be told from outside, by the beginning of a fixture's name.
+/// What can't be found out from outside, by the beginning of a fixture's name.
 const EXPLAINED: &[(&str, &str)] = &[
     ("file.ghost_in_queue", IN_FLIGHT),
     ("tty.queue", IN_FLIGHT),
@@ -20,8 +19,8 @@ const EXPLAINED: &[(&str, &str)] = &[
 
 const IN_FLIGHT: &str = "a file is on its way through a unix socket: what it is shows only to whoever receives it, and CRIU's message has the number that it got there";
 
-/// Why `check` can't agree with a dump. Only where it says that it doesn't know: what it claims
-/// must be so.
+/// Returns why `check` can't agree with a dump. There is such a reason only if `check` says
+/// `unknown`: anything else that it says must be right.
 pub(super) fn explanation(dump: &Value) -> Option<&'static str> {
     let name = text(dump, "fixture");
     let is_unknown = dump.pointer("/check/verdict").and_then(Value::as_str) == Some("unknown");

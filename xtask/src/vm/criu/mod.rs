@@ -1,8 +1,8 @@
-//! `cargo xtask criu`: what CRIU itself makes of every fixture, in versions that no one machine
-//! has.
+//! `cargo xtask criu`: finds out what CRIU itself does with every fixture, in versions that no
+//! single machine has.
 //!
-//! Each version runs on a kernel of its time, in a guest whose root is a tmpfs: CRIU can't work on
-//! the root that a kernel unpacks.
+//! Each version runs in a guest with a kernel of its time. The guest's root is a tmpfs, because
+//! CRIU can't work on the root that a kernel unpacks.
 
 mod document;
 mod explained;
@@ -65,7 +65,7 @@ pub(crate) struct Args {
     #[arg(long)]
     no_install: bool,
 
-    /// Fixtures about which all versions agree, of which each is left to one version.
+    /// Fixtures about which all versions agree. Each of these runs with one version only.
     #[arg(skip)]
     shared: Vec<String>,
 
@@ -75,50 +75,51 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// Every fixture with every version, and compared; with the commit, if the document is to be
-    /// written.
+    /// Returns arguments for every fixture with every version, compared with `check`. The document
+    /// is written if there is a commit.
     pub(crate) fn everything(commit: Option<String>, no_install: bool) -> Self {
         let (versions, fixtures, shared) = (Vec::new(), Vec::new(), Vec::new());
         let write_docs = commit.is_some();
         Self { versions, kernel: None, fixtures, no_check: false, write_docs, no_install, shared, commit }
     }
 
-    /// The same, but fixtures of which each version said the same the last time are tried with one
-    /// of them.
+    /// Returns the same, but fixtures about which all versions said the same the last time run with
+    /// one version only.
     pub(crate) fn each_where_they_differ(no_install: bool) -> anyhow::Result<Self> {
         Ok(Self { shared: document::agreed()?, ..Self::everything(None, no_install) })
     }
 }
 
-/// A version of CRIU, and the kernel that it runs on.
+/// A version of CRIU, and its kernel.
 struct Row {
     name: &'static str,
-    /// What its package's version starts with.
+    /// The beginning of its package's version.
     series: &'static str,
-    /// The Debian suite that has it.
+    /// The Debian suite that has the package.
     suite: &'static str,
     kernel: &'static str,
 }
 
-/// The oldest doesn't start on kernels that are newer than 6.12 (CRIU: `vdso.c`), so that each has
-/// the kernel of its suite.
+/// The oldest CRIU doesn't start on kernels newer than 6.12 (CRIU: `vdso.c`), so each has the
+/// kernel of its suite.
 const MATRIX: [Row; 3] = [
     Row { name: "3.17.1", series: "3.17.1", suite: "bookworm", kernel: "6.1" },
     Row { name: "4.1.1", series: "4.1.1", suite: "trixie", kernel: "6.12" },
     Row { name: "4.2.1", series: "4.2.1", suite: "sid", kernel: "7" },
 ];
 
-/// What makes file systems: by its path, as only root's `PATH` leads there.
+/// The program that makes file systems. It is named by its path, because only root's `PATH`
+/// includes that.
 pub(super) const MKFS: &str = "/sbin/mkfs.ext4";
 
-/// What runs containers, and what CRIU packs their tmpfs with. They are in packages of the same
-/// names.
+/// The program that runs containers, and the one with which CRIU packs their tmpfs. They are in
+/// packages of the same names.
 const NEEDED_IN_GUESTS: [&str; 2] = ["runc", "tar"];
 
-/// Where a guest has CRIU.
+/// The directory of CRIU in a guest.
 pub(super) const PLACE: &str = "/criu";
 
-/// How long a guest may be silent. A dump that hangs is ended before.
+/// How long a guest may be silent. A dump that hangs is ended earlier.
 const SILENCE: Duration = Duration::from_mins(4);
 
 /// How long a guest may take.
@@ -136,7 +137,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let is_wanted =
         |row: &&Row| args.versions.is_empty() || args.versions.iter().any(|name| name == row.name);
     let rows: Vec<&Row> = MATRIX.iter().filter(is_wanted).collect();
-    // apt's lists are for one at a time; of guests, each has one processor.
+    // Only one process may use apt's lists at a time. Guests have one processor each.
     let trials = rows
         .into_iter()
         .enumerate()
@@ -151,8 +152,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         if trial.criu.is_wanted {
             bad.push(results.name());
         } else {
-            // A suite that went on ends nobody's run: that the rules don't know this release yet is
-            // news, no fault of a change.
+            // A suite may go on to a release that the rules don't know yet. That is reported, but
+            // isn't the fault of a change, so the run doesn't fail.
             tries::note(
                 &format!("criu {}", results.name()),
                 "nobody asked for this release: its disagreements count for nothing",
@@ -175,7 +176,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What must be installed before guests can run.
+/// Returns the packages that must be installed before guests can run.
 pub(crate) fn needed_packages() -> anyhow::Result<Vec<Package>> {
     let mut needed = missing_packages()?;
     for (program, package) in [("xz", "xz-utils"), ("zstd", "zstd")] {
@@ -190,13 +191,13 @@ pub(crate) fn needed_packages() -> anyhow::Result<Vec<Package>> {
     Ok(needed)
 }
 
-/// A version of CRIU, with a kernel to run on.
+/// A version of CRIU, with a kernel.
 struct Trial {
     name: String,
     criu: Criu,
     kernel: Kernel,
     modules: PathBuf,
-    /// Fixtures that others try.
+    /// Fixtures that run with another version.
     left_out: Vec<String>,
 }
 
@@ -206,7 +207,7 @@ impl Trial {
         let criu = packages::get(row, !args.no_install)?;
         let (name, on) = chosen(criu.release(), row, args.kernel.as_deref());
         let (kernel, modules) = kernels::with_modules(&on, !args.no_install)?;
-        // Another commit has another release try it.
+        // The commit decides which version runs these fixtures.
         let turn = whole::turn();
         let is_left_out = |place: &usize| (place + turn) % MATRIX.len() != number;
         let shared = args.shared.iter().enumerate().filter(|(place, _)| is_left_out(place));
@@ -214,7 +215,7 @@ impl Trial {
         Ok(Self { name, criu, kernel, modules, left_out })
     }
 
-    /// Boots a guest, and writes what came of it.
+    /// Boots a guest, and writes its results.
     fn run(&self, args: &Args, dir: &Path) -> anyhow::Result<Results> {
         let Self { name, criu, kernel, modules, left_out } = self;
         let file = |what: &str| dir.join(format!("{name}.{what}"));
@@ -232,8 +233,8 @@ impl Trial {
             tries::note(&format!("criu {name}"), "its guest ended badly");
             results = boot(name, criu, kernel, &initramfs, &file)?;
         }
-        // What moves between a check and a dump may come out otherwise once. What disagrees twice
-        // disagrees.
+        // Something may change between a check and a dump, so one difference is allowed. A second
+        // difference is a failure.
         let again = results.to_repeat();
         if !again.is_empty() {
             eprint!("{}", results.summary());
@@ -252,7 +253,7 @@ impl Trial {
     }
 }
 
-/// What results are called, and which kernel they are of.
+/// Returns the name of the results, and the kernel that they are for.
 fn chosen(release: &str, row: &Row, kernel: Option<&str>) -> (String, kernels::Row) {
     match kernels::MATRIX.into_iter().find(|other| Some(other.name) == kernel) {
         Some(other) => (format!("{release}-on-{}", other.name), other),
@@ -273,8 +274,8 @@ fn boot(
     let machine = Machine {
         vmlinuz: &kernel.vmlinuz,
         initramfs,
-        // With several, a processor may run into an instruction that another is replacing, which
-        // QEMU doesn't emulate well.
+        // With several processors, one may execute an instruction that another is replacing. QEMU
+        // doesn't emulate that well.
         processors: 1,
         memory: qemu::MEMORY,
         disk: None,
@@ -304,7 +305,7 @@ fn write(file: &Path, criu: &Criu, modules: &Path, arguments: Vec<String>) -> an
     initramfs::finish(archive, file)
 }
 
-/// The root of a guest that has all that CRIU needs, and that runs this command.
+/// Returns the root of a guest that has all that CRIU needs and runs this command.
 pub(super) fn start(command: &[String], modules: &Path) -> anyhow::Result<Archive> {
     let mut archive = initramfs::start(include_str!("init.sh"), command)?;
     for (number, (name, data)) in modules::get(modules)?.into_iter().enumerate() {
@@ -313,7 +314,7 @@ pub(super) fn start(command: &[String], modules: &Path) -> anyhow::Result<Archiv
     Ok(archive)
 }
 
-/// Adds programs, those that every such guest needs, and their libraries.
+/// Adds programs, those that every such guest needs, and the libraries of all.
 pub(super) fn add(
     archive: &mut Archive,
     mut programs: Vec<(PathBuf, String)>,
@@ -326,12 +327,12 @@ pub(super) fn add(
     initramfs::add(archive, &programs, &file.with_extension("stripped"))
 }
 
-/// A version of CRIU.
+/// Returns a version of CRIU.
 pub(super) fn get(version: &str, may_download: bool) -> anyhow::Result<Criu> {
     packages::get(row(version)?, may_download)
 }
 
-/// The kernel of its time, and the directory of its modules.
+/// Returns the kernel of its time, and the directory of its modules.
 pub(super) fn kernel_of(version: &str, may_download: bool) -> anyhow::Result<(Kernel, PathBuf)> {
     kernels::with_modules(&plain(row(version)?.kernel), may_download)
 }
@@ -341,12 +342,12 @@ fn row(version: &str) -> anyhow::Result<&'static Row> {
     row.with_context(|| format!("no CRIU {version} in the matrix"))
 }
 
-/// A small file system that is empty.
+/// Makes a small, empty file system.
 fn disk(scratch: &Path) -> anyhow::Result<Vec<u8>> {
     const SIZE: u64 = 2 << 20;
     let file = fs::File::create(scratch).with_context(|| format!("make {}", scratch.display()))?;
     file.set_len(SIZE).with_context(|| format!("make {}", scratch.display()))?;
-    // A journal takes half of it.
+    // A journal would take half of the space.
     output(Command::new(MKFS).args(["-q", "-O", "^has_journal"]).arg(scratch))?;
     let data = read(scratch)?;
     fs::remove_file(scratch).with_context(|| format!("remove {}", scratch.display()))?;

@@ -1,4 +1,4 @@
-//! Modules of a guest's kernel: what CRIU needs of them, and what fixtures do.
+//! The kernel modules of a guest: those that CRIU needs, and those that fixtures need.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use object::{Object as _, ObjectSection as _};
 
 use crate::vm::initramfs::read;
 
-/// What CRIU needs: to ask for sockets, and to hold connections back while it dumps them.
+/// Modules that CRIU needs: to list sockets, and to block connections while it dumps them.
 const OF_CRIU: &[&str] = &[
     "unix_diag",
     "inet_diag",
@@ -28,11 +28,11 @@ const OF_CRIU: &[&str] = &[
     "veth",
 ];
 
-/// What a guest's disk needs.
+/// Modules that a guest's disk needs.
 const OF_DISKS: &[&str] = &["virtio_pci", "virtio_blk", "ext4"];
 
-/// What fixtures are made of. Which of these a kernel has, or has in itself, is its own affair: a
-/// fixture says what it misses.
+/// Modules that fixtures need. A kernel may lack some of them, or have them built in: a fixture
+/// says what is missing.
 const OF_FIXTURES: &[&str] = &[
     "af_alg",
     "af_key",
@@ -89,8 +89,8 @@ const OF_FIXTURES: &[&str] = &[
     "xfrm_user",
 ];
 
-/// The wanted modules that a kernel has, and those that they need, in the order in which they can
-/// be loaded.
+/// Returns those of the wanted modules that a kernel has, and the modules that they depend on, in
+/// the order in which they can be loaded.
 pub(super) fn get(dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let mut files = BTreeMap::new();
     find(dir, &mut files)?;
@@ -104,7 +104,7 @@ pub(super) fn get(dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     Ok(order.found)
 }
 
-/// All modules below a directory, by the names that the kernel has for them.
+/// Finds all modules below a directory, by the kernel's names for them.
 fn find(dir: &Path, files: &mut BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
         let entry = entry?;
@@ -126,9 +126,9 @@ struct Order {
 }
 
 impl Order {
-    /// Adds a module, after those that it needs.
+    /// Adds a module, after those that it depends on.
     fn add(&mut self, name: &str) -> anyhow::Result<()> {
-        // It may be part of the kernel, or not be there at all.
+        // It may be built in, or not exist at all.
         let Some(file) = self.files.remove(name) else { return Ok(()) };
         let data = plain(&file)?;
         for needed in needs(&data).with_context(|| format!("read {}", file.display()))? {
@@ -139,7 +139,7 @@ impl Order {
     }
 }
 
-/// A module, which may be compressed.
+/// Reads a module, and decompresses it if needed.
 fn plain(file: &Path) -> anyhow::Result<Vec<u8>> {
     let program = match file.extension().and_then(|extension| extension.to_str()) {
         Some("xz") => "xz",
@@ -155,7 +155,7 @@ fn plain(file: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// The modules that a module needs, as it says itself.
+/// Returns the modules that a module depends on, as it says itself.
 fn needs(module: &[u8]) -> anyhow::Result<Vec<String>> {
     let file = object::File::parse(module)?;
     let section = file.section_by_name(".modinfo").context("it has no .modinfo")?;

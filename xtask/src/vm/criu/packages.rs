@@ -1,4 +1,4 @@
-//! CRIU of a Debian suite, with the libraries of the same suite, apart from this machine's.
+//! CRIU from a Debian suite, with the libraries of the same suite, separate from this machine's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,29 +20,29 @@ use crate::{
     vm::{cpio::Archive as Cpio, debian::Archive, initramfs::read},
 };
 
-/// What loads libraries.
+/// The program that loads libraries.
 const LOADER: &str = "ld-linux-x86-64.so.2";
 
 /// A CRIU with all that it needs.
 pub(in crate::vm) struct Criu {
     /// The version of its package.
     pub(in crate::vm) version: String,
-    /// Whether it is of the series that was wanted: one that the rules know.
+    /// Whether its series is the wanted one, which the rules know.
     pub(in crate::vm) is_wanted: bool,
-    /// Where it is, with its libraries by the names by which it asks for them.
+    /// The directory with the program and its libraries, which have the names that it asks for.
     dir: PathBuf,
 }
 
-/// The kind of thing that it is, in the cache.
+/// The directory of CRIUs in the cache.
 const KIND: &str = "criu";
 
 /// The program, beside its libraries.
 const PROGRAM: &str = "criu.bin";
 
-/// The CRIU of a suite. If that has gone on to another series than the row's, the last one that
-/// came from it; else the one that it has.
+/// Returns the CRIU of a suite. If the suite has gone on to another series than the row's, returns
+/// the last one of that series that is in the cache, or else the suite's new one.
 pub(super) fn get(row: &Row, may_download: bool) -> anyhow::Result<Criu> {
-    // The version of the package begins with that of CRIU, and a dash.
+    // The package's version is CRIU's version, a dash, and more.
     let series = format!("{}-", row.series);
     let from_suite = from_suite(row, may_download);
     match from_suite {
@@ -65,7 +65,7 @@ pub(super) fn get(row: &Row, may_download: bool) -> anyhow::Result<Criu> {
     from_suite.map(|criu| Criu { is_wanted: false, ..criu })
 }
 
-/// What the suite has now.
+/// Returns what the suite has now.
 fn from_suite(row: &Row, may_download: bool) -> anyhow::Result<Criu> {
     let archive = Archive::open(&format!("criu-{}", row.suite), &[row.suite], may_download)?;
     let file = archive.file_name("criu")?;
@@ -97,20 +97,20 @@ fn gather(archive: &Archive, dir: &Path) -> anyhow::Result<()> {
     fs::remove_dir_all(&packages).with_context(|| format!("remove {}", packages.display()))
 }
 
-/// CRIU's package, and those of libraries that it needs, by way of others too.
+/// Returns CRIU's package and those of the libraries that it needs, directly or through others.
 fn packages_of_criu(archive: &Archive) -> anyhow::Result<Vec<String>> {
     let (mut found, mut new) = (BTreeSet::new(), vec!["criu".to_owned()]);
     while !new.is_empty() {
         let needed = archive.needs(&new)?;
         found.extend(new);
-        // What isn't a library is for CRIU's other programs.
+        // Packages that aren't libraries are for CRIU's other programs.
         let needed = needed.into_iter().filter(|name| name.starts_with("lib") && !found.contains(name));
         new = needed.collect::<BTreeSet<_>>().into_iter().collect();
     }
     Ok(found.into_iter().collect())
 }
 
-/// The libraries that a program needs, out of unpacked packages.
+/// Finds the libraries that a program needs in unpacked packages.
 fn libraries(program: &Path, roots: &[PathBuf]) -> anyhow::Result<BTreeMap<String, PathBuf>> {
     const DIRS: [&str; 5] =
         ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib64", "lib64", "usr/lib"];
@@ -131,7 +131,7 @@ fn libraries(program: &Path, roots: &[PathBuf]) -> anyhow::Result<BTreeMap<Strin
     Ok(found)
 }
 
-/// The libraries that a program or library asks for.
+/// Returns the libraries that a program or library asks for.
 fn needed(file: &Path) -> anyhow::Result<Vec<String>> {
     let data = read(file)?;
     let read = || -> object::Result<Vec<String>> {
@@ -150,7 +150,7 @@ fn needed(file: &Path) -> anyhow::Result<Vec<String>> {
 }
 
 impl Criu {
-    /// Adds it to a guest's root, at a place.
+    /// Adds it to a guest's root at a place.
     pub(in crate::vm) fn add(&self, archive: &mut Cpio, place: &str) -> anyhow::Result<()> {
         for (name, data) in self.files(place)? {
             archive.file(&format!("{place}/{name}"), data)?;
@@ -158,7 +158,7 @@ impl Criu {
         Ok(())
     }
 
-    /// Puts it into a directory of this machine's.
+    /// Writes it into a directory of this machine.
     pub(in crate::vm) fn install(&self, dir: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         let place = dir.to_str().with_context(|| format!("{} isn't text", dir.display()))?;
@@ -171,7 +171,7 @@ impl Criu {
         Ok(())
     }
 
-    /// All files that it needs in a directory: the one called `criu` is a script, which starts it
+    /// Returns all its files for one directory. The one called `criu` is a script that starts it
     /// with its own libraries.
     fn files(&self, place: &str) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
         let script =
@@ -184,7 +184,7 @@ impl Criu {
         Ok(files)
     }
 
-    /// CRIU's own version, without that of the package: `4.2.1` of `4.2.1-1+b1`.
+    /// Returns CRIU's own version, without the package's: `4.2.1` for `4.2.1-1+b1`.
     pub(in crate::vm) fn release(&self) -> &str {
         self.version.split('-').next().unwrap_or_default()
     }

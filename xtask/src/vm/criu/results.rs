@@ -1,4 +1,4 @@
-//! What a guest told of its dumps, and what that comes to.
+//! Results of a guest's dumps.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 use super::explained::explanation;
 use crate::vm::log::{End, Log};
 
-/// All that came of one version.
+/// All results of one version.
 pub(super) struct Results {
     name: String,
     /// The version of CRIU's package.
     package: String,
-    /// What CRIU says of itself.
+    /// The version that CRIU prints.
     version: String,
     log: Log,
     /// How many dumps of each fixture there should be.
@@ -49,7 +49,7 @@ impl Results {
         }
     }
 
-    /// Whether everything ran, and nothing disagreed but for what is explained.
+    /// Returns whether everything ran, and all differences are explained.
     pub(super) fn is_good(&self) -> bool {
         self.is_complete()
             && matches!(self.log.end, End::Finished(_))
@@ -57,29 +57,29 @@ impl Results {
             && self.disagreements().all(|dump| explanation(dump).is_some())
     }
 
-    /// Whether the guest failed, though there is no fixture that should be repeated: its kernel
-    /// panicked before the first or after the last.
+    /// Returns whether the guest failed although no fixture must be repeated: its kernel panicked
+    /// before the first one or after the last one.
     pub(super) fn ended_badly(&self) -> bool {
         !self.is_good() && self.to_repeat().is_empty()
     }
 
-    /// Dumps of which `fdtracker check` said something else.
+    /// Returns the dumps about which `fdtracker check` said something else.
     pub(super) fn disagreements(&self) -> impl Iterator<Item = &Value> {
         let disagree = |dump: &&Value| dump.get("agrees") == Some(&Value::Bool(false));
         self.dumps.iter().filter(|dump| is_compared(dump)).filter(disagree)
     }
 
-    /// All dumps.
+    /// Returns all dumps.
     pub(super) fn dumps(&self) -> &[Value] {
         &self.dumps
     }
 
-    /// What they are of.
+    /// Returns the name of the results.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The version of CRIU's package, and the release of the kernel.
+    /// Returns the version of CRIU's package, and the kernel's release.
     pub(super) fn ground(&self) -> (&str, &str) {
         (&self.package, &self.log.release)
     }
@@ -88,7 +88,7 @@ impl Results {
         !self.expected.is_empty() && self.missing().is_empty()
     }
 
-    /// Fixtures of which not all dumps are there.
+    /// Returns the fixtures of which some dumps are missing.
     pub(super) fn missing(&self) -> Vec<String> {
         let found = |name: &str| self.dumps.iter().filter(|dump| text(dump, "fixture") == name).count();
         self.expected
@@ -98,7 +98,7 @@ impl Results {
             .collect()
     }
 
-    /// Fixtures of which something is missing, hung, or disagreed.
+    /// Returns the fixtures of which a dump is missing, hung, or disagreed.
     pub(super) fn to_repeat(&self) -> Vec<String> {
         let odd = self.disagreements().filter(|dump| explanation(dump).is_none());
         let odd = odd.chain(self.with_verdict("hung"));
@@ -107,7 +107,7 @@ impl Results {
         names.into_iter().collect()
     }
 
-    /// Adds what came of another guest, which had the fixtures that were to be repeated.
+    /// Adds the results of another guest, which has repeated some fixtures.
     pub(super) fn and(self, other: Self) -> Self {
         let again = self.to_repeat();
         let mut dumps = self.dumps;
@@ -120,7 +120,7 @@ impl Results {
         self.dumps.iter().filter(move |dump| text(dump, "verdict") == verdict)
     }
 
-    /// The table.
+    /// Returns the table of results.
     pub(super) fn json(&self) -> anyhow::Result<String> {
         Ok(serde_json::to_string_pretty(&json!({
             "criu": self.version,
@@ -132,7 +132,7 @@ impl Results {
         }))? + "\n")
     }
 
-    /// What it comes to, for people.
+    /// Returns a summary for people.
     pub(super) fn summary(&self) -> String {
         let mut out = String::new();
         for dump in &self.dumps {
@@ -180,29 +180,30 @@ impl Results {
     }
 }
 
-/// Whether there is something to agree with: a dump that wasn't begun says nothing.
+/// Returns whether there is something to compare: a dump that didn't begin says nothing.
 pub(super) fn is_compared(dump: &Value) -> bool {
     matches!(text(dump, "verdict"), "dumped" | "refused")
 }
 
-/// What CRIU was told.
+/// Returns the options that CRIU was given.
 pub(super) fn options(dump: &Value) -> Vec<&str> {
     let options = dump.get("options").and_then(Value::as_array);
     options.into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// A text of a dump's.
+/// Returns a text from a dump.
 pub(super) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// How many dumps there have been, and how many there should be.
+/// Returns how many dumps there were, and how many there should be.
 pub(super) fn progress(output: &str) -> (usize, usize) {
     let (expected, dumps) = parse(output);
     (dumps.len(), expected.values().sum())
 }
 
-/// The number of dumps of each fixture that was told beforehand, and what was told of each dump.
+/// Reads the number of dumps of each fixture, which the guest told first, and what it told about
+/// each dump.
 fn parse(output: &str) -> (BTreeMap<String, usize>, Vec<Value>) {
     let lines = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let (head, dumps): (Vec<Value>, Vec<Value>) = lines.partition(|line| line.get("runs").is_some());

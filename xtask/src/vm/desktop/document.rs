@@ -1,4 +1,4 @@
-//! docs/case-vnc.md: the case from symptom to fix, in the words of what ran.
+//! docs/case-vnc.md: the case from symptom to fix, in the output of real programs.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs};
 
@@ -10,7 +10,7 @@ use crate::{paths::workspace, whole};
 /// The page.
 pub(crate) const FILE: &str = "docs/case-vnc.md";
 
-/// Writes it, of what the tests recorded here and in the guest.
+/// Writes the page from what the tests recorded here and in the guest.
 pub(super) fn write(here: &str, guest: &str, commit: &str) -> anyhow::Result<()> {
     let text = document(&records(guest), &records(here)).context("the tests recorded too little")?;
     let text = format!("{text}\n{}\n", whole::sentence(commit));
@@ -19,26 +19,26 @@ pub(super) fn write(here: &str, guest: &str, commit: &str) -> anyhow::Result<()>
     Ok(())
 }
 
-/// What was seen of something, on some kernel.
+/// A result that a test recorded on some kernel.
 struct Record {
     what: String,
     kernel: String,
     seen: Value,
 }
 
-/// The lines that are records.
+/// Returns the lines that are records.
 fn records(log: &str) -> Vec<Record> {
     let record = |line: &str| {
         let mut line: Value = serde_json::from_str(line.trim()).ok()?;
         let what = line.get("desktop")?.as_str()?.to_owned();
-        // Without who built it.
+        // The kernel's release, without its builder.
         let kernel = line.get("kernel")?.as_str()?.split('-').next()?.to_owned();
         Some(Record { what, kernel, seen: line.get_mut("seen")?.take() })
     };
     log.lines().filter_map(record).collect()
 }
 
-/// The first of these.
+/// Returns the first of these records.
 fn first<'a>(records: &'a [Record], what: &str, is_it: impl Fn(&Value) -> bool) -> Option<&'a Record> {
     records.iter().find(|record| record.what == what && is_it(&record.seen))
 }
@@ -85,12 +85,12 @@ Which program has that fd, and whether it is the only one, it doesn't say. The n
     )
 }
 
-/// A part of a value; nothing, if it has none.
+/// Returns a part of a value, or nothing if it has no such part.
 fn at<'a>(value: &'a Value, path: &str) -> &'a Value {
     value.pointer(path).unwrap_or(&Value::Null)
 }
 
-/// The text of a string.
+/// Returns the text of a string.
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
@@ -117,24 +117,24 @@ stops at:
     rows(out, guest, here, |seen| at(seen, "/session") == "whole" && !is_told(seen))
 }
 
-/// Whether CRIU was told where watched files are.
+/// Returns whether CRIU was told where watched files are.
 fn is_told(seen: &Value) -> bool {
     at(seen, "/told").as_array().is_some_and(|paths| !paths.is_empty())
 }
 
-/// Each path that it was told.
+/// Returns each path that it was told.
 fn told(record: &Record, shown: impl Fn(&str) -> String) -> String {
     at(&record.seen, "/told").as_array().into_iter().flatten().map(|path| shown(text(path))).collect()
 }
 
-/// As it was printed, for the name instead of the id.
+/// Returns the check as it was printed, with the container's name and not its id.
 fn shown(check: &str) -> String {
     let (target, rest) = check.split_once(':').unwrap_or(("", check));
     let is_id = target.len() == 64;
     if is_id { format!("desktop:{}", rest.trim_end()) } else { check.trim_end().to_owned() }
 }
 
-/// A table of what was foretold, and what CRIU did.
+/// Writes a table of what `check` predicted and what CRIU did.
 fn rows(out: &mut String, guest: &[Record], here: &[Record], are: impl Fn(&Value) -> bool) -> Written {
     writeln!(out, "| CRIU | Linux | `check` counts | `check` lists first | CRIU stops at |")?;
     writeln!(out, "|---|---|---|---|---|")?;
@@ -244,7 +244,7 @@ A window manager and the bus that it needs, without XFCE's session and panel; CR
 "
     )?;
     rows(out, guest, here, of("simplified", true))?;
-    // The paragraph that shows the tree.
+    // The paragraph with the tree.
     let tree = text(at(&part.seen, "/text")).split("\n\n").find(|part| part.starts_with("process tree"));
     let tree = tree.ok_or(std::fmt::Error)?.trim_end();
     let criu = |record: &&Record| text(at(&record.seen, "/criu")).to_owned();

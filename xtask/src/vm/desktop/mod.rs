@@ -1,8 +1,8 @@
-//! `cargo xtask desktop`: the case that started it all, with the real programs: XFCE, TightVNC and
-//! IBus in a container.
+//! `cargo xtask desktop`: tests the case that this project began with, with the real programs:
+//! XFCE, TightVNC and IBus in a container.
 //!
-//! Its tests are those called `desktop::`. They run on this machine, with the CRIUs that run on any
-//! kernel; and in a guest with the oldest one, which doesn't. `cargo xtask test --everything` runs
+//! Its tests have names with `desktop::`. They run on this machine with the CRIUs that run on any
+//! kernel, and in a guest with the oldest CRIU, which doesn't. `cargo xtask test --everything` runs
 //! both.
 
 mod document;
@@ -43,25 +43,26 @@ pub(crate) struct Args {
     no_install: bool,
 }
 
-/// The tests, by the beginning of their names.
+/// The beginning of the tests' names.
 pub(crate) const TESTS: &str = "desktop::";
 
-/// The versions of CRIU that run here.
+/// The versions of CRIU that run on this machine.
 const HERE: [&str; 2] = ["4.1.1", "4.2.1"];
 
-/// The one that needs a kernel of its time.
+/// The version that needs a kernel of its time.
 const IN_A_GUEST: &str = "3.17.1";
 
-/// What tests add what they saw to, a line of JSON each.
+/// The variable that names the file to which tests add a line of JSON for each result.
 const RECORD: &str = "FDTRACKER_DESKTOP_RECORD";
 
-/// Where tests find the root of the container.
+/// The variable that names the container's root.
 const ROOT: &str = "FDTRACKER_DESKTOP_ROOT";
 
-/// Where tests find CRIUs, each in a directory that is named after its version.
+/// The variable that names the directory of CRIUs. Each is in a directory that is named after its
+/// version.
 const CRIUS: &str = "FDTRACKER_CRIUS";
 
-/// A desktop takes more memory than what most guests run, in MiB.
+/// The memory of the desktop's guest in MiB. It needs more than most guests.
 const MEMORY: u32 = 2560;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -82,49 +83,49 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Only the tests on this machine.
+/// Runs only the tests on this machine.
 pub(crate) fn run_here(no_install: bool) -> anyhow::Result<()> {
     test::provide(needed_packages()?, no_install)?;
     prepare(no_install)?;
     test::integration(&test::Choice { filter: Some(TESTS), desktop: true }).map(drop)
 }
 
-/// Only the guest.
+/// Runs only the guest.
 pub(crate) fn run_guest(no_install: bool) -> anyhow::Result<()> {
     test::provide(needed_packages()?, no_install)?;
     prepare_guest(no_install)?.run().map(drop)
 }
 
-/// The page of the case, with what tests here have recorded, and those in a guest.
+/// Writes the page of the case from the records of tests here and in a guest.
 pub(super) fn write_document(record: &Path, guest: &Run, commit: &str) -> anyhow::Result<()> {
     document::write(&qemu::read(record)?, &qemu::read(&guest.tests)?, commit)
 }
 
-/// An empty file for what tests see.
+/// Makes an empty file for the tests' records.
 pub(crate) fn new_record() -> anyhow::Result<PathBuf> {
     let record = dir()?.join("record.jsonl");
     fs::write(&record, "").with_context(|| format!("write {}", record.display()))?;
     Ok(record)
 }
 
-/// Has tests record what they see.
+/// Makes tests record their results.
 pub(crate) fn record_in(command: &mut Command, record: &Path) {
     command.env(RECORD, record);
 }
 
-/// What must be installed before.
+/// Returns the packages that must be installed first.
 pub(crate) fn needed_packages() -> anyhow::Result<Vec<Package>> {
     Ok(criu::needed_packages()?.into_iter().chain(root::missing_package()).collect())
 }
 
-/// Where what is made for it is, but for what the cache has.
+/// Returns the directory of what is made for these tests and isn't in the cache.
 fn dir() -> anyhow::Result<PathBuf> {
     let dir = target()?.join("desktop");
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     Ok(dir)
 }
 
-/// Where the CRIUs are that run on this machine.
+/// Returns the directory of the CRIUs that run on this machine.
 fn crius() -> anyhow::Result<PathBuf> {
     Ok(dir()?.join("criu"))
 }
@@ -132,7 +133,7 @@ fn crius() -> anyhow::Result<PathBuf> {
 /// Makes what the tests need on this machine.
 pub(crate) fn prepare(no_install: bool) -> anyhow::Result<()> {
     root::make(!no_install)?;
-    // Of earlier runs, there may be others.
+    // CRIUs of earlier runs may be there.
     let _ = fs::remove_dir_all(crius()?);
     for version in HERE {
         let criu = criu::get(version, !no_install)?;
@@ -141,13 +142,13 @@ pub(crate) fn prepare(no_install: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tells tests where it is.
+/// Tells tests where these things are.
 pub(crate) fn tell(tests: &mut Command) -> anyhow::Result<()> {
     tests.env(ROOT, root::make(false)?).env(CRIUS, crius()?);
     Ok(())
 }
 
-/// The guest that runs the tests with the CRIU of the report.
+/// The guest that runs the tests with the CRIU of the first report.
 pub(super) struct Prepared {
     kernel: Kernel,
     disk: PathBuf,
@@ -155,12 +156,12 @@ pub(super) struct Prepared {
     dir: PathBuf,
 }
 
-/// Makes what it needs.
+/// Makes what the guest needs.
 pub(super) fn prepare_guest(no_install: bool) -> anyhow::Result<Prepared> {
     let dir = dir()?;
     let criu = criu::get(IN_A_GUEST, !no_install)?;
     let (mut kernel, modules) = criu::kernel_of(IN_A_GUEST, !no_install)?;
-    // Other guests of the kernel have other tests.
+    // Other guests with this kernel run other tests.
     kernel.row.name = "desktop";
     let disk = root::disk(&root::make(!no_install)?)?;
     let initramfs = dir.join("initramfs");
@@ -169,7 +170,7 @@ pub(super) fn prepare_guest(no_install: bool) -> anyhow::Result<Prepared> {
 }
 
 impl Prepared {
-    /// Runs it, when its turn has come. It must pass.
+    /// Runs the guest when its turn has come. It must pass.
     pub(super) fn run(&self) -> anyhow::Result<Run> {
         let _turn = qemu::turn();
         let run = run_until_good(&Guest {
@@ -177,12 +178,12 @@ impl Prepared {
             feeder: "kprobe",
             initramfs: &self.initramfs,
             left_out: Vec::new(),
-            // As with CRIU's other guests.
+            // One processor, for the same reason as in CRIU's other guests.
             processors: 1,
             memory: MEMORY,
             disk: Some(&self.disk),
-            // A session of some twenty programs takes minutes to start, beside another guest even
-            // more.
+            // A session of some twenty programs takes minutes to start, and more beside another
+            // guest.
             patience: 4 * guest::PATIENCE,
             dir: &self.dir,
         })?;
@@ -201,7 +202,7 @@ fn write(file: &Path, criu: &criu::Criu, modules: &Path) -> anyhow::Result<()> {
     let command: Vec<String> = ["env".to_owned()].into_iter().chain(told).chain(run).collect();
     let mut archive = criu::start(&command, modules)?;
     criu.add(&mut archive, criu::PLACE)?;
-    // Where the tests look for it.
+    // The tests look for it here.
     criu.add(&mut archive, &format!("/crius/{}", criu.release()))?;
     criu::add(&mut archive, initramfs::programs()?.into_iter().chain([tests]).collect(), file)?;
     initramfs::finish(archive, file)

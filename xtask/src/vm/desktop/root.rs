@@ -1,4 +1,4 @@
-//! The root of a container that has a desktop, of Debian's packages.
+//! The root of a container with a desktop, from Debian's packages.
 
 use std::{
     fs,
@@ -17,10 +17,10 @@ use crate::{
 
 const SUITE: &str = "trixie";
 
-/// What makes the root.
+/// The program that makes the root.
 const MAKER: &str = "mmdebstrap";
 
-/// The programs of the report, and what they need to be started and looked at.
+/// The programs of the first report, and what is needed to start and observe them.
 const PACKAGES: [&str; 11] = [
     "dbus-x11",
     "ibus",
@@ -35,22 +35,22 @@ const PACKAGES: [&str; 11] = [
     "xfwm4",
 ];
 
-/// What no program reads.
+/// Directories that no program reads.
 const LEFT_OUT: [&str; 4] =
     ["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*", "/usr/share/info/*"];
 
-/// How much room is left on a disk.
+/// How much space is left free on a disk.
 const ROOM: u64 = 64 << 20;
 
-/// What must be installed to make it, besides what CRIU's guests need.
+/// Returns the package that must be installed to make it, besides those of CRIU's guests.
 pub(super) fn missing_package() -> Option<Package> {
     find(MAKER).is_none().then_some(Package::Install(MAKER))
 }
 
-/// The kind of thing that a root is, in the cache.
+/// The directory of roots in the cache.
 const KIND: &str = "roots";
 
-/// By what it is made of.
+/// Returns a name that depends on the contents.
 fn name() -> String {
     let mut hasher = DefaultHasher::new();
     (SUITE, PACKAGES, LEFT_OUT).hash(&mut hasher);
@@ -61,13 +61,13 @@ fn disk_name() -> String {
     format!("{}.ext4", name())
 }
 
-/// Makes it, unless it is in the cache. Returns where it is.
+/// Makes the root, unless it is in the cache. Returns its path.
 pub(super) fn make(may_download: bool) -> anyhow::Result<PathBuf> {
     cache::get_or_make(KIND, &name(), |root| {
         if !may_download {
             bail!("the root of a desktop is needed (without --no-install {MAKER} makes it)");
         }
-        // A disk that was made of another one would be another system.
+        // A disk that was made from another root would be another system.
         cache::forget(KIND, &disk_name())?;
         let mut maker = as_root(MAKER);
         maker.args(["--mode=root", "--variant=minbase", "--aptopt=APT::Sandbox::User \"root\""]);
@@ -77,7 +77,7 @@ pub(super) fn make(may_download: bool) -> anyhow::Result<PathBuf> {
     })
 }
 
-/// The same as a file system in a file, for a guest's disk.
+/// Returns the root as a file system in a file, for a guest's disk.
 pub(super) fn disk(root: &Path) -> anyhow::Result<PathBuf> {
     cache::get_or_make(KIND, &disk_name(), |disk| {
         let used =
@@ -85,7 +85,7 @@ pub(super) fn disk(root: &Path) -> anyhow::Result<PathBuf> {
         let used: u64 =
             used.split_whitespace().next().unwrap_or_default().parse().context("du tells no size")?;
         let file = fs::File::create(disk).with_context(|| format!("make {}", disk.display()))?;
-        // What a file system has for itself goes with its size.
+        // What a file system needs for itself grows with its size.
         file.set_len(used + used / 8 + ROOM).with_context(|| format!("make {}", disk.display()))?;
         must(as_root(MKFS).args(["-q", "-O", "^has_journal", "-d"]).arg(root).arg(disk))
     })
