@@ -385,21 +385,22 @@ impl State {
     /// # Errors
     /// When the kernel's maps can't be read.
     pub fn note_verdicts(&mut self) -> Result<(), BpfError> {
-        let (inventory, _) = self.inventory()?;
+        // Those that are known will do, which saves a walk of the cgroup file system every second: of others
+        // there was no event.
+        let (inventory, _) = self.inventory(self.owners.cache().containers())?;
         let Some(histories) = &mut self.histories else { return Ok(()) };
         let now = (Instant::now(), SystemTime::now());
         for (container, entry) in &inventory.containers {
             let verdict = if entry.stale { Verdict::Unknown } else { entry.judged.verdict };
             histories.note(&container.cgroup, verdict, now);
         }
-        histories.retain(inventory.containers.iter().map(|(container, _)| container.cgroup.as_str()));
         Ok(())
     }
 
     /// Who holds what, now, and what that comes to. With the state of the programs, which are asked once.
-    fn inventory(&self) -> Result<(Inventory, Vec<Program>), BpfError> {
-        // Containers before tables: a table's cgroup that isn't known by then is looked up by itself.
-        let containers = self.owners.refresh();
+    /// Containers were listed before this reads tables: a table's cgroup that wasn't known then is looked up
+    /// by itself.
+    fn inventory(&self, containers: Vec<Arc<Container>>) -> Result<(Inventory, Vec<Program>), BpfError> {
         let kernel = &self.kernel;
         let (tables, flows, programs) = (kernel.tables()?, kernel.flows()?, kernel.programs()?);
         let mut uncounted = kernel.uncounted(&programs);
@@ -430,7 +431,7 @@ impl State {
         let lost = Loss::ALL.iter().map(|loss| (loss.stage(), kernel.lost(*loss))).collect();
         let ready = *self.ready.borrow();
         // Until adoption is done, counts would be too small.
-        let (inventory, programs) = match ready.then(|| self.inventory()).transpose()? {
+        let (inventory, programs) = match ready.then(|| self.inventory(self.owners.refresh())).transpose()? {
             Some((inventory, programs)) => (Some(inventory), programs),
             None => (None, kernel.programs()?),
         };

@@ -147,6 +147,19 @@ impl OwnerCache {
         }
     }
 
+    /// The containers whose cgroups were there when they were last looked at.
+    #[must_use]
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        let mut containers: HashMap<&str, &Arc<Container>> = HashMap::new();
+        let known = self.0.load();
+        for known in known.values().filter(|known| !known.gone) {
+            if let Owner::Container(container) = &known.owner {
+                containers.insert(&container.cgroup, container);
+            }
+        }
+        containers.into_values().cloned().collect()
+    }
+
     fn read<T>(&self, read: impl FnOnce(&HashMap<u64, Known>) -> T) -> T {
         read(&self.0.load())
     }
