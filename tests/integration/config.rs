@@ -291,8 +291,7 @@ fn a_reload() {
     let audits = || service.metrics().sum("fdtracker_audits_total");
     let before = audits();
     service.reload("criu = \"4.1\"\naudit-interval = \"100ms\"\nring-size = 8192\nmax-fds = 70_000\nlog-level = \"debug\"\n");
-    service
-        .logs(r#"these take effect only when the agent is started anew settings=["max-fds", "ring-size"]"#);
+    service.logs(r#"these take effect only when the agent is restarted settings=["max-fds", "ring-size"]"#);
     is("ok", 1.0);
     assert_eq!(service.metrics().get("fdtracker_criu_info", &[("version", "4.1")]), 1.0);
     eventually("audits come more often", || {
@@ -308,7 +307,7 @@ fn a_reload() {
         service.logs(said);
         assert_eq!(service.metrics().get("fdtracker_criu_info", &[("version", "4.1")]), 1.0);
     }
-    assert!(service.log().contains("the one before holds"));
+    assert!(service.log().contains("the old one stays"));
 
     service.reload("criu = \"3.17\"\n");
     is("blocked", 0.0);

@@ -1,29 +1,30 @@
-//! Errors as users are shown them.
+//! Errors, and how users see them.
 
 use std::{fmt, io};
 
 use thiserror::Error;
 
-/// A call that the kernel refused: which, on what, and why.
+/// A call that the kernel refused.
 #[derive(Debug, Error)]
 #[error("{call} {object}")]
 pub struct SyscallError {
-    /// What was called.
+    /// The call.
     pub call: &'static str,
-    /// On what.
+    /// The object of the call.
     pub object: String,
-    /// What the kernel says.
+    /// The kernel's error.
     pub source: io::Error,
 }
 
 impl SyscallError {
-    /// Names the call and its object, for `map_err`. The object is made into text only if there is an error.
+    /// Names the call and its object, for `map_err`. The object is formatted only if there is an
+    /// error.
     pub fn on(call: &'static str, object: impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
         move |source| Self { call, object: object.to_string(), source }
     }
 }
 
-/// An error and its causes, in one line.
+/// Formats an error and its causes in one line.
 #[must_use]
 pub fn chain(error: impl Into<anyhow::Error>) -> String {
     format!("{:#}", error.into())

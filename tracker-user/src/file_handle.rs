@@ -1,4 +1,4 @@
-//! Files by their handles. rustix has no call for them.
+//! Opens files by their handles. rustix has no call for this.
 
 use std::{
     io,
@@ -18,16 +18,17 @@ struct Handle {
     bytes: [u8; MAX_BYTES],
 }
 
-/// Opens a file by its handle, of this kind (include/linux/exportfs.h: enum fid_type), on the filesystem that `mount` is a
-/// file of.
+/// Opens a file by its handle. `kind` is the handle's type (include/linux/exportfs.h: enum
+/// fid_type), and `mount` is any file on the same filesystem.
 ///
 /// # Errors
-/// `ESTALE` when there is no such file any more; whatever `open_by_handle_at(2)` says otherwise.
+/// `ESTALE` when the file doesn't exist any more; otherwise, the error of `open_by_handle_at(2)`.
 pub(crate) fn open(mount: BorrowedFd<'_>, kind: i32, bytes: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
     let mut handle = Handle { length: bytes.len() as u32, kind, bytes: [0; MAX_BYTES] };
     handle.bytes.get_mut(..bytes.len()).ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(bytes);
     let flags = (flags | OFlags::CLOEXEC).bits();
-    // SAFETY: the kernel reads `length` bytes of the handle, which has as many: more were refused above.
+    // SAFETY: the kernel reads `length` bytes of the handle, which has as many: more were refused
+    // above.
     let fd =
         unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw const handle, flags) };
     if fd < 0 {

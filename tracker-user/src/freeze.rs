@@ -1,6 +1,8 @@
-//! Freezing what is looked at, so that it is of one moment: the cgroup freezer, thawed on every way out.
+//! Freezes a process tree during an inspection, so that all facts are of the same moment. Uses the
+//! cgroup freezer, and thaws on every way out.
 //!
-//! Whoever thaws is a process of its own, which waits for the end of this one: also if that is killed.
+//! A separate process thaws. It waits for the end of this one, and so works even if this one is
+//! killed.
 
 use std::{
     fs, io,
@@ -12,28 +14,28 @@ use std::{
 
 use thiserror::Error;
 
-use crate::{error::SyscallError, target::Found};
+use crate::{error::SyscallError, target::TargetTree};
 
-/// The hidden command by which the process is started that thaws.
+/// The hidden command that runs as the process that thaws.
 pub const COMMAND: &str = "thaw";
 
 /// How long the kernel may take to freeze everything.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why it can't be frozen.
+/// Why a tree can't be frozen.
 #[derive(Debug, Error)]
 pub enum FreezeError {
-    /// There is no freezer.
+    /// The tree has no freezer.
     #[error(
-        "{0} has no cgroup of its own that could be frozen; without --freeze all is of one moment only by luck"
+        "{0} has no cgroup of its own that could be frozen; without --freeze, facts may be of different moments"
     )]
     NoCgroup(String),
-    /// Others would be frozen too.
-    #[error("the cgroup {} holds more than what is to be looked at (process {pid}): it isn't frozen", .dir.display())]
+    /// Other processes would be frozen, too.
+    #[error("the cgroup {} also holds processes that aren't inspected (process {pid}): it isn't frozen", .dir.display())]
     Shared {
         /// The cgroup.
         dir: PathBuf,
-        /// One of the others.
+        /// One of the other processes.
         pid: u32,
     },
     /// It didn't freeze in time.
@@ -47,19 +49,19 @@ pub enum FreezeError {
     Call(#[from] SyscallError),
 }
 
-/// A freezer: cgroup v2's, or v1's.
+/// A cgroup's freezer, of v2 or v1.
 #[derive(Clone, Debug)]
 struct Freezer {
     dir: PathBuf,
-    /// v1: `freezer.state`.
+    /// Whether it is v1's, with `freezer.state`.
     v1: bool,
 }
 
-/// A cgroup that is frozen. Dropped, it is thawed.
+/// A cgroup that is frozen. When dropped, it is thawed.
 #[derive(Debug)]
 pub struct Frozen {
     freezer: Freezer,
-    /// `None` if somebody else had frozen it.
+    /// The process that thaws; `None` if somebody else froze the cgroup before.
     thawer: Option<Child>,
 }
 
@@ -67,13 +69,13 @@ impl Frozen {
     /// Freezes the cgroup of a tree.
     ///
     /// # Errors
-    /// When it has none of its own, or the kernel refuses.
-    pub fn freeze(found: &Found) -> Result<Self, FreezeError> {
-        let freezer = Freezer::of(found)?;
+    /// When the tree has no cgroup of its own, or the kernel refuses.
+    pub fn freeze(target: &TargetTree) -> Result<Self, FreezeError> {
+        let freezer = Freezer::of(target)?;
         if freezer.is_frozen() {
             return Ok(Self { freezer, thawer: None });
         }
-        // Before anything is frozen.
+        // The thawing process must run before anything is frozen.
         let thawer = freezer.thawer()?;
         let frozen = Self { freezer, thawer: Some(thawer) };
         frozen.freezer.write(true)?;
@@ -87,7 +89,7 @@ impl Frozen {
         Ok(frozen)
     }
 
-    /// Thaws it, and waits until it is.
+    /// Thaws the cgroup, and waits until it is thawed.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -98,7 +100,7 @@ impl Frozen {
 
     fn end(&mut self) {
         if let Some(thawer) = &mut self.thawer {
-            // It waits for the end of its input.
+            // The process waits for the end of its input.
             drop(thawer.stdin.take());
             let _ = thawer.wait();
         }
@@ -112,16 +114,16 @@ impl Drop for Frozen {
 }
 
 impl Freezer {
-    /// The freezer of a tree's cgroup.
-    fn of(found: &Found) -> Result<Self, FreezeError> {
-        let path = format!("/proc/{}/cgroup", found.root);
+    /// Finds the freezer of a tree's cgroup.
+    fn of(target: &TargetTree) -> Result<Self, FreezeError> {
+        let path = format!("/proc/{}/cgroup", target.root);
         let text = fs::read_to_string(&path).map_err(SyscallError::on("read", &path))?;
         let freezer =
-            Self::find(&text).ok_or_else(|| FreezeError::NoCgroup(format!("process {}", found.root)))?;
+            Self::find(&text).ok_or_else(|| FreezeError::NoCgroup(format!("process {}", target.root)))?;
         let own = std::process::id();
         for pid in freezer.pids() {
-            // Of a container all that is in its cgroup is its own.
-            let foreign = found.container.is_none() && !found.pids.contains(&pid) && pid != found.root;
+            // All processes in a container's cgroup belong to the container.
+            let foreign = target.container.is_none() && !target.pids.contains(&pid) && pid != target.root;
             if foreign || pid == own {
                 return Err(FreezeError::Shared { dir: freezer.dir, pid });
             }
@@ -129,7 +131,8 @@ impl Freezer {
         Ok(freezer)
     }
 
-    /// From `/proc/PID/cgroup`: v2's hierarchy is 0, v1's is named. Nothing for the root, which can't be frozen.
+    /// Finds the freezer from `/proc/PID/cgroup`, where v2's hierarchy has number 0, and v1's a
+    /// name. `None` for the root cgroup, which can't be frozen.
     fn find(text: &str) -> Option<Self> {
         let path = |wanted: &dyn Fn(&str, &str) -> bool| {
             let line = |line: &str| {
@@ -191,13 +194,15 @@ impl Freezer {
         let mut command = Command::new(program);
         command.arg(COMMAND).arg(self.file()).arg(self.word(false));
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        // A terminal's Ctrl-C is for everybody in the foreground: whoever thaws must outlive it.
+        // A terminal's Ctrl-C ends all processes in the foreground, and the process that thaws must
+        // outlive it.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         Ok(command.spawn().map_err(SyscallError::on("start", program))?)
     }
 }
 
-/// Waits for the end of the standard input, and then writes a word to a file: what the process does that thaws.
+/// Waits for the end of standard input, and then writes a word to a file. This is what the thawing
+/// process does.
 ///
 /// # Errors
 /// When the file can't be written.

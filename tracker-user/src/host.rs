@@ -1,4 +1,4 @@
-//! What this machine is: kernel version, clocks, who holds a port.
+//! Facts about this machine: kernel version, clocks, processes, who holds a port.
 
 use std::{
     fs, io,
@@ -11,7 +11,7 @@ pub use tracker_verdict::KernelVersion;
 
 use crate::proc;
 
-/// The running kernel's version.
+/// Returns the running kernel's version.
 ///
 /// # Errors
 /// When `/proc` can't be read, or tells no version.
@@ -21,25 +21,27 @@ pub fn running_kernel() -> io::Result<KernelVersion> {
         .ok_or_else(|| io::Error::other(format!("no kernel version in {:?}", release.trim())))
 }
 
-/// Turns the kernel's event times (`CLOCK_BOOTTIME`) into wall-clock times.
+/// Converts the kernel's event times (`CLOCK_BOOTTIME`) into wall-clock times.
 #[must_use]
 pub fn wall_clock(boot_ns: u64) -> SystemTime {
     let age = clock(ClockId::Boottime).saturating_sub(Duration::from_nanos(boot_ns));
     SystemTime::now().checked_sub(age).unwrap_or(UNIX_EPOCH)
 }
 
-/// The BPF programs' clock, `bpf_ktime_get_ns`: since the start of the machine, less what it slept.
+/// Returns the time of the BPF programs' clock (`bpf_ktime_get_ns`): since the machine's start,
+/// without the time that it slept.
 #[must_use]
 pub fn monotonic() -> Duration {
     clock(ClockId::Monotonic)
 }
 
 fn clock(id: ClockId) -> Duration {
-    // These two never go below 0.
+    // These two clocks are never below 0.
     rustix::time::clock_gettime(id).try_into().unwrap_or_default()
 }
 
-/// Returns freed memory to the kernel. Reading the kernel's type information takes some 20 MB once, which glibc would keep.
+/// Returns freed memory to the kernel. Reading the kernel's type information takes about 20 MB
+/// once, which glibc would keep.
 pub fn give_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the call has no precondition.
@@ -48,49 +50,49 @@ pub fn give_memory_back() {
     }
 }
 
-/// Has this thread give way to others, those of the watched and the one that shows events: it has work
-/// that may take some milliseconds longer.
+/// Lets this thread give way to others: the watched processes, and the thread that shows events.
+/// Its own work may take some milliseconds longer.
 pub fn give_way() {
     /// A third of the share of a thread at 0 (kernel: `sched_prio_to_weight`).
     const NICE: i32 = 5;
-    // To give way needs no capability; without it all is as right, and slower.
+    // Giving way needs no capability. If it fails, everything still works, but more slowly.
     let _ = rustix::process::setpriority_process(None, NICE);
 }
 
-/// The name of a process: its `comm`. `None` when it has gone.
+/// Returns the name of a process, its `comm`; `None` if it has gone.
 #[must_use]
 pub fn comm(pid: u32) -> Option<String> {
     let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
     Some(String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned())
 }
 
-/// The name of a process; empty when it has gone.
+/// Returns the name of a process; empty if it has gone.
 #[must_use]
 pub fn comm_or_empty(pid: u32) -> String {
     comm(pid).unwrap_or_default()
 }
 
-/// What an fd of a process is, as its link in `/proc` says. `None` when it has gone.
+/// Returns what an fd of a process is, as its link in `/proc` says; `None` if it has gone.
 #[must_use]
 pub fn fd_link(pid: u32, fd: u32) -> Option<String> {
     let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
     Some(link.to_string_lossy().into_owned())
 }
 
-/// Whether `/proc` doesn't show everybody all processes.
+/// Whether `/proc` hides processes from other users.
 #[must_use]
 pub fn hides_processes() -> bool {
     proc::own_mountinfo().is_ok_and(|text| is_hidepid(&text))
 }
 
 fn is_hidepid(mountinfo: &str) -> bool {
-    // What is mounted last is what is seen.
+    // The last mount covers the others.
     let mount = proc::mounts(mountinfo).filter(|mount| mount.mountpoint == "/proc").last();
     let hidepid = mount.and_then(|mount| mount.option("hidepid"));
     hidepid.is_some_and(|value| !matches!(value, "0" | "off"))
 }
 
-/// Which process listens on a TCP port, as `pid 123 (name)`, as far as this user may see it.
+/// Returns the process that listens on a TCP port, as `pid 123 (name)`, if this user may see it.
 #[must_use]
 pub fn listener_of(port: u16) -> Option<String> {
     let inode = ["/proc/net/tcp", "/proc/net/tcp6"]
@@ -110,7 +112,7 @@ pub fn listener_of(port: u16) -> Option<String> {
     None
 }
 
-/// The inode of the socket that listens (state 0A) on a port, from `/proc/net/tcp`.
+/// Returns the inode of the socket that listens (state 0A) on a port, from `/proc/net/tcp`.
 fn listening_inode(table: &str, port: u16) -> Option<&str> {
     let suffix = format!(":{port:04X}");
     table.lines().find_map(|line| {

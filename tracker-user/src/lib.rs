@@ -1,5 +1,5 @@
-//! fdtracker tells, for every running container and at every moment, whether CRIU could dump it, and which open fds stand
-//! in the way.
+//! fdtracker tells at every moment, for every running container, whether CRIU could dump it, and
+//! which open fds are blockers.
 //!
 //! Data flows one way:
 //!
@@ -11,16 +11,19 @@
 //!
 //! - [`bpf`]: the kernel side: probes, counts, audits. Knows nothing of containers.
 //! - [`runtime`]: which container a cgroup belongs to. Knows nothing of BPF.
-//! - [`inventory`]: from fd tables to processes to containers. Pure.
-//! - [`verdict`]: what CRIU would say, and what became of that in time: a crate of its own. Pure.
-//! - [`inspect`]: looks at a process tree from outside, for [`verdict`]. Knows nothing of BPF.
-//! - [`target`]: which process tree a user means; [`freeze`]: so that it keeps still; [`criu`]: the CRIU to judge for.
+//! - [`inventory`]: adds up fd tables by process and container. Pure.
+//! - [`verdict`]: what CRIU would say, and its history: a crate of its own. Pure.
+//! - [`inspect`]: reads a process tree from outside, in detail, for [`verdict`]. Knows nothing of
+//!   BPF.
+//! - [`target`]: the process tree that a user means; [`freeze`]: stops it during an inspection;
+//!   [`criu`]: the CRIU to judge for.
 //! - [`api`]: what goes over the wire, as plain data. No I/O.
-//! - [`agent`]: puts these together: the owner of the agent's state, the tasks that keep it true, and snapshots of it;
-//!   [`privileges`]: what the agent gives up once it is attached.
+//! - [`agent`]: combines these: the owner of the agent's state, the tasks that keep it current, and
+//!   snapshots of it; [`privileges`]: the capabilities that the agent keeps once it is attached.
 //! - [`config`]: values of flags from a file and the environment.
-//! - `proc`, `file_handle`: files of `/proc`, and files by their handles, for several of these. They depend on none.
-//! - [`metrics`], [`http`], [`cli`]: how they are shown it; [`error`]: and what went wrong.
+//! - `proc`, `file_handle`: files of `/proc`, and files by their handles, for several rooms. They
+//!   depend on none.
+//! - [`metrics`], [`http`], [`cli`]: what users see; [`error`]: what went wrong.
 
 pub mod agent;
 pub mod api;

@@ -1,5 +1,5 @@
-//! Which capabilities the agent uses, and what for; and how it gives up the others once its probes are attached: whoever gets hold of it then
-//! has no more than it needs.
+//! The capabilities that the agent uses, and why. Once its probes are attached it gives up all
+//! others, so that an attacker who takes over the agent has no more than it needs.
 
 use std::{collections::HashSet, io};
 
@@ -8,34 +8,35 @@ use thiserror::Error;
 
 use crate::proc::Status;
 
-/// A capability that the agent uses.
+/// A capability that the agent uses, and what for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Use {
-    /// Which.
+    /// The capability.
     pub capability: Capability,
     /// When it is needed.
     pub need: Need,
-    /// What for.
+    /// What it is needed for.
     pub reason: &'static str,
-    /// What comes of it if it is missing.
+    /// What happens if it is missing.
     pub without: &'static str,
 }
 
 /// When a capability is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// To start.
+    /// It is needed to start.
     Start,
-    /// For looks in detail.
-    Looks,
-    /// Only where another is missing.
+    /// It is needed for inspections.
+    Inspections,
+    /// It is needed only where another one is missing.
     Instead,
 }
 
 const STARTS_NOT: &str = "it doesn't start, and says so";
 
-/// All that the agent uses. It keeps those for its start, too: kernels before 5.18 want `CAP_BPF` and `CAP_PERFMON` for every call on BPF
-/// objects, the probe for fanotify is attached late, and cgroups, states of runtimes and what is watched are opened all the time.
+/// All capabilities that the agent uses. It keeps those that it needs to start, too: kernels before
+/// 5.18 require `CAP_BPF` and `CAP_PERFMON` for every call on BPF objects, the probe for fanotify
+/// is attached late, and cgroups, runtimes' files and watched files are opened all the time.
 pub const USES: [Use; 8] = [
     Use {
         capability: Capability::CAP_BPF,
@@ -57,7 +58,7 @@ pub const USES: [Use; 8] = [
     },
     Use {
         capability: Capability::CAP_SYS_PTRACE,
-        need: Need::Looks,
+        need: Need::Inspections,
         reason: "the files of other users' processes",
         without: "counts are exact all the same; verdicts are unknown but for kinds that no CRIU dumps",
     },
@@ -69,25 +70,25 @@ pub const USES: [Use; 8] = [
     },
     Use {
         capability: Capability::CAP_SYS_ADMIN,
-        need: Need::Looks,
+        need: Need::Inspections,
         reason: "mounts and unix peers in containers",
         without: "mounts, overmounted files and unix peers in containers are unknown: none is said to be ok",
     },
     Use {
         capability: Capability::CAP_SYS_CHROOT,
-        need: Need::Looks,
+        need: Need::Inspections,
         reason: "mounts in containers",
         without: "mounts in containers are unknown",
     },
     Use {
         capability: Capability::CAP_NET_ADMIN,
-        need: Need::Looks,
+        need: Need::Inspections,
         reason: "which network namespace a socket is in",
         without: "`check` says \"it depends on what isn't known\" of some sockets",
     },
 ];
 
-/// Those that are needed for something, and that this process doesn't have in effect.
+/// Returns those that are needed for this, and that this process doesn't have in effect.
 ///
 /// # Errors
 /// When `/proc/self/status` can't be read.
@@ -97,7 +98,7 @@ pub fn missing(need: Need) -> io::Result<Vec<Use>> {
 
 fn missing_from(need: Need, effective: u64) -> Vec<Use> {
     let has = |capability: Capability| effective & capability.bitmask() != 0;
-    // They were parts of CAP_SYS_ADMIN.
+    // These two were parts of CAP_SYS_ADMIN once.
     let stands_in = |capability| matches!(capability, Capability::CAP_BPF | Capability::CAP_PERFMON);
     let is_there = |capability| has(capability) || stands_in(capability) && has(Capability::CAP_SYS_ADMIN);
     USES.into_iter().filter(|used| used.need == need && !is_there(used.capability)).collect()
@@ -111,24 +112,25 @@ pub struct PrivilegesError {
     source: CapsError,
 }
 
-/// Gives up all capabilities but these, for good: for this thread, and threads and processes that it starts from now on. Of these it
-/// keeps those that it has.
+/// Gives up all capabilities except these, permanently: for this thread, and for threads and
+/// processes that it starts from now on. Of these it keeps those that it has.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn keep(only: &[Capability]) -> Result<(), PrivilegesError> {
     let error = |set| move |source| PrivilegesError { set, source };
     let only: HashSet<Capability> = only.iter().copied().collect();
-    // What is executed from now on gains nothing by its owner or its file. Every kernel since 3.5 can do that.
+    // A program that is executed from now on gains nothing from its owner or its file. Every kernel
+    // since 3.5 supports this.
     let _ = rustix::thread::set_no_new_privs(true);
     let has = |set, name| caps::read(None, set).map_err(error(name));
-    // Without CAP_SETPCAP the bounding set stays: nothing can be gained by it any more.
+    // Without CAP_SETPCAP the bounding set stays, but no capability can be gained from it any more.
     if has(CapSet::Effective, "effective")?.contains(&Capability::CAP_SETPCAP) {
         for capability in has(CapSet::Bounding, "bounding")?.difference(&only) {
             caps::drop(None, CapSet::Bounding, *capability).map_err(error("bounding"))?;
         }
     }
-    // In this order: what isn't permitted can't be in effect.
+    // The order matters: what isn't permitted can't be in effect.
     for (set, name) in [
         (CapSet::Ambient, "ambient"),
         (CapSet::Inheritable, "inheritable"),
@@ -156,7 +158,7 @@ mod tests {
         assert_eq!(names(1 << 39 | 1 << 2), ["CAP_PERFMON"]);
     }
 
-    /// `cargo xtask gen` writes the table anew.
+    /// `cargo xtask gen` rewrites the table.
     #[test]
     fn the_reference_is_up_to_date() {
         let row = |used: &Use| format!("| `{}` | {} | {} |\n", used.capability, used.reason, used.without);
@@ -170,7 +172,7 @@ mod tests {
         if std::env::var_os("FDTRACKER_WRITE_DOCS").is_some() {
             std::fs::write(path, made).unwrap();
         } else {
-            assert_eq!(document, made, "cargo xtask gen writes it anew");
+            assert_eq!(document, made, "cargo xtask gen rewrites it");
         }
     }
 

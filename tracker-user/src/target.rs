@@ -1,4 +1,4 @@
-//! Which process tree a user means: from words to the process at its root.
+//! Finds the process tree that a user means: from words to the process at its root.
 
 use std::{fmt, fs, path::Path, str::FromStr, sync::Arc};
 
@@ -10,14 +10,14 @@ use crate::{
     runtime::{Container, Directory, Hierarchy, HierarchyError, Resolver, SANDBOX},
 };
 
-/// What a user means.
+/// The tree that a user means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// `pid:N`: the tree under a process.
     Pid(u32),
-    /// `cgroup:/PATH`: what runs in a cgroup.
+    /// `cgroup:/PATH`: the processes in a cgroup.
     Cgroup(String),
-    /// `pod/NAMESPACE/NAME`, and perhaps `/CONTAINER`: a pod's container.
+    /// `pod/NAMESPACE/NAME[/CONTAINER]`: a pod's container.
     Pod {
         /// Kubernetes namespace.
         namespace: String,
@@ -30,7 +30,7 @@ pub enum Target {
     Container(String),
 }
 
-/// What was typed is no target.
+/// A text that describes no target.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
     "{0:?} is no target: give a container's name or the beginning of its id, pod/NAMESPACE/NAME, pid:N or cgroup:/PATH"
@@ -88,7 +88,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// Why there is no tree to look at.
+/// Why no tree was found.
 #[derive(Debug, Error)]
 pub enum TargetError {
     /// Containers can't be told apart.
@@ -99,15 +99,15 @@ pub enum TargetError {
     NoContainer {
         /// What was asked for.
         name: String,
-        /// Those that there are.
+        /// The containers that exist.
         known: Vec<String>,
     },
-    /// Several would do.
+    /// Several containers match.
     #[error("{name} may be any of {}: give more of its id", .candidates.join(", "))]
     Ambiguous {
         /// What was asked for.
         name: String,
-        /// Those that it may be.
+        /// Those that match.
         candidates: Vec<String>,
     },
     /// There is no such pod on this node.
@@ -126,8 +126,8 @@ pub enum TargetError {
     /// Nothing runs there.
     #[error("no process is in {0}")]
     Empty(String),
-    /// A process that no dump can be of.
-    #[error("{pid} ({comm}) is {what}, of which there is no dump")]
+    /// A process that can't be dumped.
+    #[error("{pid} ({comm}) is {what}, which can't be dumped")]
     NoTree {
         /// Its pid.
         pid: u32,
@@ -144,7 +144,7 @@ pub enum TargetError {
         /// Its process.
         pid: u32,
     },
-    /// It can't be read.
+    /// A file can't be read.
     #[error(transparent)]
     Read(#[from] SyscallError),
 }
@@ -158,22 +158,22 @@ fn others(containers: &[String]) -> String {
     }
 }
 
-/// A tree to look at.
+/// The process tree of a target.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct TargetTree {
     /// The process at its root.
     pub root: u32,
-    /// The container that it is of.
+    /// The container that it belongs to.
     pub container: Option<Arc<Container>>,
-    /// All processes in its cgroup, which may be more than the tree has.
+    /// All processes in its cgroup; there may be more than in the tree.
     pub pids: Vec<u32>,
 }
 
-impl Found {
-    /// The tree of a cgroup, below the root of its hierarchy.
+impl TargetTree {
+    /// Finds the tree of a cgroup. `root` is where its hierarchy is mounted.
     ///
     /// # Errors
-    /// When nothing runs there.
+    /// When no process runs there, or it can't be dumped.
     pub fn in_cgroup(
         root: &Path,
         cgroup: &str,
@@ -187,14 +187,14 @@ impl Found {
 }
 
 impl Target {
-    /// Finds the tree. Containers are called as the directory says.
+    /// Finds the tree. Containers have the names that the directory knows.
     ///
     /// # Errors
     /// When there is none, or several; the message says which there are.
-    pub fn find(&self, directory: &Arc<Directory>) -> Result<Found, TargetError> {
+    pub fn find(&self, directory: &Arc<Directory>) -> Result<TargetTree, TargetError> {
         if let Self::Pid(pid) = self {
             check(*pid)?;
-            return Ok(Found { root: *pid, container: None, pids: Vec::new() });
+            return Ok(TargetTree { root: *pid, container: None, pids: Vec::new() });
         }
         let hierarchy = Hierarchy::find()?;
         let root = hierarchy.root().to_owned();
@@ -208,7 +208,7 @@ impl Target {
                 (Some(container), cgroup)
             }
         };
-        Found::in_cgroup(&root, &cgroup, container)
+        TargetTree::in_cgroup(&root, &cgroup, container)
     }
 
     fn choose(&self, containers: &[Arc<Container>]) -> Result<Arc<Container>, TargetError> {
@@ -236,7 +236,7 @@ impl Target {
     }
 }
 
-/// The container of this name, or of an id that begins so.
+/// Returns the container with this name, or with an id that begins like this.
 ///
 /// # Errors
 /// When there is none, or several; the message says which there are.
@@ -271,12 +271,13 @@ fn short(id: &str) -> String {
     id.chars().take(16).collect()
 }
 
-/// A UID without its dashes, which cgroups spell in several ways.
+/// Removes the dashes from a UID, because cgroups spell it in several ways.
 fn bare(uid: &str) -> String {
     uid.chars().filter(char::is_ascii_alphanumeric).collect()
 }
 
-/// The UIDs of pods of this name: the kubelet keeps their logs in `/var/log/pods/NAMESPACE_NAME_UID`.
+/// Returns the UIDs of pods with this name: the kubelet keeps their logs in
+/// `/var/log/pods/NAMESPACE_NAME_UID`.
 fn pod_uids(namespace: &str, name: &str) -> Vec<String> {
     let prefix = format!("{namespace}_{name}_");
     let entries = fs::read_dir("/var/log/pods").into_iter().flatten().flatten();
@@ -284,7 +285,7 @@ fn pod_uids(namespace: &str, name: &str) -> Vec<String> {
     entries.filter_map(uid).collect()
 }
 
-/// All processes in a cgroup and below it.
+/// Lists all processes in a cgroup and below it.
 fn pids_below(dir: &Path) -> Result<Vec<u32>, TargetError> {
     let path = dir.join("cgroup.procs");
     let text = match fs::read_to_string(&path) {
@@ -292,19 +293,20 @@ fn pids_below(dir: &Path) -> Result<Vec<u32>, TargetError> {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => String::new(),
         result => result.map_err(SyscallError::on("read", path.display()))?,
     };
-    // 0: a process that isn't in this pid namespace, or has been waited for (Linux 7).
+    // 0 stands for a process that isn't in this pid namespace, or has been waited for (Linux 7).
     let mut pids: Vec<u32> =
         text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            // One that is removed meanwhile has no processes.
+            // A cgroup that is removed meanwhile has no processes.
             pids.extend(pids_below(&entry.path()).unwrap_or_default());
         }
     }
     Ok(pids)
 }
 
-/// The process that a dump of a container is of: the first in its pid namespace; else the oldest of those whose parent isn't in it.
+/// Returns the process at which a dump of a container starts: the first one in its pid namespace;
+/// else the oldest of those whose parent isn't in the container.
 fn init_of(pids: &[u32]) -> Option<u32> {
     let status: Vec<Status> = pids.iter().filter_map(|pid| Status::of(*pid)).collect();
     let is_top = |status: &&Status| !pids.contains(&status.parent);
@@ -313,7 +315,7 @@ fn init_of(pids: &[u32]) -> Option<u32> {
     first.or_else(|| top().min_by_key(|status| status.pid)).map(|status| status.pid)
 }
 
-/// Whether a dump can be of a process at all.
+/// Checks whether a process can be dumped at all.
 fn check(pid: u32) -> Result<(), TargetError> {
     let status = Status::of(pid).ok_or(TargetError::NoProcess(pid))?;
     let refuse = |what| Err(TargetError::NoTree { pid, comm: status.comm.clone(), what });

@@ -1,4 +1,4 @@
-//! Audits: now and then, when a probe asks for one, and when something was lost.
+//! Runs audits: at intervals, when a probe requests one, and when something was lost.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,27 +14,33 @@ use super::{
 };
 use crate::{bpf::Audit, error::chain};
 
-/// Requests that come at once are one audit. It waits at the least this long, and so long that requested
-/// audits take no more than a twentieth of the time.
+/// Requests that come close together are answered by one audit. It waits at least this long, and
+/// longer if the last audit took long: requested audits take no more than a twentieth of the time.
 const COALESCE: Duration = Duration::from_millis(50);
 const COALESCE_FACTOR: u32 = 20;
 
-/// After an audit that had something to put right the next one follows soon: what it put right may have
-/// been on its way out.
+/// After an audit that corrected something, the next one follows soon: the corrected file may have
+/// been about to close.
 const AFTER_CORRECTION: Duration = Duration::from_secs(1);
 
-/// How often losses are looked for.
+/// How often losses are read.
 const LOSS_CHECK: Duration = Duration::from_secs(1);
 
-/// What is audited.
+/// Can be audited: the agent's state, or a fake in tests.
 pub(super) trait Auditor: Send + Sync + 'static {
     /// Whether probes keep counts current.
     fn is_live(&self) -> bool;
 
-    /// Compares all counts with the kernel's list of open files, and puts them right.
+    /// Compares all counts with the kernel's list of open files, and corrects them.
+    ///
+    /// # Errors
+    /// When the kernel's lists or maps can't be read.
     fn audit(&self) -> impl Future<Output = Result<Audit, StateError>> + Send;
 
-    /// How often something was lost so far.
+    /// Returns how often something was lost so far.
+    ///
+    /// # Errors
+    /// When the kernel's counters can't be read.
     fn losses(&self) -> impl Future<Output = Result<u64, StateError>> + Send;
 }
 
@@ -55,6 +61,7 @@ impl Auditor for Handle {
     }
 }
 
+/// Audits, attaches what has become necessary, and clears what belongs to cgroups that have gone.
 async fn audit_and_tidy_up(state: &Handle) -> Result<Audit, StateError> {
     let mut audit = audit_once(state).await?;
     if state.with(State::attach_on_demand).await? {
@@ -64,7 +71,7 @@ async fn audit_and_tidy_up(state: &Handle) -> Result<Audit, StateError> {
     Ok(audit)
 }
 
-/// While an audit waits, the state is free for others.
+/// Makes one audit. While it waits, others can use the state.
 async fn audit_once(state: &Handle) -> Result<Audit, StateError> {
     let mut audit = state.with(State::begin_audit).await?;
     while let Some(wait) = audit.wait() {
@@ -74,7 +81,7 @@ async fn audit_once(state: &Handle) -> Result<Audit, StateError> {
     state.with(|state| state.finish_audit(audit)).await
 }
 
-/// Audits for as long as it is polled. `audited` is told of each.
+/// Audits for as long as it is polled. Notifies `audited` after each audit.
 pub(super) async fn run(
     auditor: impl Auditor,
     requests: Arc<Notify>,
@@ -82,7 +89,7 @@ pub(super) async fn run(
     mut pace: watch::Receiver<Pace>,
     liveness: TaskLiveness,
 ) {
-    // What was adopted may have been on its way to another cgroup.
+    // A file that adoption counted may have been on its way to another cgroup.
     let mut wait = pace.borrow_and_update().audits(auditor.is_live()).min(AFTER_CORRECTION);
     let mut last = Duration::ZERO;
     loop {
@@ -91,7 +98,7 @@ pub(super) async fn run(
             () = sleep(wait) => {}
             () = requests.notified() => {
                 sleep((last * COALESCE_FACTOR).clamp(COALESCE, AFTER_CORRECTION)).await;
-                // The audit answers those, too, that came meanwhile.
+                // The audit also answers the requests that have come meanwhile.
                 let _ = timeout(Duration::ZERO, requests.notified()).await;
             }
             Ok(()) = pace.changed() => {
@@ -115,18 +122,18 @@ pub(super) async fn run(
     }
 }
 
-/// Requests an audit when something was lost: whatever it was, the kernel's own list of files tells.
+/// Requests an audit when something was lost. The kernel's own list of files repairs any loss.
 pub(super) async fn watch_losses(auditor: impl Auditor, requests: Arc<Notify>, liveness: TaskLiveness) {
     let mut known = 0;
     loop {
         liveness.within(LOSS_CHECK);
         match auditor.losses().await {
             Ok(losses) if losses != std::mem::replace(&mut known, losses) => {
-                tracing::debug!(losses, "something was lost: an audit must look");
+                tracing::debug!(losses, "something was lost: requesting an audit");
                 requests.notify_one();
             }
             Ok(_) => {}
-            Err(error) => tracing::error!(error = %chain(error), "look for losses"),
+            Err(error) => tracing::error!(error = %chain(error), "read losses"),
         }
         sleep(LOSS_CHECK).await;
     }
@@ -144,7 +151,7 @@ mod tests {
     use super::*;
     use crate::agent::liveness::Liveness;
 
-    /// Finds what it is told to, and remembers when it was asked.
+    /// Finds what it is told to find, and remembers when it was asked.
     struct Fake {
         live: bool,
         begun: Instant,
@@ -191,7 +198,7 @@ mod tests {
     }
 
     impl Running {
-        /// When audits were made up to now, in whole seconds.
+        /// Returns when audits were made so far, in whole seconds.
         async fn audits_after(&self, seconds: u64) -> Vec<u64> {
             tokio::time::sleep_until(self.fake.begun + Duration::from_millis(seconds * 1000 + 500)).await;
             self.fake.audits.lock().unwrap().iter().map(Duration::as_secs).collect()
@@ -230,7 +237,7 @@ mod tests {
             running.requests.notify_one();
             sleep(Duration::from_millis(10)).await;
         }
-        // The last took 40 ms: this waits for 800.
+        // The last audit took 40 ms, so this one waits for 800.
         assert_eq!(running.audits_after(6).await, [1, 6]);
     }
 

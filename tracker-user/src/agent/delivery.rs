@@ -1,4 +1,4 @@
-//! What an event leads to, once its owner is known.
+//! Delivers events, once their owner is known.
 
 use std::sync::Arc;
 
@@ -13,24 +13,24 @@ use crate::{
 };
 use tracker_ebpf::Kind;
 
-/// Hands events on: to subscribers, and to those tasks that have work to do because of them.
+/// Delivers events to subscribers, and notifies the tasks that have work to do because of them.
 #[derive(Clone)]
 pub(super) struct Delivery {
     pub(super) feed: Feed,
     pub(super) judge: watch::Receiver<Arc<Judge>>,
-    /// Containers that are to be inspected.
+    /// Containers that must be inspected.
     pub(super) changed: Arc<Changed>,
-    /// Told when a verdict may be another.
+    /// Notified when a verdict may have changed.
     pub(super) verdicts: Arc<Notify>,
 }
 
 impl Delivery {
-    /// Whether more must be known of an event than it says itself.
+    /// Whether the event lacks something that subscribers are shown.
     pub(super) fn needs_details(&self, event: &Event) -> bool {
         self.feed.is_followed() && (event.comm.is_none() || has_link(event).is_some())
     }
 
-    /// Hands an event on.
+    /// Delivers an event.
     pub(super) fn deliver(&self, event: &Event, owner: &Owner, details: Details) {
         if let Owner::Container(container) = owner {
             self.changed.add(container);
@@ -44,7 +44,7 @@ impl Delivery {
     }
 }
 
-/// The fd whose link tells what was opened, if its kind has no name of its own.
+/// Returns the fd whose link in `/proc` tells what was opened, if its kind has no name of its own.
 pub(super) fn has_link(event: &Event) -> Option<u32> {
     match event.change {
         Change::Opened { fd, tag } if tag.kind() == Some(Kind::AnonOther) => Some(fd),

@@ -1,4 +1,5 @@
-//! Hidden scans, on the audits' clock: they take longer than an audit, and no probe asks for one.
+//! Runs hidden scans, at the same intervals as audits. They take longer than an audit, and no probe
+//! requests one.
 
 use std::{
     sync::Arc,
@@ -22,31 +23,32 @@ use crate::{
     inventory::Hidden,
 };
 
-/// Scans take no more than this part of the time.
+/// After a scan, the task rests at least this many times as long as the scan took.
 const REST_FACTOR: u32 = 20;
 
-/// How long after a scan that found something it is repeated: what is only on its way has arrived by then.
+/// A scan that found something is repeated after this time: by then, a file that was only in
+/// transit has arrived.
 const REPEAT: Duration = Duration::from_millis(50);
 
 /// Hidden files, as the last scan found them.
 #[derive(Clone, Debug)]
 pub struct HiddenScans {
-    /// What it found; nothing if it failed.
+    /// What the scan found; empty if it failed.
     pub found: Vec<Hidden>,
-    /// Where it couldn't look on this kernel.
+    /// Places that can't be scanned on this kernel.
     pub impossible: Vec<UnscannablePlace>,
-    /// How long it took.
+    /// How long the scan took.
     pub took: Duration,
-    /// Scans that were finished.
+    /// How many scans have finished.
     pub finished: u64,
-    /// Scans that failed.
+    /// How many scans have failed.
     pub failed: u64,
-    /// `None` before the first; whether the last succeeded.
+    /// Whether the last scan succeeded; `None` before the first.
     succeeded: Option<bool>,
 }
 
 impl HiddenScans {
-    /// Before the first scan.
+    /// Returns the state before the first scan.
     #[must_use]
     pub fn new(impossible: Vec<UnscannablePlace>) -> Self {
         Self { found: Vec::new(), impossible, took: Duration::ZERO, finished: 0, failed: 0, succeeded: None }
@@ -58,13 +60,13 @@ impl HiddenScans {
         self.succeeded == Some(true)
     }
 
-    /// Whether the last scan looked in this place.
+    /// Whether the last scan covered this place.
     #[must_use]
     pub fn covers(&self, place: HiddenPlace) -> bool {
         self.succeeded() && can_scan(place, &self.impossible)
     }
 
-    /// Takes note of a scan; `None` for one that failed.
+    /// Records a scan; `found` is `None` if it failed.
     fn note(&mut self, found: Option<Vec<Hidden>>, took: Duration) {
         self.succeeded = Some(found.is_some());
         match found {
@@ -76,12 +78,12 @@ impl HiddenScans {
     }
 }
 
-/// What is scanned.
+/// Can be scanned: the agent's state, or a fake in tests.
 pub(super) trait Scanner: Send + Sync + 'static {
     /// Whether probes keep counts current.
     fn is_live(&self) -> bool;
 
-    /// Scans. Returns how long it took.
+    /// Makes a hidden scan, and returns how long it took.
     fn scan(&self) -> impl Future<Output = Duration> + Send;
 }
 
@@ -96,8 +98,8 @@ impl Scanner for Handle {
     }
 }
 
-/// Scans, by iterators that were opened already. If the kernel's lists can't be read, which is logged,
-/// nothing is known to be hidden, and no container is called clean.
+/// Makes a hidden scan with iterators that are already open. If the kernel's lists can't be read,
+/// the error is logged, no file is known to be hidden, and no container is reported as clean.
 pub(super) async fn scan_from(state: &Handle, first: Result<HiddenScan, StateError>) -> Duration {
     let start = Instant::now();
     let result = match first {
@@ -107,18 +109,18 @@ pub(super) async fn scan_from(state: &Handle, first: Result<HiddenScan, StateErr
     let (found, waited) = match result {
         Ok((found, waited)) => (Some(found), waited),
         Err(error) => {
-            tracing::error!(error = %chain(error), "scan for files that no slot holds");
+            tracing::error!(error = %chain(error), "scan for hidden files");
             (None, Duration::ZERO)
         }
     };
     let took = start.elapsed().saturating_sub(waited);
     if let Err(error) = state.tell(move |state| state.hidden_mut().note(found, took)).await {
-        tracing::error!(error = %chain(error), "note what a scan has found");
+        tracing::error!(error = %chain(error), "record a hidden scan");
     }
     took
 }
 
-/// What is hidden, and how long it was only waited.
+/// Returns the hidden files, and how much of the time was only waiting.
 async fn scan_twice(state: &Handle, first: HiddenScan) -> Result<(Vec<Hidden>, Duration), StateError> {
     let first = walk(first).await?;
     if first.is_clear() {
@@ -129,13 +131,14 @@ async fn scan_twice(state: &Handle, first: HiddenScan) -> Result<(Vec<Hidden>, D
     Ok((confirmed_hidden(&first, &second), REPEAT))
 }
 
-/// Reads on a thread of its own: it takes milliseconds.
+/// Reads the iterators on a thread of its own, because that takes milliseconds.
 async fn walk(iterators: HiddenScan) -> Result<Sightings, StateError> {
     let walked = spawn_blocking(move || iterators.read()).await;
     Ok(walked.map_err(|_| StateError::Gone)??)
 }
 
-/// Scans for as long as it is polled. `scanned` is told of each. `last` is how long the last one took.
+/// Scans for as long as it is polled. Notifies `scanned` after each scan. `last` is how long the
+/// last one took.
 pub(super) async fn run(
     scanner: impl Scanner,
     scanned: Arc<Notify>,
@@ -176,7 +179,7 @@ mod tests {
         assert_eq!((scans.finished, scans.failed), (1, 1));
     }
 
-    /// Takes as long as it is told, and remembers when it was asked.
+    /// Takes as long as it is told to take, and remembers when it was asked.
     struct Fake {
         begun: Instant,
         takes: Duration,

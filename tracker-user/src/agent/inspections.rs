@@ -1,5 +1,6 @@
-//! Inspections: soon after something has changed in a container, and of all containers now and then,
-//! because of what changes without any fd: a TCP state, a queue, a lock, the end of a pidfd's target.
+//! Inspects containers: soon after something has changed in one, and all of them at intervals,
+//! because some facts change without an event: a TCP state, a queue, a lock, the end of a pidfd's
+//! target.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -25,27 +26,27 @@ use crate::{
     error::chain,
     inspect::{self, InspectError},
     runtime::{Container, Owner},
-    target::{Found, TargetError},
+    target::{TargetError, TargetTree},
     verdict::{Assessment, Judge},
 };
 
-/// How long a container that changes is left alone before it is inspected.
+/// How long the task waits after a change before it inspects the container.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// Inspections take no more than this part of the time.
+/// After an inspection, the task rests this many times as long as the inspection took.
 const REST_FACTOR: u32 = 10;
 
-/// However long the last inspection took, the next isn't put off for longer.
+/// The longest rest after an inspection.
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
-/// No inspection takes as long, unless it waits for something that doesn't answer.
+/// An inspection that takes longer is waiting for something that doesn't answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Inspections that wait for what doesn't answer, at the most: each has a thread. With more, no container is
-/// inspected, and verdicts are unknown.
+/// The most inspections that may wait for something that doesn't answer; each has a thread. With
+/// more, no container is inspected, and verdicts are unknown.
 const MAX_STUCK: usize = 8;
 
-/// Containers in which something has changed since they were inspected, the longest waiting first.
+/// Containers that have changed since they were inspected, the longest waiting first.
 #[derive(Default)]
 pub(super) struct Changed {
     waiting: Mutex<Waiting>,
@@ -89,29 +90,30 @@ enum InspectionError {
     Inspect(#[from] InspectError),
 }
 
-/// What an inspection came to, and by whose judgement.
+/// The result of an inspection, and the judge that it was made with.
 #[derive(Clone, Debug)]
 pub(super) struct Inspected {
     assessment: Arc<Assessment>,
     judge: Arc<Judge>,
 }
 
-/// What inspects.
+/// Can inspect containers: the agent's state, or a fake in tests.
 pub(super) trait Inspector: Send + Sync + 'static {
-    /// All containers.
+    /// Returns all containers.
     fn containers(&self) -> impl Future<Output = Vec<Arc<Container>>> + Send;
 
-    /// Inspects a container, on a thread of its own. `None` if that can't be done. May never end.
+    /// Inspects a container on a thread of its own. The result is `None` if that isn't possible.
+    /// The thread may never end.
     fn inspect(&self, container: Arc<Container>) -> JoinHandle<Option<Inspected>>;
 
-    /// Takes over what was found. Returns what is news.
+    /// Records the result of an inspection. Returns a notice if the verdict has changed.
     fn learn(
         &self,
         container: Arc<Container>,
         inspected: Inspected,
     ) -> impl Future<Output = Option<Notice>> + Send;
 
-    /// What was found before isn't known any more.
+    /// Forgets the result of the last inspection.
     fn forget(&self, container: Arc<Container>) -> impl Future<Output = ()> + Send;
 }
 
@@ -137,7 +139,7 @@ impl Inspector for Handle {
         let (assessment, of) = (Arc::clone(&inspected.assessment), Arc::clone(&container));
         let learnt = self.tell(move |state| {
             let change = state.learn(&of, &inspected.assessment, &inspected.judge)?;
-            // It may have waited since before its name was known.
+            // The container may have been queued before its name was known.
             Some((change, state.current(of)))
         });
         match learnt.await {
@@ -147,7 +149,7 @@ impl Inspector for Handle {
                 Some(Notice::verdict_changed(&Owner::Container(container), blocker))
             }
             Err(error) => {
-                tracing::error!(error = %chain(error), "take over what an inspection has found");
+                tracing::error!(error = %chain(error), "record an inspection");
                 None
             }
         }
@@ -162,9 +164,9 @@ impl Inspector for Handle {
 }
 
 fn inspect(container: &Container, judge: Arc<Judge>, cgroups: &Path) -> Result<Inspected, InspectionError> {
-    let found = Found::in_cgroup(cgroups, &container.cgroup, None)?;
-    let tree = inspect::tree(found.root, &judge.profile().irmap_paths())?;
-    let assessment = Arc::new(Assessment::new(&judge, &tree, &found.pids));
+    let target = TargetTree::in_cgroup(cgroups, &container.cgroup, None)?;
+    let tree = inspect::tree(target.root, &judge.profile().irmap_paths())?;
+    let assessment = Arc::new(Assessment::new(&judge, &tree, &target.pids));
     Ok(Inspected { assessment, judge })
 }
 
@@ -172,18 +174,19 @@ fn inspect(container: &Container, judge: Arc<Judge>, cgroups: &Path) -> Result<I
 pub(super) async fn once(state: &Handle) {
     for container in state.containers().await {
         if let Ok(Some(inspected)) = state.inspect(Arc::clone(&container)).await {
-            // There was no inspection before, so nothing is news.
+            // This is the first inspection, so no verdict has changed.
             let _ = state.learn(container, inspected).await;
         }
     }
 }
 
-/// Inspects for as long as it is polled.
+/// The task that inspects containers.
 pub(super) struct Inspections<I> {
     inspector: I,
     changed: Arc<Changed>,
     feed: Feed,
-    /// Inspections that don't come to an end, by the container's cgroup: a file system that doesn't answer.
+    /// Inspections that don't end, by the container's cgroup: for example, a file system doesn't
+    /// answer.
     stuck: HashMap<String, JoinHandle<Option<Inspected>>>,
     liveness: TaskLiveness,
 }
@@ -197,7 +200,7 @@ impl<I: Inspector> Inspections<I> {
         let (mut round, mut started) = (VecDeque::new(), None::<Instant>);
         let mut by_turns = false;
         loop {
-            // An inspection takes no longer than this, and no rest does but the last.
+            // An inspection takes no longer than this, and neither does any rest but the last.
             self.liveness.within(PATIENCE);
             if pace.has_changed().unwrap_or(false) {
                 started = None;
@@ -207,7 +210,8 @@ impl<I: Inspector> Inspections<I> {
                 started = Some(Instant::now());
                 round.extend(self.inspector.containers().await);
             }
-            // A container that never keeps still must not keep the agent from others.
+            // A container that changes all the time must not keep the agent from inspecting the
+            // others.
             by_turns = !by_turns;
             let next = if by_turns {
                 self.changed.take().or_else(|| round.pop_front())
@@ -241,12 +245,12 @@ impl<I: Inspector> Inspections<I> {
                     self.feed.publish(news);
                 }
             }
-            // It can't be inspected; or there was a panic, which is logged.
+            // The container can't be inspected, or there was a panic, which is logged.
             Ok(Ok(None) | Err(_)) => self.inspector.forget(container).await,
             Err(_) => {
                 tracing::warn!(
                     container = container.id,
-                    "its inspection doesn't come to an end: its verdict is unknown"
+                    "the inspection of this container doesn't end: its verdict is unknown"
                 );
                 self.stuck.insert(container.cgroup.clone(), inspection);
                 self.inspector.forget(container).await;
@@ -273,12 +277,12 @@ mod tests {
         Arc::new(Container::new(Identity { id, runtime: Runtime::Runc, pod_uid: None, cgroup }))
     }
 
-    /// Inspects in no time, unless a container is called `stuck…`.
+    /// Inspects immediately, unless a container is called `stuck…`.
     struct Fake {
         begun: Instant,
         judge: Arc<Judge>,
         containers: Vec<Arc<Container>>,
-        /// What was done, with which container, and when.
+        /// What was done, to which container, and when.
         log: Mutex<Vec<(&'static str, String, u64)>>,
     }
 
@@ -366,7 +370,7 @@ mod tests {
         running.at(50).await;
         assert_eq!(running.fake.times("forget", "stuck"), [30]);
         assert_eq!(running.fake.times("learn", "web"), [31]);
-        // Its thread still waits: no other is given to it.
+        // Its thread still waits, so it gets no other thread.
         running.changed.add(&container("stuck"));
         running.at(59).await;
         assert_eq!(running.fake.times("inspect", "stuck"), [0]);

@@ -1,4 +1,4 @@
-//! The clock by which histories move: whenever something has changed, each container's verdict is noted.
+//! Records each container's verdict in its history, whenever something has changed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,15 +13,18 @@ use super::{
 };
 use crate::error::chain;
 
-/// However much changes, verdicts are noted no more often.
+/// The shortest time between two records, however much changes.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// They are noted as often also while nothing is told to have changed.
+/// The longest time between two records, also if nothing seems to change.
 const QUIET: Duration = Duration::from_mins(1);
 
-/// Whose verdicts are noted.
+/// Can record verdicts: the agent's state, or a fake in tests.
 pub(super) trait Verdicts: Send + Sync + 'static {
-    /// Notes what each container comes to now.
+    /// Records each container's verdict in its history.
+    ///
+    /// # Errors
+    /// When the kernel's maps can't be read.
     fn note(&self) -> impl Future<Output = Result<(), StateError>> + Send;
 }
 
@@ -31,15 +34,16 @@ impl Verdicts for Handle {
     }
 }
 
-/// Notes verdicts for as long as it is polled. `changes` is told when one may be another.
+/// Records verdicts for as long as it is polled. `changes` is notified when a verdict may have
+/// changed.
 pub(super) async fn run(verdicts: impl Verdicts, changes: Arc<Notify>, liveness: TaskLiveness) {
     loop {
         liveness.within(QUIET);
-        // That nothing has changed for long is no error.
+        // It is no error if nothing has changed for long.
         let _ = timeout(QUIET, changes.notified()).await;
         liveness.within(EVERY);
         if let Err(error) = verdicts.note().await {
-            tracing::error!(error = %chain(error), "note verdicts");
+            tracing::error!(error = %chain(error), "record verdicts");
         }
         sleep(EVERY).await;
     }
@@ -79,7 +83,7 @@ mod tests {
             at(5_500 + step * 100).await;
         }
         at(100_000).await;
-        // The last change comes while it rests, and isn't forgotten.
+        // The last change comes while the task rests, and isn't forgotten.
         assert_eq!(*fake.notes.lock().unwrap(), [5, 6, 7, 8, 69]);
     }
 }

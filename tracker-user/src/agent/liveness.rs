@@ -1,4 +1,5 @@
-//! Whether each of the agent's tasks still does its work: each says when it will be heard of again.
+//! Tells whether each of the agent's tasks still does its work. A task says when it will report
+//! again.
 
 use std::{
     collections::BTreeMap,
@@ -6,22 +7,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A task that hasn't been heard of for so long, after it should have been, is stuck.
+/// A task whose report is late by this much is stuck.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// The liveness of all tasks, by their names.
+/// The liveness of all tasks, by name.
 #[derive(Debug, Default)]
 pub struct Liveness(Mutex<BTreeMap<&'static str, State>>);
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// It will be heard of by then.
+    /// The task will report by then.
     Due(Instant),
     Ended,
 }
 
 impl Liveness {
-    /// A task that begins.
+    /// Registers a task that begins.
     #[must_use]
     pub fn begin(self: &Arc<Self>, name: &'static str) -> TaskLiveness {
         let task = TaskLiveness { all: Arc::clone(self), name };
@@ -29,7 +30,7 @@ impl Liveness {
         task
     }
 
-    /// Tasks that have ended or are stuck, a line each.
+    /// Describes the tasks that have ended or are stuck, one line each.
     #[must_use]
     pub fn dead(&self, now: Instant) -> Vec<String> {
         let tell = |(name, state): (&&str, &State)| match state {
@@ -47,7 +48,8 @@ impl Liveness {
     }
 }
 
-/// The liveness of one task, which has it. When it is dropped, the task has ended, by whatever way.
+/// The liveness of one task, owned by that task. When it is dropped, the task has ended, for
+/// whatever reason.
 #[derive(Debug)]
 pub struct TaskLiveness {
     all: Arc<Liveness>,
@@ -55,9 +57,9 @@ pub struct TaskLiveness {
 }
 
 impl TaskLiveness {
-    /// The task is at work, and rests for no longer than this.
+    /// Reports that the task is at work, and that it will rest for no longer than this.
     pub fn within(&self, rest: Duration) {
-        // A century is as good as ever, and no clock overflows.
+        // A century is as good as forever, and no clock overflows.
         self.set(State::Due(Instant::now() + rest.min(Duration::from_secs(u32::MAX.into()))));
     }
 

@@ -1,14 +1,14 @@
-//! The agent at work. From the kernel to whoever asks:
+//! The agent's tasks. This is how information flows from the kernel to those who ask:
 //!
-//! - events: `ring` reads them, `unresolved` waits for those whose owner isn't known yet, `delivery` hands
-//!   them on to the [`Feed`];
-//! - counts: `state` owns what is known, and makes a `snapshot` of it; `audits` and `hidden` scans keep it
-//!   true;
-//! - verdicts: `inspections` look at containers in detail, `judging` notes verdicts, by which histories
-//!   move;
-//! - `liveness`: whether all these do their work.
+//! - events: `ring` reads them, `unresolved` keeps those whose owner isn't known yet, `delivery`
+//!   gives them to the [`Feed`];
+//! - counts: `state` owns what is known, and makes a `snapshot` of it; `audits` and `hidden` scans
+//!   keep it correct;
+//! - verdicts: `inspections` inspect containers in detail, `judging` records verdicts in histories;
+//! - `liveness`: whether all these tasks do their work.
 //!
-//! Each loop is tested with a source that the test makes up, and with a clock that the test moves.
+//! Each loop is tested with a fake that stands for the kernel, and with a clock that the test
+//! moves.
 
 mod audits;
 mod delivery;
@@ -55,20 +55,20 @@ use crate::{
     verdict::Judge,
 };
 
-/// How often counts are read anew where there are no probes.
+/// How often counts are read again where there are no probes.
 const POLL: Duration = Duration::from_secs(5);
 
-/// How often the tasks do what nothing asks them to do.
+/// How often the tasks work when nothing requests it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
-    /// Audits, and hidden scans.
+    /// The interval of audits and of hidden scans.
     pub audit: Duration,
-    /// Inspections of each container.
+    /// The interval of each container's inspections.
     pub inspect: Duration,
 }
 
 impl Pace {
-    /// How often counts are compared with the truth: without probes nothing else keeps them current.
+    /// Returns the interval of audits. Without probes, nothing else keeps counts current.
     fn audits(self, live: bool) -> Duration {
         if live { self.audit } else { self.audit.min(POLL) }
     }
@@ -76,26 +76,26 @@ impl Pace {
 
 /// The agent's tasks. Dropping it ends them, and detaches the probes.
 pub struct Agent {
-    /// What it knows.
+    /// Gives access to what the agent knows.
     pub state: Handle,
-    /// What it sees.
+    /// Distributes events to subscribers.
     pub feed: Feed,
-    /// Whether its tasks are at work.
+    /// Tells whether its tasks are at work.
     pub liveness: Arc<Liveness>,
     audit_requests: Arc<Notify>,
     changed: Arc<Changed>,
-    /// Told when a verdict may be another.
+    /// Notified when a verdict may have changed.
     verdicts: Arc<Notify>,
-    /// `None` until what was open before is adopted.
+    /// `None` until adoption is done.
     pace: Option<watch::Sender<Pace>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Agent {
-    /// Reads events from now on, and asks runtimes for the names of containers.
+    /// Starts to read events, and to ask runtimes for the names of containers.
     ///
     /// # Errors
-    /// When the rings can't be waited for, or there can't be another thread.
+    /// When the event loop can't watch the rings, or no thread can be started.
     pub fn start(attached: Attached, runtimes: Settings) -> Result<Self, StateError> {
         let directory = attached.directory();
         let (state, rings) = attached.start()?;
@@ -132,7 +132,7 @@ impl Agent {
         Ok(Self { state, feed, liveness, audit_requests, changed, verdicts, pace: None, tasks })
     }
 
-    /// Counts what is open already. From then on counts are exact, and live if there is a feeder.
+    /// Adopts what is already open. From then on counts are exact, and live if there is a feeder.
     ///
     /// # Errors
     /// When the first audit fails.
@@ -168,7 +168,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Goes on at this pace, with this judge, once what was open before is adopted.
+    /// Changes the pace and the judge. The pace only matters after adoption.
     ///
     /// # Errors
     /// When the agent's state can't be asked.
@@ -176,7 +176,7 @@ impl Agent {
         let is_other = self.state.tell(|state| state.replace_judge(judge)).await?;
         self.verdicts.notify_one();
         if let Some(sender) = &self.pace {
-            // Who waits for a change inspects all containers again.
+            // The inspections' task takes a change as a reason to inspect all containers again.
             sender.send_if_modified(|current| std::mem::replace(current, pace) != pace || is_other);
         }
         Ok(())
@@ -197,11 +197,11 @@ impl Drop for Agent {
     }
 }
 
-/// Counts what is open already, and scans for hidden files, both at once: then the state is ready. Returns
-/// also how long the scan took.
+/// Adopts what is already open, and scans for hidden files at the same time. Then the state is
+/// ready. Returns also how long the scan took.
 async fn adopt(state: &Handle) -> Result<(Audit, Duration), StateError> {
     state.tell(State::expect_inspections).await?;
-    // An audit keeps the kernel side for itself.
+    // The scan's iterators must be opened first, because the audit keeps the state busy.
     let first = state.with(State::open_hidden_scan).await;
     let (audit, scanned) = tokio::join!(state.audit(), hidden::scan_from(state, first));
     let audit = audit?;
@@ -209,11 +209,12 @@ async fn adopt(state: &Handle) -> Result<(Audit, Duration), StateError> {
     Ok((audit, scanned))
 }
 
-/// What there is, without an agent: counts what is open, and inspects every container once.
+/// Returns a snapshot without an agent's tasks: counts what is open, and inspects every container
+/// once.
 ///
 /// # Errors
-/// When the machine lacks something.
-pub async fn look_once(
+/// When the machine lacks a prerequisite.
+pub async fn snapshot_once(
     judge: Judge,
     sizes: Sizes,
     directory: Arc<Directory>,
@@ -224,31 +225,32 @@ pub async fn look_once(
     state.snapshot().await
 }
 
-/// Asks runtimes for names. It rests for as long as it likes, but mustn't end.
+/// Asks runtimes for names. This task may rest for any time, but must not end.
 async fn ask_for_names(directory: Arc<Directory>, runtimes: Settings, liveness: TaskLiveness) {
     liveness.within(Duration::MAX);
     follow_names(directory, runtimes).await;
 }
 
-/// Renames containers as soon as something was learnt of their names.
+/// Renames containers as soon as new names are known.
 async fn learn_names(directory: Arc<Directory>, owners: Arc<Owners>, liveness: TaskLiveness) {
     liveness.within(Duration::MAX);
     let mut changes = directory.changes();
     while changes.changed().await.is_ok() {
         let owners = Arc::clone(&owners);
-        // An error is a panic, which is logged.
+        // An error means a panic, which is logged.
         let _ = spawn_blocking(move || owners.learn_names()).await;
     }
 }
 
 /// Registers a ring with the event loop.
 fn register<R: AsRawFd>(ring: R) -> Result<AsyncFd<R>, BpfError> {
-    // SAFETY: a ring owns its fd, which stays open and the same for as long as the ring is registered.
+    // SAFETY: a ring owns its fd, which stays open and the same for as long as the ring is
+    // registered.
     let registered = unsafe { AsyncFd::register(ring) };
     registered.map_err(|error| SyscallError::on("wait for", "a ring")(error.into()).into())
 }
 
-/// Passes on what the programs log.
+/// Forwards what the programs log to the agent's log.
 async fn forward_log(mut log: AsyncFd<EbpfLogger<LogTracer>>) {
     while let Ok(mut guard) = log.readable_mut().await {
         guard.get_inner_mut().flush();

@@ -1,5 +1,6 @@
-//! Reads events from the ring. Nothing here waits for anything but the ring: not for the file system, and
-//! not for whoever reads a snapshot. An event whose owner isn't known yet is left to [`super::unresolved`].
+//! Reads events from the ring. This task waits for nothing but the ring: not for the file system,
+//! and not for anybody who reads a snapshot. Events whose owner isn't known yet go to
+//! [`super::unresolved`].
 
 use std::{
     io,
@@ -19,28 +20,32 @@ use crate::{
     runtime::Cached,
 };
 
-/// Events that are taken before other tasks have their turn.
+/// The most events that are taken before other tasks have their turn.
 const BATCH: usize = 256;
 
-/// How often the task shows that it is there while nothing happens.
+/// How often the task reports to [`TaskLiveness`] while nothing happens.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Where events come from.
-pub(super) trait Source: Send + 'static {
-    /// Waits until there are some, and takes at most [`BATCH`]. May be dropped before it has taken any.
+/// Gives events: the ring, or a fake in tests.
+pub(super) trait EventSource: Send + 'static {
+    /// Waits until there are events, and takes at most [`BATCH`]. The future may be dropped before
+    /// it has taken any.
+    ///
+    /// # Errors
+    /// When the source can't be waited for.
     fn batch(&mut self) -> impl Future<Output = io::Result<Vec<Event>>> + Send;
 
-    /// How many events there was no room for so far.
+    /// Returns how many events were lost so far, because there was no room for them.
     fn lost(&self) -> u64;
 }
 
-/// The ring that the BPF programs write.
+/// The ring that the BPF programs write to.
 pub(super) struct Ring {
     pub(super) records: AsyncFd<RingBuf<MapData>>,
     pub(super) losses: Losses,
 }
 
-impl Source for Ring {
+impl EventSource for Ring {
     async fn batch(&mut self) -> io::Result<Vec<Event>> {
         let mut guard = self.records.readable_mut().await?;
         let (mut events, mut taken) = (Vec::new(), 0);
@@ -50,7 +55,8 @@ impl Source for Ring {
             taken += 1;
             events.extend(decode(&record));
         }
-        // The registration is edge-triggered: the ring must be empty before it is waited for again.
+        // The registration is edge-triggered: the ring must be empty before the task waits for it
+        // again.
         if taken < BATCH {
             guard.clear_ready();
         }
@@ -62,9 +68,9 @@ impl Source for Ring {
     }
 }
 
-/// Takes events from a source, and hands them on.
+/// Takes events from a source, and delivers them.
 pub(super) struct EventReader {
-    /// Tells the owner of a cgroup, as far as it is known. Waits for nothing.
+    /// Returns the owner of a cgroup, as far as it is known. Waits for nothing.
     pub(super) cached: Box<dyn Fn(u64, bool) -> Cached + Send>,
     pub(super) delivery: Delivery,
     pub(super) unresolved: Unresolved,
@@ -72,13 +78,13 @@ pub(super) struct EventReader {
 }
 
 impl EventReader {
-    /// Reads for as long as it is polled. It ends only when the source can't be read.
-    pub(super) async fn run(self, mut source: impl Source, liveness: TaskLiveness) {
+    /// Reads for as long as it is polled. Ends only when the source can't be read.
+    pub(super) async fn run(self, mut source: impl EventSource, liveness: TaskLiveness) {
         let mut lost = Lost { known: 0, checked: Instant::now() };
         loop {
             liveness.within(QUIET);
             match timeout(QUIET, source.batch()).await {
-                // Nothing happens.
+                // No event came in this time.
                 Err(_) => continue,
                 Ok(Ok(events)) => events.into_iter().for_each(|event| self.handle(event)),
                 Ok(Err(error)) => {
@@ -90,7 +96,8 @@ impl EventReader {
             if let Some(more) = lost.since(sum) {
                 self.delivery.feed.publish(Notice::lost(more));
             }
-            // Whoever makes events faster than they can be handled must not keep the agent from all else.
+            // Events may come faster than they can be handled. Other tasks must still have their
+            // turn.
             tokio::task::yield_now().await;
         }
     }
@@ -101,13 +108,14 @@ impl EventReader {
                 self.audit_requests.notify_one();
                 return;
             }
-            // Its reads will fill slots, which must be followed from now on.
+            // Reading from it will fill slots, and the probes for that are attached after an audit.
             Change::Opened { tag, .. } if tag.kind() == Some(Kind::Fanotify) => {
                 self.audit_requests.notify_one();
             }
             _ => {}
         }
-        // By the time a container's program runs, its runtime has written down whose cgroup it is.
+        // When a container's program runs, its runtime has already written down whose cgroup this
+        // is.
         let may_be_told = matches!(event.change, Change::Execed(_) | Change::Moved(_));
         let cgroup = event.cgroup_id;
         let owner = match (self.cached)(cgroup, may_be_told) {
@@ -119,7 +127,7 @@ impl EventReader {
             Cached::Missing => return self.unresolved.push(event),
         };
         if self.delivery.needs_details(&event) || self.unresolved.has(cgroup) {
-            // Events of a cgroup stay in their order.
+            // Events of a cgroup keep their order.
             return self.unresolved.push(event);
         }
         let details = Details { time: Some(host::wall_clock(event.time_ns)), ..Details::default() };
@@ -127,17 +135,17 @@ impl EventReader {
     }
 }
 
-/// What subscribers were told of events that were lost on their way.
+/// Counts the lost events that subscribers were told of.
 struct Lost {
     known: u64,
     checked: Instant,
 }
 
 impl Lost {
-    /// How often losses are looked at, at the most.
+    /// The shortest time between two reads of the losses.
     const EVERY: Duration = Duration::from_millis(100);
 
-    /// How many were lost that subscribers weren't told of.
+    /// Returns how many more were lost than subscribers were told of.
     fn since(&mut self, sum: impl FnOnce() -> u64) -> Option<u64> {
         if self.checked.elapsed() < Self::EVERY {
             return None;
@@ -170,7 +178,7 @@ mod tests {
         agent::{
             inspections::Changed,
             liveness::Liveness,
-            unresolved::{Lookups, Registry},
+            unresolved::{Lookups, OwnerLookup},
         },
         api::{Feed, Subscription},
         host::KernelVersion,
@@ -189,13 +197,13 @@ mod tests {
 
     #[derive(Default)]
     struct Slow {
-        /// How often each cgroup was asked for.
+        /// How often each cgroup was looked up.
         asked: Mutex<HashMap<u64, usize>>,
-        /// Nobody is told of the host meanwhile.
+        /// While this is set, lookups of the host wait.
         closed: AtomicBool,
     }
 
-    impl Registry for Slow {
+    impl OwnerLookup for Slow {
         fn look_up(&self, cgroup: u64, _: bool) -> Owner {
             *self.asked.lock().unwrap().entry(cgroup).or_default() += 1;
             if cgroup == SLOW {
@@ -214,7 +222,7 @@ mod tests {
 
     struct Fake(mpsc::UnboundedReceiver<Event>, Arc<Mutex<u64>>);
 
-    impl Source for Fake {
+    impl EventSource for Fake {
         async fn batch(&mut self) -> io::Result<Vec<Event>> {
             let event = self.0.recv().await;
             Ok(vec![event.ok_or(io::ErrorKind::UnexpectedEof)?])
@@ -228,7 +236,7 @@ mod tests {
     struct Running {
         events: mpsc::UnboundedSender<Event>,
         lost: Arc<Mutex<u64>>,
-        registry: Arc<Slow>,
+        owners: Arc<Slow>,
         subscription: Subscription,
         audits: Arc<Notify>,
         _judge: watch::Sender<Arc<Judge>>,
@@ -247,15 +255,15 @@ mod tests {
         };
         let subscription = feed.subscribe();
         let (unresolved, lookups): (_, Lookups) = Unresolved::new(feed);
-        let (registry, audits) = (Arc::<Slow>::default(), Arc::<Notify>::default());
+        let (owners, audits) = (Arc::<Slow>::default(), Arc::<Notify>::default());
         let liveness = Arc::new(Liveness::default());
-        tokio::spawn(lookups.run(Arc::clone(&registry), delivery.clone(), liveness.begin("owners")));
+        tokio::spawn(lookups.run(Arc::clone(&owners), delivery.clone(), liveness.begin("owners")));
         let cached = Box::new(move |cgroup, _| if cgroup == HOST { host.clone() } else { Cached::Missing });
         let reader = EventReader { cached, delivery, unresolved, audit_requests: Arc::clone(&audits) };
         let (events, source) = mpsc::unbounded_channel();
         let lost = Arc::<Mutex<u64>>::default();
         tokio::spawn(reader.run(Fake(source, Arc::clone(&lost)), liveness.begin("ring")));
-        Running { events, lost, registry, subscription, audits, _judge: judge }
+        Running { events, lost, owners, subscription, audits, _judge: judge }
     }
 
     fn event(cgroup_id: u64, pid: u32, change: Change) -> Event {
@@ -299,18 +307,18 @@ mod tests {
     #[tokio::test]
     async fn an_old_owner_serves_while_it_is_looked_up_again() {
         let mut running = start(Cached::Old(Owner::Host));
-        running.registry.closed.store(true, Ordering::Relaxed);
+        running.owners.closed.store(true, Ordering::Relaxed);
         for pid in 10..20 {
             running.events.send(opened(HOST, pid, Kind::Pidfd)).unwrap();
         }
         for pid in 10..20 {
             assert_eq!(running.next().await, ("host".into(), pid, "zoo".into()));
         }
-        running.registry.closed.store(false, Ordering::Relaxed);
+        running.owners.closed.store(false, Ordering::Relaxed);
         running.events.send(opened(NEW, 20, Kind::Pidfd)).unwrap();
         assert_eq!(running.next().await.1, 20);
-        // Once, however many events asked for it meanwhile.
-        assert_eq!(running.registry.asked.lock().unwrap().get(&HOST), Some(&1));
+        // Once, although several events requested it meanwhile.
+        assert_eq!(running.owners.asked.lock().unwrap().get(&HOST), Some(&1));
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! What the agent knows at one moment: made once, judged once, and only read from then on.
+//! The agent's knowledge at one moment: made once, judged once, and then only read.
 
 use std::{
     sync::Arc,
@@ -15,21 +15,21 @@ use crate::{
     verdict::Judge,
 };
 
-/// Everything that is told, at one moment.
+/// Everything that users are told, at one moment.
 pub struct Snapshot {
-    /// When it was begun. Whatever happened before is in it.
+    /// When it was begun. It includes everything that happened before.
     pub begun: Instant,
-    /// Who holds what, and what that comes to; `None` until adoption is done.
+    /// Who holds what, with verdicts; `None` until adoption is done.
     pub inventory: Option<Inventory>,
-    /// The judge that says so.
+    /// The judge that gave the verdicts.
     pub judge: Arc<Judge>,
     /// The feeder.
     pub feeder: Feeder,
-    /// What was lost in the kernel, by stage.
+    /// How much was lost in the kernel, by stage.
     pub lost: Vec<(&'static str, u64)>,
-    /// What the kernel tells of the programs.
+    /// The kernel's statistics of the programs.
     pub programs: Vec<Program>,
-    /// How full maps are; nothing until adoption is done.
+    /// How full the maps are; empty until adoption is done.
     pub fills: Vec<Fill>,
     /// How full the ring is.
     pub ring: RingFill,
@@ -37,16 +37,16 @@ pub struct Snapshot {
     pub audits: AuditStats,
     /// Files that no slot holds.
     pub hidden: HiddenScans,
-    /// How often runtimes were asked for names, by what came of it.
+    /// How often runtimes were asked for names, by result.
     pub runtime_lookups: LookupCounts,
-    /// Adoption is done.
+    /// Whether adoption is done.
     pub ready: bool,
-    /// What became of reading the configuration anew.
+    /// The results of reloading the configuration.
     pub reloads: Reloads,
 }
 
 impl Snapshot {
-    /// Who holds what, as users are shown it; nothing until adoption is done.
+    /// Returns who holds what, as users see it; empty until adoption is done.
     #[must_use]
     pub fn listing(&self, comm: Option<Comm<'_>>) -> Listing {
         match &self.inventory {
@@ -55,10 +55,10 @@ impl Snapshot {
         }
     }
 
-    /// What stands in the way of one container, or what the host holds.
+    /// Returns the blockers of one container, or what the host holds.
     ///
     /// # Errors
-    /// When there is no such container, or several.
+    /// When there is no such container, or there are several.
     pub fn container(&self, name: &str, comm: Comm<'_>) -> Result<ContainerReport, TargetError> {
         let none = Inventory::default();
         let inventory = self.inventory.as_ref().unwrap_or(&none);
@@ -79,20 +79,20 @@ impl Snapshot {
 pub struct AuditStats {
     /// Audits that were finished.
     pub finished: u64,
-    /// Of these, audits that had something to put right.
+    /// Of these, audits that corrected something.
     pub corrected: u64,
     /// Audits that failed.
     pub failed: u64,
-    /// Slots put right, adoption not included.
+    /// Corrected slots, without adoption.
     pub corrections: u64,
     /// How long the last one took.
     pub last: Duration,
-    /// When the last that succeeded ended.
+    /// When the last successful audit ended.
     pub ended: Option<SystemTime>,
 }
 
 impl AuditStats {
-    /// Takes note of an audit; `None` for one that failed. `live` says whether probes count.
+    /// Records an audit; `None` if it failed. `live` says whether probes keep counts current.
     pub(super) fn note(&mut self, audit: Option<&Audit>, live: bool) {
         let Some(audit) = audit else {
             self.failed += 1;
@@ -101,8 +101,8 @@ impl AuditStats {
         self.finished += 1;
         self.last = audit.took;
         self.ended = Some(SystemTime::now());
-        // Adoption corrects nothing, and without probes neither does any other audit: all that it finds
-        // is news.
+        // Adoption is no correction. Without probes, no later audit is either: all that it finds is
+        // new.
         if self.finished > 1 && live && audit.changes > 0 {
             self.corrections += audit.changes;
             self.corrected += 1;
@@ -110,7 +110,7 @@ impl AuditStats {
     }
 }
 
-/// What became of reading the configuration anew.
+/// The results of reloading the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Reloads {
     /// Whether the last succeeded. The start is the first.

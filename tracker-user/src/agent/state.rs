@@ -1,7 +1,7 @@
-//! What the agent knows, and the thread that owns it.
+//! The agent's state, and the thread that owns it.
 //!
-//! Others send that thread work ([`Handle::with`]), one after another, or read a [`Snapshot`], which
-//! doesn't change any more. Nobody else has a reference to any of it.
+//! Others send work to that thread ([`Handle::with`]), which does it piece by piece, or read a
+//! [`Snapshot`], which never changes. Nobody else has a reference to the state.
 
 use std::{
     io,
@@ -26,16 +26,16 @@ use crate::{
     verdict::{Assessment, Judge, Verdict, history::Histories},
 };
 
-/// Why the agent can't start, or can't tell what it knows.
+/// Why the agent can't start, or its state can't be read.
 #[derive(Debug, Error)]
 pub enum StateError {
-    /// The kernel side.
+    /// An error of the kernel side.
     #[error(transparent)]
     Bpf(#[from] BpfError),
     /// Containers can't be told apart.
     #[error(transparent)]
     Hierarchy(#[from] HierarchyError),
-    /// The thread can't be started.
+    /// The state's thread can't be started.
     #[error("start a thread for the agent's state")]
     Thread(#[source] io::Error),
     /// The work has panicked, which is logged, or the agent is ending.
@@ -48,7 +48,7 @@ pub struct State {
     kernel: Kernel,
     owners: Arc<Owners>,
     directory: Arc<Directory>,
-    /// What containers had counted in cgroups that have gone.
+    /// Counts of containers' cgroups that have gone.
     ledger: Ledger,
     hidden: HiddenScans,
     audits: AuditStats,
@@ -59,11 +59,11 @@ pub struct State {
     ready: watch::Sender<bool>,
 }
 
-/// A piece of work for the thread that owns the state.
+/// A piece of work for the state's thread.
 type Work = Box<dyn FnOnce(&mut State) + Send>;
 
-/// Sends work to the thread that owns the state. Once all handles are gone, the thread ends, and what it
-/// had attached is detached.
+/// Sends work to the thread that owns the state. When all handles are gone, the thread ends, and
+/// the programs are detached.
 #[derive(Clone)]
 pub struct Handle {
     work: mpsc::Sender<Work>,
@@ -75,7 +75,7 @@ pub struct Handle {
     latest: Arc<Mutex<Option<Arc<Snapshot>>>>,
 }
 
-/// Work that waits for the thread, at the most. Whoever has more waits before sending it.
+/// The most pieces of work that may wait for the thread. A sender waits while there are more.
 const QUEUE: usize = 64;
 
 /// The programs, loaded and attached, and a state that nobody owns yet.
@@ -84,12 +84,13 @@ pub struct Attached {
     pub(super) rings: Rings,
 }
 
-/// Loads the programs and attaches a feeder. Counts are those of the last audit, and with a feeder live
-/// from then on. Containers are called as the directory says. No thread is started: what this one may do
-/// can still be given up for all.
+/// Loads the programs and attaches a feeder. Counts are those of the last audit; with a feeder they
+/// are live from then on. Containers have the names that the directory knows.
+///
+/// Starts no thread, so that this thread can still give up privileges for the whole process.
 ///
 /// # Errors
-/// When the machine lacks something.
+/// When the machine lacks a prerequisite.
 pub fn attach(
     judge: Judge,
     sizes: Sizes,
@@ -116,15 +117,15 @@ pub fn attach(
 }
 
 impl Attached {
-    /// The names of containers, which the state reads.
+    /// Returns the directory of names that the state reads.
     pub(super) fn directory(&self) -> Arc<Directory> {
         Arc::clone(&self.state.directory)
     }
 
-    /// Gives the state to a thread.
+    /// Starts the thread, and gives the state to it.
     ///
     /// # Errors
-    /// When there can't be another thread.
+    /// When no thread can be started.
     pub(super) fn start(self) -> Result<(Handle, Rings), StateError> {
         Ok((Handle::spawn(self.state)?, self.rings))
     }
@@ -143,10 +144,10 @@ impl Handle {
         Ok(Self { work, judge, ready, owners, live, latest: Arc::default() })
     }
 
-    /// Has the thread do something with the state, and waits for it.
+    /// Lets the thread do something with the state, and waits for the result.
     ///
     /// # Errors
-    /// Those of the work; and when it panics, or the thread has ended.
+    /// Those of the work; and when the work panics, or the thread has ended.
     pub async fn with<T: Send + 'static, E: Into<StateError> + Send + 'static>(
         &self,
         work: impl FnOnce(&mut State) -> Result<T, E> + Send + 'static,
@@ -160,7 +161,7 @@ impl Handle {
         result.await.unwrap_or(Err(StateError::Gone))
     }
 
-    /// The same, of work that can't fail.
+    /// Does the same for work that can't fail.
     ///
     /// # Errors
     /// When the work panics, or the thread has ended.
@@ -171,8 +172,7 @@ impl Handle {
         self.with(|state| Ok::<_, StateError>(work(state))).await
     }
 
-    /// What the agent knows at a moment after this was called. Whoever asks while one is made for others
-    /// shares the next.
+    /// Returns a snapshot of a moment after this call. Callers who wait at the same time share one.
     ///
     /// # Errors
     /// When the kernel's maps can't be read.
@@ -193,44 +193,45 @@ impl Handle {
         self.live
     }
 
-    /// Whether what was open before the start has been adopted.
+    /// Whether adoption is done.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         *self.ready.borrow()
     }
 
-    /// Says what CRIU would make of files.
+    /// Returns the judge that gives verdicts.
     #[must_use]
     pub fn judge(&self) -> Arc<Judge> {
         Arc::clone(&self.judge.borrow())
     }
 
-    /// The judge, whenever it becomes another.
+    /// Returns a receiver that sees every new judge.
     #[must_use]
     pub fn judges(&self) -> watch::Receiver<Arc<Judge>> {
         self.judge.clone()
     }
 
-    /// Whose cgroups are.
+    /// Returns the owners of cgroups.
     #[must_use]
     pub fn owners(&self) -> &Arc<Owners> {
         &self.owners
     }
 }
 
-/// The thread that owns the state.
+/// Does the work that is sent, until all handles are gone.
 fn run(mut state: State, mut queue: mpsc::Receiver<Work>) {
     host::give_way();
     while let Some(work) = queue.blocking_recv() {
-        // Whoever sent the work is told by its sender, which goes with it. A panic left nothing half done
-        // that matters: counts are the kernel's, and the rest is replaced as a whole.
+        // After a panic, the sender of the work sees that its channel is closed. No state that
+        // matters is left half changed: counts are in the kernel, and the rest is replaced as a
+        // whole.
         let _ = catch_unwind(AssertUnwindSafe(|| work(&mut state)));
     }
 }
 
 impl State {
-    /// From now on this judge says what CRIU would make of files. Returns whether it is another: then what
-    /// inspections have found is known no more.
+    /// Replaces the judge. Returns whether the new one is different. If so, results of inspections
+    /// are forgotten.
     pub fn replace_judge(&mut self, judge: Judge) -> bool {
         if **self.judge.borrow() == judge {
             return false;
@@ -242,7 +243,7 @@ impl State {
         true
     }
 
-    /// Takes note of what became of reading the configuration anew.
+    /// Records the result of a reload of the configuration.
     pub fn note_reload(&mut self, successful: bool) {
         self.reloads.successful = successful;
         if successful {
@@ -250,17 +251,17 @@ impl State {
         }
     }
 
-    /// From now on containers are inspected: what wasn't yet is unknown.
+    /// Declares that containers will be inspected. Until then their verdicts are unknown.
     pub fn expect_inspections(&mut self) {
         self.histories.get_or_insert_default();
     }
 
-    /// What was open before the start has been adopted.
+    /// Declares that adoption is done.
     pub fn become_ready(&mut self) {
         self.ready.send_replace(true);
     }
 
-    /// Begins an audit. While it waits, the state is free for others.
+    /// Begins an audit. While it waits, others can use the state.
     ///
     /// # Errors
     /// When the kernel's lists or maps can't be read.
@@ -268,7 +269,7 @@ impl State {
         self.kernel.begin_audit()
     }
 
-    /// Looks again at what seemed to be wrong.
+    /// Checks again what seemed to be wrong.
     ///
     /// # Errors
     /// When the kernel's lists or maps can't be read.
@@ -285,8 +286,8 @@ impl State {
         self.kernel.finish_audit(audit)
     }
 
-    /// Attaches what is needed only where certain files are open. Returns whether it did: then changes may
-    /// have been missed.
+    /// Attaches the probes that are needed only when certain files are open. Returns whether it
+    /// attached any: if so, changes may have been missed before.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -294,14 +295,14 @@ impl State {
         self.kernel.attach_on_demand()
     }
 
-    /// Takes note of what came of an audit.
+    /// Records the result of an audit; `None` if it failed.
     pub fn note_audit(&mut self, audit: Option<&Audit>) {
         let live = self.kernel.feeder().is_live();
         self.audits.note(audit, live);
     }
 
-    /// Takes over what cgroups that have gone had counted, so that the kernel's map stays small and counters
-    /// never fall.
+    /// Moves the flows of cgroups that have gone from the kernel's map into the ledger. So the map
+    /// stays small, and counters never decrease.
     ///
     /// # Errors
     /// When the kernel's maps can't be read or written.
@@ -329,12 +330,12 @@ impl State {
         self.kernel.open_hidden_scan()
     }
 
-    /// Takes over what a hidden scan found.
+    /// Returns the results of hidden scans, to be changed.
     pub fn hidden_mut(&mut self) -> &mut HiddenScans {
         &mut self.hidden
     }
 
-    /// All containers. Of others no history is kept.
+    /// Returns all containers, and drops the histories of those that have gone.
     pub fn containers(&mut self) -> Vec<Arc<Container>> {
         let containers = self.owners.refresh();
         if let Some(histories) = &mut self.histories {
@@ -343,8 +344,8 @@ impl State {
         containers
     }
 
-    /// Takes over what an inspection found, which was judged by `judge`. Returns whether the container can be
-    /// dumped, if that is news.
+    /// Records the result of an inspection made with `judge`. Returns whether the container can be
+    /// dumped, if that has changed.
     pub fn learn(
         &mut self,
         container: &Container,
@@ -358,35 +359,35 @@ impl State {
         self.histories.as_mut()?.learn(&container.cgroup, Arc::clone(assessment), now)
     }
 
-    /// What the last inspection of a container found is known no more.
+    /// Forgets the result of a container's last inspection.
     pub fn forget_inspection(&mut self, container: &Container) {
         if let Some(histories) = &mut self.histories {
             histories.forget_inspection(&container.cgroup);
         }
     }
 
-    /// The container of this cgroup as it is called now.
+    /// Returns the container with the name that it has now.
     #[must_use]
     pub fn current(&self, container: Arc<Container>) -> Arc<Container> {
         self.owners.current(container)
     }
 
-    /// How often something was lost, at any stage in the kernel.
+    /// Returns how often something was lost, at all stages in the kernel.
     ///
     /// # Errors
-    /// When the kernel doesn't tell of a program.
+    /// When the kernel's statistics of a program can't be read.
     pub fn losses(&mut self) -> Result<u64, BpfError> {
         let lost: u64 = Loss::ALL.iter().map(|loss| self.kernel.lost(*loss)).sum();
         Ok(lost + self.kernel.missed()?)
     }
 
-    /// Takes note of what each container comes to now: its history moves by this, and by inspections.
+    /// Records each container's verdict in its history.
     ///
     /// # Errors
     /// When the kernel's maps can't be read.
     pub fn note_verdicts(&mut self) -> Result<(), BpfError> {
-        // Those that are known will do, which saves a walk of the cgroup file system every second: of others
-        // there was no event.
+        // The containers in the cache are enough: there was no event of others. This saves a walk
+        // of the cgroup file system every second.
         let (inventory, _) = self.inventory(self.owners.cache().containers())?;
         let Some(histories) = &mut self.histories else { return Ok(()) };
         let now = (Instant::now(), SystemTime::now());
@@ -397,9 +398,9 @@ impl State {
         Ok(())
     }
 
-    /// Who holds what, now, and what that comes to. With the state of the programs, which are asked once.
-    /// Containers were listed before this reads tables: a table's cgroup that wasn't known then is looked up
-    /// by itself.
+    /// Returns who holds what now, with verdicts, and the statistics of the programs, which are
+    /// read once for both. `containers` must have been listed before: a table's cgroup that wasn't
+    /// known then is looked up on its own.
     fn inventory(&self, containers: Vec<Arc<Container>>) -> Result<(Inventory, Vec<Program>), BpfError> {
         let kernel = &self.kernel;
         let (tables, flows, programs) = (kernel.tables()?, kernel.flows()?, kernel.programs()?);
@@ -421,7 +422,7 @@ impl State {
         Ok((inventory, programs))
     }
 
-    /// Everything that is told, at one moment.
+    /// Takes a snapshot.
     ///
     /// # Errors
     /// When the kernel's maps can't be read.

@@ -1,5 +1,5 @@
-//! Events whose owner isn't known yet, or of which something must be read: they wait here for the file
-//! system, so that others don't.
+//! Keeps events whose owner isn't known yet, or that need something to be read. They wait for the
+//! file system here, so that other events don't.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,42 +17,42 @@ use crate::{
     runtime::{Owner, Owners},
 };
 
-/// Events that wait, at the most. More are dropped, which is counted, and subscribers are told.
+/// The most events that may wait. More are dropped and counted, and subscribers are told.
 const QUEUE: usize = 8_192;
 
-/// What is looked up at a time.
+/// How many requests are handled at a time.
 const BATCH: usize = 256;
 
-/// What is to be looked up.
+/// A request to look something up.
 #[derive(Debug)]
-enum Question {
-    /// Whose cgroup an event is about, and what else must be known of it.
+enum LookupRequest {
+    /// Finds the owner of the event's cgroup, and what else must be known of the event.
     Event(Box<Event>),
-    /// Whose a cgroup is by now.
+    /// Finds again whose a cgroup is.
     Refresh(u64),
 }
 
-/// Takes what has to be looked up.
+/// Accepts requests.
 #[derive(Clone)]
 pub(super) struct Unresolved {
-    queue: mpsc::Sender<Question>,
+    queue: mpsc::Sender<LookupRequest>,
     waiting: Arc<Waiting>,
     feed: Feed,
 }
 
-/// Looks owners up, on a thread of its own.
+/// Answers requests, on a thread of its own.
 pub(super) struct Lookups {
-    queue: mpsc::Receiver<Question>,
+    queue: mpsc::Receiver<LookupRequest>,
     waiting: Arc<Waiting>,
 }
 
-/// What waits, by cgroup.
+/// The requests that wait, by cgroup.
 #[derive(Debug, Default)]
 struct Waiting(Mutex<Cgroups>);
 
 #[derive(Debug, Default)]
 struct Cgroups {
-    /// How many events of each.
+    /// How many events of each cgroup wait.
     events: HashMap<u64, usize>,
     refreshed: HashSet<u64>,
 }
@@ -64,49 +64,50 @@ impl Waiting {
 }
 
 impl Unresolved {
-    /// A queue, and its other end.
+    /// Returns the queue, and the task at its other end.
     pub(super) fn new(feed: Feed) -> (Self, Lookups) {
         let (sender, queue) = mpsc::channel(QUEUE);
         let waiting = Arc::<Waiting>::default();
         (Self { queue: sender, waiting: Arc::clone(&waiting), feed }, Lookups { queue, waiting })
     }
 
-    /// Whether events of this cgroup wait.
+    /// Whether events of this cgroup are waiting.
     pub(super) fn has(&self, cgroup: u64) -> bool {
         self.waiting.lock().events.contains_key(&cgroup)
     }
 
-    /// Has an event wait until its owner is known.
+    /// Queues an event until its owner is known.
     pub(super) fn push(&self, event: Event) {
         let mut waiting = self.waiting.lock();
         let cgroup = event.cgroup_id;
-        match self.queue.try_send(Question::Event(Box::new(event))) {
+        match self.queue.try_send(LookupRequest::Event(Box::new(event))) {
             Ok(()) => *waiting.events.entry(cgroup).or_default() += 1,
             Err(_) => self.feed.count_dropped(1),
         }
     }
 
-    /// Has it looked up whose a cgroup is by now.
+    /// Requests that the owner of a cgroup be looked up again.
     pub(super) fn refresh(&self, cgroup: u64) {
         let mut waiting = self.waiting.lock();
-        // Without room it is asked for again with the next event.
-        if !waiting.refreshed.contains(&cgroup) && self.queue.try_send(Question::Refresh(cgroup)).is_ok() {
+        // If the queue is full, the next event requests it again.
+        if !waiting.refreshed.contains(&cgroup) && self.queue.try_send(LookupRequest::Refresh(cgroup)).is_ok()
+        {
             waiting.refreshed.insert(cgroup);
         }
     }
 }
 
-/// Who knows.
-pub(super) trait Registry: Send + Sync + 'static {
-    /// The owner of a cgroup. May wait for the file system. `may_be_told` says that the cgroup's runtime may
-    /// have told whose it is just now.
+/// Can look up owners: [`Owners`], or a fake in tests.
+pub(super) trait OwnerLookup: Send + Sync + 'static {
+    /// Returns the owner of a cgroup. May wait for the file system. `may_be_told` says that the
+    /// runtime may have just written down whose the cgroup is.
     fn look_up(&self, cgroup: u64, may_be_told: bool) -> Owner;
 
-    /// What an event doesn't say itself.
+    /// Returns what the event itself doesn't contain.
     fn details(&self, event: &Event) -> Details;
 }
 
-impl Registry for Owners {
+impl OwnerLookup for Owners {
     fn look_up(&self, cgroup: u64, may_be_told: bool) -> Owner {
         Self::look_up(self, cgroup, may_be_told)
     }
@@ -121,25 +122,25 @@ impl Registry for Owners {
 }
 
 impl Lookups {
-    /// Looks up, and hands events on, for as long as it is polled.
+    /// Answers requests and delivers events, for as long as it is polled.
     pub(super) async fn run(
         mut self,
-        registry: Arc<impl Registry>,
+        owners: Arc<impl OwnerLookup>,
         delivery: Delivery,
         liveness: TaskLiveness,
     ) {
-        let mut questions = Vec::new();
+        let mut requests = Vec::new();
         loop {
-            // There may be nothing to look up for as long as it likes.
+            // There may be no request for any length of time.
             liveness.within(Duration::MAX);
-            if self.queue.recv_many(&mut questions, BATCH).await == 0 {
+            if self.queue.recv_many(&mut requests, BATCH).await == 0 {
                 return;
             }
             liveness.within(Duration::ZERO);
-            let cgroups: Vec<_> = questions.iter().map(Question::cgroup).collect();
-            let (registry, asked) = (Arc::clone(&registry), std::mem::take(&mut questions));
+            let cgroups: Vec<_> = requests.iter().map(LookupRequest::cgroup).collect();
+            let (owners, asked) = (Arc::clone(&owners), std::mem::take(&mut requests));
             let answers = spawn_blocking(move || {
-                asked.into_iter().filter_map(|question| answer(&*registry, question)).collect::<Vec<_>>()
+                asked.into_iter().filter_map(|request| answer(&*owners, request)).collect::<Vec<_>>()
             });
             match answers.await {
                 Ok(answers) => {
@@ -147,14 +148,15 @@ impl Lookups {
                         delivery.deliver(&event, &owner, details);
                     }
                 }
-                // A panic, which is logged.
+                // An error means a panic, which is logged.
                 Err(_) => delivery.feed.count_dropped(cgroups.len() as u64),
             }
             self.forget(&cgroups);
         }
     }
 
-    /// Only now, so that no event of such a cgroup overtakes these.
+    /// Forgets requests that were answered. This is done after delivery, so that no later event of
+    /// the same cgroup overtakes these.
     fn forget(&self, cgroups: &[(u64, bool)]) {
         let mut waiting = self.waiting.lock();
         for (cgroup, is_event) in cgroups {
@@ -170,8 +172,8 @@ impl Lookups {
     }
 }
 
-impl Question {
-    /// The cgroup, and whether it is asked for because of an event.
+impl LookupRequest {
+    /// Returns the cgroup, and whether the request is for an event.
     fn cgroup(&self) -> (u64, bool) {
         match self {
             Self::Event(event) => (event.cgroup_id, true),
@@ -180,17 +182,17 @@ impl Question {
     }
 }
 
-fn answer(registry: &impl Registry, question: Question) -> Option<(Event, Owner, Details)> {
-    match question {
-        Question::Event(event) => {
+fn answer(owners: &impl OwnerLookup, request: LookupRequest) -> Option<(Event, Owner, Details)> {
+    match request {
+        LookupRequest::Event(event) => {
             let may_be_told = matches!(event.change, Change::Execed(_) | Change::Moved(_));
-            let owner = registry.look_up(event.cgroup_id, may_be_told);
-            let details = registry.details(&event);
+            let owner = owners.look_up(event.cgroup_id, may_be_told);
+            let details = owners.details(&event);
             Some((*event, owner, details))
         }
-        Question::Refresh(cgroup) => {
-            // The cache has it from now on.
-            let _ = registry.look_up(cgroup, false);
+        LookupRequest::Refresh(cgroup) => {
+            // The answer goes into the cache.
+            let _ = owners.look_up(cgroup, false);
             None
         }
     }

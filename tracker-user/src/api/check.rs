@@ -1,4 +1,4 @@
-//! What `check` tells, as plain data. Field names are stable.
+//! The result of `check`, as plain data. Field names are stable.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use crate::verdict::{
 /// The document that `check -o json` prints.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// What was asked for.
+    /// The target, as the user gave it.
     pub target: String,
     /// `ok`, `needs_option`, `blocked` or `unknown`.
     pub verdict: Verdict,
@@ -17,13 +17,13 @@ pub struct Check {
     pub criu: Criu,
     /// The kernel that it would run on.
     pub kernel: String,
-    /// Whether the tree was frozen meanwhile: else all is of one moment.
+    /// Whether the tree was frozen during the inspection. If not, it may have changed meanwhile.
     pub frozen: bool,
-    /// All that isn't dumped, in the order in which CRIU would meet it.
+    /// All files that aren't dumped, in the order in which CRIU would come to them.
     pub blockers: Vec<BlockerRow>,
     /// The tree, each process before its children.
     pub tree: Vec<SubtreeRow>,
-    /// The shortest way to a dump of the whole.
+    /// The shortest way to a dump of the whole tree.
     pub plan: Vec<StepRow>,
 }
 
@@ -34,9 +34,9 @@ pub struct Criu {
     pub version: String,
     /// `given`, `path` or `assumed`.
     pub source: String,
-    /// What it would be told.
+    /// Its options.
     pub options: Vec<String>,
-    /// What is to be known of this.
+    /// A remark on the version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
@@ -48,23 +48,23 @@ pub struct BlockerRow {
     pub pid: u32,
     /// Its name.
     pub comm: String,
-    /// The fd; null for what no slot holds.
+    /// The fd; null if no slot holds the file.
     pub fd: Option<u32>,
-    /// What the file is.
+    /// The file's kind.
     pub kind: FileKind,
-    /// What its link says.
+    /// The target of its link in `/proc`.
     pub link: String,
     /// `needs_option`, `blocked` or `unknown`.
     pub verdict: Verdict,
-    /// The stable code for why.
+    /// The stable code of the reason.
     pub reason: Reason,
-    /// What CRIU says; empty if it can't be told.
+    /// CRIU's message; empty if it isn't known.
     pub message: String,
     /// What to do.
     pub remedy: String,
 }
 
-/// A process with all that descends from it, as if it were dumped by itself.
+/// A process with all its descendants, as if it were dumped alone.
 #[derive(Clone, Debug, Serialize)]
 pub struct SubtreeRow {
     /// Its root.
@@ -73,13 +73,13 @@ pub struct SubtreeRow {
     pub parent: u32,
     /// The root's name.
     pub comm: String,
-    /// How far below the tree's root it is.
+    /// Its depth below the tree's root.
     pub depth: usize,
     /// How many processes it has.
     pub processes: usize,
-    /// What CRIU would make of it.
+    /// The verdict on it.
     pub verdict: Verdict,
-    /// How many reasons there are against it.
+    /// How many blockers it has.
     pub blockers: usize,
 }
 
@@ -90,16 +90,16 @@ pub struct StepRow {
     pub action: &'static str,
     /// The option, the version, or the remedy.
     pub what: String,
-    /// Why; of a `change` only.
+    /// The reason; only for a `change`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
-    /// The processes that must change; of a `change` only.
+    /// The processes that must change; only for a `change`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pids: Vec<u32>,
 }
 
 impl Check {
-    /// Describes a report.
+    /// Creates the document from a report.
     #[must_use]
     pub fn new(target: String, judge: &Judge, frozen: bool, report: &Report) -> Self {
         let profile = judge.profile();

@@ -1,4 +1,4 @@
-//! What `/v1/containers/NAME` tells, as plain data. Field names are stable.
+//! The answer of `/v1/containers/NAME`, as plain data. Field names are stable.
 
 use serde::Serialize;
 
@@ -9,42 +9,43 @@ use crate::{
     verdict::{Judge, Verdict},
 };
 
-/// What a verdict is from.
+/// The inspection that a verdict comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Inspection {
-    /// An inspection that still holds.
+    /// The last inspection still holds.
     Current,
-    /// An inspection before files changed.
+    /// Files have changed since the last inspection.
     Outdated,
     /// There was no inspection yet.
     Pending,
-    /// There won't be one: of the host there is no dump.
+    /// There won't be one: the host is never dumped.
     None,
 }
 
-/// One container, with all that stands in the way of a dump.
+/// One container, with all blockers.
 #[derive(Clone, Debug, Serialize)]
 pub struct ContainerReport {
     /// The CRIU that verdicts are about.
     pub criu: Criu,
-    /// What is counted, by process too.
+    /// The counts, also by process.
     #[serde(flatten)]
     pub container: ContainerRow,
-    /// What CRIU would make of it: `ok`, `needs_option`, `blocked` or `unknown`.
+    /// The verdict: `ok`, `needs_option`, `blocked` or `unknown`.
     pub verdict: Verdict,
-    /// What that is from.
+    /// The inspection that it comes from.
     pub look: Inspection,
-    /// When it could last be dumped, as far as the agent looked.
+    /// When it could last be dumped, as far as the agent knows.
     pub last_checkpointable: Option<String>,
-    /// For how long it could not be dumped, or only with an option, since the agent started.
+    /// How long it could not be dumped, or only with an option, since the agent started.
     pub blocked_seconds: f64,
-    /// All that the last look found in the way, in the order in which CRIU would meet it; null without one.
+    /// All blockers that the last inspection found, in the order in which CRIU would come to them;
+    /// null if there was none.
     pub blockers: Option<Vec<BlockerRow>>,
 }
 
 impl ContainerReport {
-    /// Describes what an owner holds, which was judged.
+    /// Creates the report on an owner from its judged entry.
     #[must_use]
     pub fn new(owner: &Owner, entry: &Entry, judge: &Judge, comm: Comm<'_>) -> Self {
         let (look, assessment) = match &entry.detail {
@@ -64,7 +65,7 @@ impl ContainerReport {
         }
     }
 
-    /// Leaves out what names a file by its path.
+    /// Removes links and messages that contain a path.
     pub fn hide_paths(&mut self) {
         for text in self.blockers.iter_mut().flatten().flat_map(|row| [&mut row.link, &mut row.message]) {
             if names_path(text) {

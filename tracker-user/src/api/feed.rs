@@ -1,4 +1,4 @@
-//! Events on their way to subscribers.
+//! Sends events to subscribers.
 
 use std::sync::{
     Arc,
@@ -15,7 +15,7 @@ use super::{EventName, Notice};
 /// An event as subscribers get it: encoded once for all of them.
 #[derive(Clone, Debug)]
 pub struct Line {
-    /// What it says.
+    /// The notice.
     pub notice: Arc<Notice>,
     /// A line of JSON.
     pub json: Bytes,
@@ -30,7 +30,7 @@ impl Line {
         Self { notice: Arc::new(notice), json: json.into() }
     }
 
-    /// The line for a subscriber who is told no paths of files.
+    /// Returns the line for a subscriber who may not see paths of files.
     #[must_use]
     pub fn without_paths(self) -> Bytes {
         if self.notice.has_paths() {
@@ -47,9 +47,9 @@ impl Line {
 #[derive(Clone, Debug)]
 pub struct Feed {
     lines: broadcast::Sender<Line>,
-    /// Events that a subscriber was too slow for, of all subscribers.
+    /// Events that subscribers were too slow for, added up.
     missed: Arc<AtomicU64>,
-    /// Events that there was no room for before they could be sent.
+    /// Events that were lost before they could be sent, because there was no room.
     dropped: Arc<AtomicU64>,
 }
 
@@ -61,11 +61,11 @@ impl Default for Feed {
 }
 
 impl Feed {
-    /// Lines that are kept for the slowest subscriber. One that falls further behind is told how many
-    /// it missed.
+    /// The number of lines that are kept for the slowest subscriber. If one falls further behind,
+    /// it is told how many events it missed.
     pub const BACKLOG: usize = 8_192;
 
-    /// Whether anybody follows.
+    /// Whether there are subscribers.
     #[must_use]
     pub fn is_followed(&self) -> bool {
         self.lines.receiver_count() > 0
@@ -79,30 +79,30 @@ impl Feed {
         }
     }
 
-    /// Follows events from now on.
+    /// Creates a subscription to all events from now on.
     #[must_use]
     pub fn subscribe(&self) -> Subscription {
         Subscription { lines: self.lines.subscribe(), missed: Arc::clone(&self.missed) }
     }
 
-    /// Lines that the slowest subscriber has not taken yet.
+    /// Returns how many lines the slowest subscriber has not taken yet.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.lines.len()
     }
 
-    /// Counts events that there was no room for before they could be sent.
+    /// Counts events that are lost before they could be sent.
     pub fn count_dropped(&self, events: u64) {
         self.dropped.fetch_add(events, Ordering::Relaxed);
     }
 
-    /// Events that there was no room for so far.
+    /// Returns how many events were lost before they could be sent.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Events that subscribers were too slow for so far.
+    /// Returns how many events subscribers were too slow for.
     #[must_use]
     pub fn missed(&self) -> u64 {
         self.missed.load(Ordering::Relaxed)
@@ -117,8 +117,8 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// The next event; `None` once there are no more. A subscriber that was too slow is told how many
-    /// it missed.
+    /// Returns the next event; `None` when there are no more. A subscriber that was too slow is
+    /// told how many it missed.
     pub async fn next(&mut self) -> Option<Line> {
         match self.lines.recv().await {
             Ok(line) => Some(line),
@@ -131,16 +131,16 @@ impl Subscription {
     }
 }
 
-/// What one subscriber wants to see.
+/// Selects the events that one subscriber gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// A container's full id, or its name; all if `None`.
     pub container: Option<String>,
-    /// Kinds; all if there is none.
+    /// Kinds; all if empty.
     pub kinds: Vec<Kind>,
 }
 
-/// A query asks for what can't be.
+/// A query names an unknown kind.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("no such kind: {wrong:?}; there are {}", names())]
 pub struct FilterError {
@@ -152,10 +152,10 @@ fn names() -> String {
 }
 
 impl Filter {
-    /// Reads a query. Other parameters than its own are left alone.
+    /// Parses a query. Ignores other parameters.
     ///
     /// # Errors
-    /// When it names a kind that there isn't.
+    /// When it names an unknown kind.
     pub fn parse(query: &str) -> Result<Self, FilterError> {
         let mut filter = Self::default();
         for (name, value) in parameters(query) {
@@ -171,7 +171,8 @@ impl Filter {
         Ok(filter)
     }
 
-    /// The query that asks for this. Ids and names of kinds have no character that would need escaping.
+    /// Returns the query for this filter. Ids and names of kinds contain no character that must be
+    /// escaped.
     #[must_use]
     pub fn query(&self) -> String {
         let container = self.container.iter().map(|id| format!("container={id}"));
@@ -179,8 +180,8 @@ impl Filter {
         container.chain(kinds).collect::<Vec<_>>().join("&")
     }
 
-    /// Whether a notice is wanted. What was lost, everybody is told; and whoever may have heard of a
-    /// blocker is told that there is none any more.
+    /// Whether a notice matches. Losses always match. `unblocked` matches every kind, because the
+    /// subscriber may have been told of the blocker.
     #[must_use]
     pub fn matches(&self, notice: &Notice) -> bool {
         notice.lost.is_some()
@@ -191,7 +192,7 @@ impl Filter {
     }
 }
 
-/// The parts of a query.
+/// Returns the parameters of a query.
 pub fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
     query.split('&').filter_map(|pair| pair.split_once('='))
 }

@@ -1,8 +1,8 @@
-//! What goes over the wire, as plain data: the JSON of `ls`, `tail` and `check`, and of the agent's
-//! socket. Field names are stable. No I/O: whatever has to be read is passed in.
+//! The data that goes over the wire: the JSON of `ls`, `tail` and `check`, and of the agent's
+//! socket. Field names are stable. No I/O: callers provide what must be read.
 //!
-//! - `check`: the answer of `check`; `container`: that about one container;
-//! - `notice`: one event; `feed`: events on their way to subscribers.
+//! - `check`: the result of `check`; `container`: the answer about one container;
+//! - `notice`: one event; `feed`: sends events to subscribers.
 
 mod check;
 mod container;
@@ -45,11 +45,11 @@ pub struct Criu {
 /// A container, or the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerRow {
-    /// Full id; `host` for the host.
+    /// Its full id; `host` for the host.
     pub id: String,
-    /// Name, or the id's first 12 digits.
+    /// Its name, or the id's first 12 digits.
     pub name: String,
-    /// What runs it; `host` for the host.
+    /// The runtime that runs it; `host` for the host.
     pub runtime: String,
     /// Kubernetes namespace.
     pub namespace: Option<String>,
@@ -58,13 +58,13 @@ pub struct ContainerRow {
     /// The image that it was made from.
     #[serde(default)]
     pub image: Option<String>,
-    /// Path from the cgroup hierarchy's root.
+    /// Its cgroup's path from the hierarchy's root.
     pub cgroup: String,
-    /// What CRIU would make of it, or `stale` while a count is being repaired.
+    /// The verdict, or `stale` while a count is being repaired.
     pub state: State,
-    /// Open fds per kind; kinds without any are left out.
+    /// Open fds of each kind; kinds without any are left out.
     pub counts: Vec<Count>,
-    /// Processes that have any, by pid; with `--processes`.
+    /// Processes that have any, by pid; only with `--processes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processes: Option<Vec<ProcessRow>>,
 }
@@ -72,11 +72,11 @@ pub struct ContainerRow {
 /// Open fds of a kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
-    /// What each is.
+    /// Their kind.
     pub kind: Kind,
-    /// What CRIU would make of each.
+    /// The verdict on each.
     pub verdict: Verdict,
-    /// How many.
+    /// How many there are.
     pub count: i64,
 }
 
@@ -87,21 +87,21 @@ pub struct ProcessRow {
     pub pid: u32,
     /// Its name; empty when it has gone.
     pub comm: String,
-    /// Its open fds per kind.
+    /// Its open fds of each kind.
     pub counts: Vec<Count>,
 }
 
 /// The name, id and runtime of the host's entry.
 pub const HOST: &str = "host";
 
-/// The name of the entry for what could not be told.
+/// The name of the entry for owners that aren't known.
 pub const UNKNOWN: &str = "unknown";
 
-/// What containers without series of their own are summed up as.
+/// The name of the sum of containers without series of their own.
 pub const OTHER: &str = "other";
 
 impl Listing {
-    /// Lists an inventory that was judged; with processes, if their names can be told.
+    /// Lists a judged inventory; with processes, if `comm` is given to name them.
     #[must_use]
     pub fn new(inventory: &Inventory, judge: &Judge, comm: Option<Comm<'_>>) -> Self {
         let mut containers = vec![ContainerRow::new(&Owner::Host, &inventory.host, judge, comm)];
@@ -121,7 +121,7 @@ impl Criu {
     }
 }
 
-/// Tells the name of a process; empty when it has gone.
+/// Returns the name of a process; empty if it has gone.
 pub type Comm<'a> = &'a dyn Fn(u32) -> String;
 
 impl ContainerRow {
@@ -154,7 +154,7 @@ fn count_rows(judged: impl IntoIterator<Item = (Kind, Verdict, i64)>) -> Vec<Cou
     judged.into_iter().map(|(kind, verdict, count)| Count { kind, verdict, count }).collect()
 }
 
-/// What tells an owner from others.
+/// The labels that identify an owner.
 struct OwnerLabels {
     id: String,
     name: String,
@@ -187,13 +187,14 @@ impl OwnerLabels {
     }
 }
 
-/// Whether a text has an absolute path in it: a slash that doesn't follow a word, as in `sid/pgrp`.
+/// Whether a text contains an absolute path: a slash that doesn't follow a word, unlike in
+/// `sid/pgrp`.
 fn names_path(text: &str) -> bool {
     let before = |at: usize| text.get(..at).and_then(|before| before.chars().next_back());
     text.match_indices('/').any(|(at, _)| !before(at).is_some_and(char::is_alphanumeric))
 }
 
-/// RFC 3339 with microseconds.
+/// Formats a time as RFC 3339 with microseconds.
 fn timestamp(time: SystemTime) -> String {
     jiff::Timestamp::try_from(time).map_or_else(|_| String::new(), |t| format!("{t:.6}"))
 }

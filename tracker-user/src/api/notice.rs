@@ -1,4 +1,4 @@
-//! One event, as users are told of it.
+//! One event, as users see it.
 
 use std::time::SystemTime;
 
@@ -13,15 +13,15 @@ use crate::{
     verdict::{Blocker, FileKind, Judge, Reason, Verdict},
 };
 
-/// What an event is about.
+/// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventName {
-    /// A slot came to hold a file.
+    /// A slot was filled.
     Opened,
-    /// A slot holds a file no more.
+    /// A slot was emptied.
     Closed,
-    /// A process was made, and inherited files.
+    /// A new process inherited files.
     Forked,
     /// A program was executed.
     Execed,
@@ -40,7 +40,7 @@ pub enum EventName {
 }
 
 impl EventName {
-    /// The stable name used in JSON.
+    /// Returns the stable name that JSON uses.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -58,14 +58,14 @@ impl EventName {
     }
 }
 
-/// What an event doesn't say itself.
+/// What the event itself doesn't contain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Details {
     /// When it happened.
     pub time: Option<SystemTime>,
     /// The process's name, if the event has none.
     pub comm: Option<String>,
-    /// What the fd's link says, of a kind that has no name of its own.
+    /// The target of the fd's link, for a kind that has no name of its own.
     pub link: Option<String>,
 }
 
@@ -80,46 +80,47 @@ pub struct Notice {
     pub container: String,
     /// The container's full id.
     pub container_id: String,
-    /// What runs it.
+    /// The container's runtime.
     pub runtime: String,
-    /// Kubernetes namespace.
+    /// The container's Kubernetes namespace.
     pub namespace: Option<String>,
-    /// Kubernetes pod.
+    /// The container's Kubernetes pod.
     pub pod: Option<String>,
-    /// Process, in the initial pid namespace.
+    /// The process, in the initial pid namespace.
     pub pid: u32,
-    /// Thread that caused it.
+    /// The thread that caused the event.
     pub tid: u32,
     /// The thread's name.
     pub comm: String,
-    /// `opened`: the fd number; `closed`: the same, where the probe could tell (the kprobe feeder can at `close` and `dup2`).
+    /// `opened`: the fd number; `closed`: the same, if the probe knows it (the kprobe feeder does
+    /// at `close` and `dup2`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fd: Option<u32>,
     /// `opened`, `closed`: the file's kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<FileKind>,
-    /// `opened`, `closed`: what CRIU would make of it.
+    /// `opened`, `closed`: the verdict on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
-    /// `opened`, of a kind that has no name of its own: what the fd's link in `/proc` says.
+    /// `opened`, for a kind that has no name of its own: the target of the fd's link in `/proc`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<String>,
-    /// `forked`, `execed`, `exited`, `unshared`, `moved`: all of the table's fds that are counted.
+    /// `forked`, `execed`, `exited`, `unshared`, `moved`: all counted fds of the table.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub counts: Vec<Count>,
-    /// `blocked`: the first thing that stands in the way, by its stable code.
+    /// `blocked`: the stable code of the first blocker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
-    /// `blocked`: what CRIU would say.
+    /// `blocked`: the message that CRIU would print.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// `lost`: how many events were not shown. Counts are exact all the same.
+    /// `lost`: how many events were not shown. Counts are exact nevertheless.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<u64>,
 }
 
 impl Notice {
-    /// Describes an event; `None` for one that is only for the agent itself.
+    /// Creates the notice of an event; `None` for an event that is only for the agent itself.
     #[must_use]
     pub fn new(event: &Event, owner: &Owner, details: Details, judge: &Judge) -> Option<Self> {
         let OwnerLabels { id, name, runtime, namespace, pod, .. } = OwnerLabels::of(owner);
@@ -156,7 +157,8 @@ impl Notice {
         Some(notice)
     }
 
-    /// Says that a container can't be dumped any more, and what stands in the way; or that it can be again.
+    /// Creates the notice that a container can't be dumped any more, with the blocker; or, without
+    /// one, that it can be dumped again.
     #[must_use]
     pub fn verdict_changed(owner: &Owner, blocker: Option<&Blocker>) -> Self {
         let OwnerLabels { id, name, runtime, namespace, pod, .. } = OwnerLabels::of(owner);
@@ -175,7 +177,7 @@ impl Notice {
         notice
     }
 
-    /// Says that a reader was too slow for the events, or the agent for the kernel.
+    /// Creates the notice that events were lost, because a subscriber or the agent was too slow.
     #[must_use]
     pub fn lost(count: u64) -> Self {
         let unknown = OwnerLabels::of(&Owner::Unknown);
@@ -213,20 +215,20 @@ impl Notice {
         self.counts = count_rows(counts.judged(judge));
     }
 
-    /// Whether it names a file by its path.
+    /// Whether it contains a path.
     #[must_use]
     pub fn has_paths(&self) -> bool {
         self.link.iter().chain(&self.message).any(|text| names_path(text))
     }
 
-    /// Leaves out what names a file by its path.
+    /// Removes the link and the message if they contain a path.
     pub fn hide_paths(&mut self) {
         for text in [&mut self.link, &mut self.message] {
             text.take_if(|text| names_path(text));
         }
     }
 
-    /// Whether this is about a kind. What was lost is about every kind.
+    /// Whether this is about a kind. Losses are about every kind.
     #[must_use]
     pub fn is_about(&self, kind: Kind) -> bool {
         self.lost.is_some()

@@ -37,19 +37,19 @@ pub(super) async fn run(
     }
     let end = EndSignals::catch()?;
     let reloads = Reloads::catch(settings, log)?;
-    // Kept until the agent ends.
+    // Statistics are on while this is kept: until the agent ends.
     let _stats = args.bpf_stats.then(bpf::count_runs).transpose()?;
-    // First, because a taken port or another agent is told at once.
+    // Bind first, so that a taken port or another running agent is reported immediately.
     let listeners = Listeners::bind(args.web.options(), &args.socket.socket).await?;
     for url in listeners.urls() {
         tracing::info!("listening on {url}");
     }
     tracing::info!("verdicts are about {}", judge.profile());
     service::status("attaching probes");
-    let attached = agent::attach(judge, args.engine.sizes(), args.engine.choice(), Arc::default())?;
-    // Before any other thread is started.
+    let attached = agent::attach(judge, args.counting.sizes(), args.counting.choice(), Arc::default())?;
+    // This must happen before any other thread is started.
     privileges::keep(&args.keep)?;
-    let mut agent = Agent::start(attached, args.engine.runtimes.settings())?;
+    let mut agent = Agent::start(attached, args.counting.runtimes.settings())?;
     let socket = listeners.serve(Service {
         state: agent.state.clone(),
         feed: agent.feed.clone(),
@@ -58,7 +58,7 @@ pub(super) async fn run(
     });
     let work = async {
         service::status("counting what is open already");
-        agent.adopt(args.engine.pace()).await?;
+        agent.adopt(args.counting.pace()).await?;
         service::ready(&reload::at_work(&agent));
         tokio::select! {
             never = reloads.run(&agent) => match never {},
@@ -76,7 +76,8 @@ pub(super) async fn run(
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-/// Prints what there is, and then every event until standard output is closed, if that is wanted; and then waits.
+/// With `--live`, prints all containers, and then every event until standard output is closed. Then
+/// it waits.
 async fn show(agent: &Agent, live: bool) -> anyhow::Result<()> {
     if live {
         let mut events = agent.feed.subscribe();

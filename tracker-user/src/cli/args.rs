@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The command line's commands and flags.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -35,7 +35,8 @@ use super::{
     after_help = "Exit codes: 0 as expected, 1 doctor found something missing or check a blocker, 2 an error, 3 check can't tell."
 )]
 pub struct Cli {
-    /// How much to tell on standard error: off, error, warn, info, debug or trace [default: info for agent, else warn]
+    /// How much to log on standard error: off, error, warn, info, debug or trace [default: info for
+    /// agent, else warn]
     #[arg(long, global = true, value_name = "LEVEL")]
     log_level: Option<LevelFilter>,
 
@@ -45,45 +46,46 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Count, and answer /metrics, until told to end
+    /// Count fds and answer /metrics, until the process is stopped
     Agent(Box<Agent>),
     /// Print fds as they are opened and closed
     Tail(Tail),
-    /// List containers with their open fds per kind
+    /// List containers with their open fds of each kind
     Ls(Ls),
-    /// Say what criu dump would say of a container or a process tree, before it does
+    /// Say what criu dump would say about a container or a process tree, before it runs
     ///
-    /// Everything that would stop the dump is listed at once, in CRIU's own words, with what to do; then the process tree with what
-    /// could be dumped by itself, and the shortest way to a dump of the whole. Nothing is changed, and nothing is stopped.
+    /// Lists everything that would stop the dump at once, in CRIU's own words, with remedies; then
+    /// the process tree with the parts that could be dumped alone, and the shortest way to a dump
+    /// of the whole tree. No process is changed or stopped.
     #[command(
         after_help = "Exit codes: 0 it could be dumped, 1 it could not, 2 an error, 3 it can't be told."
     )]
     Check(Box<Check>),
-    /// Explain a kind of file, a reason, or what CRIU's log says
+    /// Explain a kind of file, a reason, or a message in CRIU's log
     Explain(Explain),
-    /// List what each release of CRIU makes of each kind of file
+    /// List what each release of CRIU does with each kind of file
     Rules(Rules),
-    /// Say what this machine allows, and what to do where it doesn't
+    /// Check what fdtracker can do on this machine, and how to allow more
     Doctor(Doctor),
-    /// Waits for the end of its input, and then thaws a cgroup
+    /// Wait for the end of standard input, and then thaw a cgroup
     #[command(name = THAW, hide = true)]
     Thaw {
         /// The freezer's file
         file: PathBuf,
-        /// What thaws
+        /// The word that thaws
         word: String,
     },
-    /// The process whose fds the self-test of a feeder watches
+    /// Run as the process whose fds the self-test of a feeder watches
     #[command(name = SELF_TEST, hide = true)]
     SelfTest {
-        /// What an earlier image of it left open
+        /// What an earlier program in this process left open
         #[arg(num_args = 0..=2)]
         inherited: Vec<i64>,
     },
 }
 
 impl Cli {
-    /// How much to tell.
+    /// Returns how much to log.
     pub(super) fn log_level(&self) -> LevelFilter {
         self.log_level.unwrap_or_else(|| self.command.default_log_level())
     }
@@ -107,12 +109,13 @@ impl Command {
 
 #[derive(Debug, Args)]
 pub(super) struct Agent {
-    /// Have the kernel count how often and for how long BPF programs run, for fdtracker_program_*; costs each run some tens
-    /// of nanoseconds, and needs CAP_SYS_ADMIN
+    /// Let the kernel measure how often and for how long BPF programs run, for fdtracker_program_*;
+    /// costs each run some tens of nanoseconds, and needs CAP_SYS_ADMIN
     #[arg(long)]
     pub(super) bpf_stats: bool,
 
-    /// Which of its capabilities the agent keeps once its probes are attached; what is lost without one is in docs/operations.md
+    /// The capabilities that the agent keeps once its probes are attached; docs/operations.md says
+    /// what is lost without each
     #[arg(long = "capabilities.keep", value_name = "CAP_NAME", value_delimiter = ',', default_values_t = privileges::USES.map(|used| used.capability), value_parser = capability)]
     pub(super) keep: Vec<Capability>,
 
@@ -127,7 +130,7 @@ pub(super) struct Agent {
     pub(super) socket: Socket,
 
     #[command(flatten)]
-    pub(super) engine: Engine,
+    pub(super) counting: Counting,
 
     #[command(flatten)]
     pub(super) web: Web,
@@ -135,7 +138,8 @@ pub(super) struct Agent {
 
 #[derive(Debug, Args)]
 pub(super) struct Tail {
-    /// Only this container: its name, or the beginning of its id; `host` for what is in none
+    /// Only this container: its name, or the beginning of its id; `host` for processes in no
+    /// container
     #[arg(long, value_name = "CONTAINER")]
     pub(super) container: Option<String>,
 
@@ -143,7 +147,7 @@ pub(super) struct Tail {
     #[arg(long, value_name = "KIND", hide_possible_values = true, value_parser = kind())]
     pub(super) kind: Vec<Kind>,
 
-    /// How to print: text, or json with one object per line
+    /// Output format: text, or json with one object per line
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub(super) output: TailFormat,
 
@@ -151,16 +155,16 @@ pub(super) struct Tail {
     pub(super) socket: Socket,
 
     #[command(flatten)]
-    pub(super) engine: Engine,
+    pub(super) counting: Counting,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Ls {
-    /// List processes too
+    /// List processes, too
     #[arg(long)]
     pub(super) processes: bool,
 
-    /// How to print: table, or json as one document
+    /// Output format: table, or json as one document
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub(super) output: LsFormat,
 
@@ -168,28 +172,30 @@ pub(super) struct Ls {
     pub(super) socket: Socket,
 
     #[command(flatten)]
-    pub(super) engine: Engine,
+    pub(super) counting: Counting,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// A container's name or the beginning of its id, pod/NAMESPACE/NAME, pid:N for the tree under a process, or cgroup:/PATH
+    /// A container's name or the beginning of its id, pod/NAMESPACE/NAME, pid:N for the tree under
+    /// a process, or cgroup:/PATH
     #[arg(value_name = "TARGET", required_unless_present = "log", conflicts_with = "log")]
     pub(super) target: Option<Target>,
 
-    /// Read the log of a dump that failed instead: which file it was about, and what to do
+    /// Instead, read the log of a dump that failed: say which file was the reason, and what to do
     #[arg(long, value_name = "FILE")]
     pub(super) log: Option<PathBuf>,
 
-    /// Freeze what is looked at meanwhile, so that the result is exact; it is thawed whatever happens
+    /// Freeze the processes during the inspection, so that the result is exact; they are thawed in
+    /// any case
     #[arg(long, conflicts_with = "log")]
     pub(super) freeze: bool,
 
-    /// Look again until it can be dumped, for so long
+    /// Repeat the inspection until the target can be dumped, for at most this long
     #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "log")]
     pub(super) wait: Option<Duration>,
 
-    /// How to print: table, or json as one document
+    /// Output format: table, or json as one document
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub(super) output: LsFormat,
 
@@ -206,7 +212,7 @@ pub(super) struct Explain {
     #[arg(value_name = "KIND|REASON|MESSAGE")]
     pub(super) what: String,
 
-    /// How to print: table, or json as one document
+    /// Output format: table, or json as one document
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub(super) output: LsFormat,
 
@@ -216,7 +222,7 @@ pub(super) struct Explain {
 
 #[derive(Debug, Args)]
 pub(super) struct Rules {
-    /// How to print: table, json as one document, or markdown
+    /// Output format: table, json as one document, or markdown
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub(super) output: RulesFormat,
 
@@ -226,7 +232,7 @@ pub(super) struct Rules {
 
 #[derive(Debug, Args)]
 pub(super) struct Doctor {
-    /// How to print: table, or json as one document
+    /// Output format: table, or json as one document
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub(super) output: LsFormat,
 
@@ -243,29 +249,31 @@ pub(super) struct Socket {
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "How it counts")]
-pub(super) struct Engine {
-    /// The probes to count by [default: the best that passes its self-test on this kernel]
+pub(super) struct Counting {
+    /// The probes to count with [default: the best ones that pass their self-test on this kernel]
     #[arg(long, value_name = "FEEDER")]
     pub(super) feeder: Option<Feeder>,
 
-    /// How often all counts are compared with the kernel's own list of files
+    /// How often all counts are compared with the kernel's own list of open files
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub(super) audit_interval: Duration,
 
-    /// How often each container is looked at in detail, besides soon after its fds have changed: for what changes without any fd
+    /// How often each container is inspected, besides soon after a change of its fds: some facts
+    /// change without an event
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub(super) judge_interval: Duration,
 
-    /// Room for fd tables that have, or had, something to count; some 400 bytes of kernel memory each
+    /// How many fd tables can be counted that have, or had, something to count; each takes about
+    /// 400 bytes of kernel memory
     #[arg(long, value_name = "TABLES", default_value_t = Sizes::default().tables, value_parser = size(16))]
     pub(super) max_tables: u32,
 
-    /// Room for open fds that are counted; some 80 bytes of kernel memory each
+    /// How many open fds can be counted; each takes about 80 bytes of kernel memory
     #[arg(long, value_name = "FDS", default_value_t = Sizes::default().slots, value_parser = size(64))]
     pub(super) max_fds: u32,
 
-    /// Bytes of kernel memory for events on their way to the agent, rounded up to a power of two of pages; what finds no room
-    /// is missed by tail, never by a count
+    /// Bytes of kernel memory for events on their way to the agent, rounded up to a power of two of
+    /// pages; if an event finds no room, tail misses it, but no count does
     #[arg(long, value_name = "BYTES", default_value_t = Sizes::default().ring, value_parser = size(1))]
     pub(super) ring_size: u32,
 
@@ -276,7 +284,7 @@ pub(super) struct Engine {
     pub(super) runtimes: Runtimes,
 }
 
-impl Engine {
+impl Counting {
     pub(super) fn sizes(&self) -> Sizes {
         Sizes { tables: self.max_tables, slots: self.max_fds, ring: self.ring_size }
     }
@@ -286,7 +294,7 @@ impl Engine {
     }
 
     pub(super) fn judge(&self) -> anyhow::Result<Judge> {
-        self.judging.judge(criu::Engine::Runc)
+        self.judging.judge(criu::CriuRunner::Runc)
     }
 
     pub(super) fn choice(&self) -> Choice {
@@ -299,14 +307,14 @@ impl Engine {
     }
 }
 
-/// The probes to count by.
+/// The probes to count with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Feeder {
-    /// The kernel functions through which every fd is opened and closed
+    /// Probes in the kernel functions that open and close every fd
     Kprobe,
-    /// Exits of system calls, for kernels without kprobes
+    /// Probes at the exits of system calls, for kernels without kprobes
     Tracepoint,
-    /// None: counts are read anew every few seconds
+    /// No probes: counts are read again every few seconds
     Audit,
 }
 

@@ -16,15 +16,15 @@ use super::{
 };
 use crate::{
     api::Check,
-    criu::Engine,
+    criu::CriuRunner,
     freeze::Frozen,
     inspect,
     runtime::{Directory, Runtime},
-    target::{Found, Target},
+    target::{Target, TargetTree},
     verdict::{self, Judge, Verdict},
 };
 
-/// How often it is looked again with `--wait`.
+/// The time between two inspections with `--wait`.
 const AGAIN: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(args: &args::Check) -> anyhow::Result<ExitCode> {
@@ -37,20 +37,20 @@ pub(super) async fn run(args: &args::Check) -> anyhow::Result<ExitCode> {
         );
     };
     let directory = match target {
-        Target::Container(_) | Target::Pod { .. } => args.runtimes.look().await,
+        Target::Container(_) | Target::Pod { .. } => args.runtimes.ask().await,
         Target::Pid(_) | Target::Cgroup(_) => Arc::new(Directory::default()),
     };
     let start = Instant::now();
     let mut known = None;
     loop {
-        let found = target.find(&directory)?;
-        let how = how_dumped(&found);
-        // To find out which CRIU there is takes longer than a look.
+        let tree = target.find(&directory)?;
+        let how = how_dumped(&tree);
+        // Finding out which CRIU is installed takes longer than an inspection.
         let judge = match known.take() {
             Some((as_known, judge)) if as_known == how => judge,
             _ => args.judging.judge_of(how.0, how.1.clone())?,
         };
-        let check = look(args, target, &found, &judge)?;
+        let check = inspect_once(args, target, &tree, &judge)?;
         known = Some((how, judge));
         let waited = args.wait.is_none_or(|wait| start.elapsed() >= wait);
         if waited || check.verdict == Verdict::Ok {
@@ -61,26 +61,31 @@ pub(super) async fn run(args: &args::Check) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// One look at what was found.
-fn look(args: &args::Check, target: &Target, found: &Found, judge: &Judge) -> anyhow::Result<Check> {
-    let frozen = args.freeze.then(|| Frozen::freeze(found)).transpose()?;
-    let tree = inspect::tree(found.root, &judge.profile().irmap_paths())?;
+/// Inspects a tree once, and judges it.
+fn inspect_once(
+    args: &args::Check,
+    target: &Target,
+    tree: &TargetTree,
+    judge: &Judge,
+) -> anyhow::Result<Check> {
+    let frozen = args.freeze.then(|| Frozen::freeze(tree)).transpose()?;
+    let inspected = inspect::tree(tree.root, &judge.profile().irmap_paths())?;
     let is_frozen = frozen.is_some();
     if let Some(frozen) = frozen {
         frozen.thaw()?;
     }
-    Ok(Check::new(target.to_string(), judge, is_frozen, &verdict::check(judge, &tree)))
+    Ok(Check::new(target.to_string(), judge, is_frozen, &verdict::check(judge, &inspected)))
 }
 
-/// Who would run CRIU, and with which configuration of the container's.
-fn how_dumped(found: &Found) -> (Engine, Option<String>) {
-    let Some(container) = &found.container else { return (Engine::Criu, None) };
-    let engine = match container.runtime {
-        Runtime::Podman => Engine::Podman,
-        Runtime::Crun => Engine::Crun,
-        _ => Engine::Runc,
+/// Returns the program that would run CRIU, and the configuration file that the container asks for.
+fn how_dumped(tree: &TargetTree) -> (CriuRunner, Option<String>) {
+    let Some(container) = &tree.container else { return (CriuRunner::Criu, None) };
+    let runner = match container.runtime {
+        Runtime::Podman => CriuRunner::Podman,
+        Runtime::Crun => CriuRunner::Crun,
+        _ => CriuRunner::Runc,
     };
-    (engine, container.criu_config.clone())
+    (runner, container.criu_config.clone())
 }
 
 fn code(verdict: Verdict) -> ExitCode {
@@ -98,10 +103,10 @@ fn print(args: &args::Check, check: &Check) -> anyhow::Result<()> {
     }
 }
 
-/// Ties what a log says to a rule.
+/// Explains the error in a log by a rule.
 fn read_log(args: &args::Check, log: &Path) -> anyhow::Result<ExitCode> {
     let text = fs::read(log).with_context(|| format!("read {}", log.display()))?;
-    let judge: Judge = args.judging.judge(Engine::default())?;
+    let judge: Judge = args.judging.judge(CriuRunner::default())?;
     let Some(cause) = verdict::cause(&text) else {
         anyhow::bail!(
             "{} tells no error: a log of criu dump has lines with \"Error\" where it failed (it may be cut off, or of a dump that went through)",

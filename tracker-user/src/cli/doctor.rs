@@ -28,7 +28,7 @@ struct Row {
     detail: String,
 }
 
-/// What looks in detail can see: those of `check`, and the agent's at containers.
+/// Reports what inspections can see: those of `check`, and the agent's.
 fn details() -> Finding {
     const NAME: &str = "details";
     let limits = limits();

@@ -1,4 +1,4 @@
-//! `fdtracker explain`, and what a log's error means.
+//! `fdtracker explain`, and the meaning of an error in CRIU's log.
 
 use std::{
     io::{self, Write as _},
@@ -12,12 +12,12 @@ use super::{
     output,
 };
 use crate::{
-    criu::Engine,
+    criu::CriuRunner,
     verdict::{self, Cause, FileKind, Judge, Reason, Rule, Verdict, fact, rule_of},
 };
 
 pub(super) fn run(args: &args::Explain) -> anyhow::Result<ExitCode> {
-    let judge = args.judging.judge(Engine::default())?;
+    let judge = args.judging.judge(CriuRunner::default())?;
     let rules = rules_about(&judge, &args.what);
     if rules.is_empty() {
         anyhow::bail!(
@@ -46,7 +46,7 @@ fn rules_about<'a>(judge: &'a Judge, what: &str) -> Vec<&'a Rule> {
     }
 }
 
-/// A rule, as users are shown it.
+/// A rule, as users see it.
 #[derive(Serialize)]
 struct Row {
     reason: Reason,
@@ -57,7 +57,7 @@ struct Row {
     remedy: String,
     options: Vec<String>,
     source: String,
-    /// Whether it is about the CRIU and the kernel at hand.
+    /// Whether it applies to this CRIU and kernel.
     applies: bool,
 }
 
@@ -100,7 +100,7 @@ fn print(rows: &[Row]) -> io::Result<()> {
     out.flush()
 }
 
-/// What a log's error means.
+/// The meaning of an error in a log.
 #[derive(Serialize)]
 struct Explained {
     line: usize,
@@ -114,7 +114,7 @@ struct Explained {
     source: Option<String>,
 }
 
-/// Prints what made a dump fail. Fails with 3 if no rule is about it.
+/// Prints why a dump failed. The exit code is 3 if no rule is about it.
 pub(super) fn cause(format: LsFormat, judge: &Judge, cause: &Cause) -> anyhow::Result<ExitCode> {
     let found = rule_of(judge.rules(), &cause.message);
     let fd = found.as_ref().and_then(|(_, facts)| {

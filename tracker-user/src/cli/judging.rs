@@ -1,4 +1,4 @@
-//! The CRIU to judge for, as it is typed.
+//! Flags that describe the CRIU to judge for.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::{
     verdict::{self, CriuVersion, DumpOption, Judge, Profile},
 };
 
-/// Which CRIU, and how it is used.
+/// The CRIU to judge for, and how it is used.
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "The CRIU to judge for")]
 pub(super) struct Judging {
@@ -24,15 +24,18 @@ pub(super) struct Judging {
     #[arg(long, value_name = "PATH")]
     criu_path: Option<PathBuf>,
 
-    /// Who runs it: what it is always told, and which configuration file is read [default: runc for containers, else criu]
+    /// The program that runs it: decides which options are always set, and which configuration file
+    /// is read [default: runc for containers, else criu]
     #[arg(long, value_name = "ENGINE")]
-    engine: Option<Engine>,
+    engine: Option<Runner>,
 
-    /// Its configuration file, instead of the engine's, or of the one that a container names (annotation org.criu.config)
+    /// Its configuration file, instead of the default one, and of one that a container asks for
+    /// (annotation org.criu.config)
     #[arg(long, value_name = "FILE")]
     criu_config: Option<PathBuf>,
 
-    /// More rules about what it dumps, which go before those of this build; can be given several times
+    /// A file with more rules about what it dumps, which have priority over the built-in ones; can
+    /// be given several times
     #[arg(long, value_name = "FILE")]
     rules: Vec<PathBuf>,
 
@@ -64,15 +67,15 @@ struct DumpOptions {
     #[arg(long)]
     file_locks: bool,
 
-    /// Files whose name was deleted are dumped by a temporary link
+    /// Files whose name was deleted are dumped with a temporary link
     #[arg(long)]
     link_remap: bool,
 
-    /// The terminal is that of the shell that runs criu
+    /// The processes use the terminal of the shell that runs criu
     #[arg(long)]
     shell_job: bool,
 
-    /// Any path to a device will do
+    /// Any path to the same device is accepted
     #[arg(long)]
     evasive_devices: bool,
 
@@ -80,25 +83,26 @@ struct DumpOptions {
     #[arg(long)]
     allow_uprobes: bool,
 
-    /// The largest deleted file that is dumped: bytes, or with K, M or G
+    /// The size of the largest deleted file that is dumped: bytes, or with K, M or G
     #[arg(long, value_name = "SIZE", value_parser = ghost_limit)]
     ghost_limit: Option<u64>,
 
-    /// Given at restore instead, as criu takes it, such as unix[INODE]; can be given several times
+    /// A resource that is given at restore instead, as criu takes it, such as unix[INODE]; can be
+    /// given several times
     #[arg(long, value_name = "RESOURCE")]
     external: Vec<String>,
 
-    /// Where criu looks for watched files; can be given several times
+    /// A directory where criu searches for watched files; can be given several times
     #[arg(long, value_name = "PATH")]
     irmap_scan_path: Vec<PathBuf>,
 }
 
-/// Who runs CRIU.
+/// The program that runs CRIU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Engine {
-    /// Somebody at a terminal
+enum Runner {
+    /// A user at a terminal
     Criu,
-    /// Docker, containerd and Kubernetes too
+    /// runc, also for docker, containerd and Kubernetes
     Runc,
     Crun,
     Podman,
@@ -109,38 +113,43 @@ fn ghost_limit(text: &str) -> Result<u64, ValueError> {
 }
 
 impl Judging {
-    /// Whether this flag is one of these.
+    /// Whether a flag is one of these.
     pub(super) fn has_flag(name: &str) -> bool {
         Self::augment_args(clap::Command::new("")).get_arguments().any(|arg| arg.get_long() == Some(name))
     }
 
-    /// The judge. `engine` runs CRIU unless another was given.
-    pub(super) fn judge(&self, engine: criu::Engine) -> anyhow::Result<Judge> {
-        self.judge_of(engine, None)
+    /// Creates the judge. `runner` runs CRIU unless another was given.
+    pub(super) fn judge(&self, runner: criu::CriuRunner) -> anyhow::Result<Judge> {
+        self.judge_of(runner, None)
     }
 
-    /// As [`judge`](Self::judge), for a container with an [annotation](crate::runtime::Container::criu_config).
-    pub(super) fn judge_of(&self, engine: criu::Engine, annotation: Option<String>) -> anyhow::Result<Judge> {
-        Ok(criu::judge(&Wanted { annotation, ..self.wanted(engine) }, kernel()?)?)
+    /// Creates the judge for a container that may have an
+    /// [annotation](crate::runtime::Container::criu_config).
+    pub(super) fn judge_of(
+        &self,
+        runner: criu::CriuRunner,
+        annotation: Option<String>,
+    ) -> anyhow::Result<Judge> {
+        Ok(criu::judge(&Wanted { annotation, ..self.wanted(runner) }, kernel()?)?)
     }
 
-    /// The CRIU that it is about.
+    /// Finds the profile of the CRIU to judge for.
     pub(super) fn profile(&self) -> anyhow::Result<Profile> {
-        Ok(criu::profile(&self.wanted(criu::Engine::default()), kernel()?)?)
+        Ok(criu::profile(&self.wanted(criu::CriuRunner::default()), kernel()?)?)
     }
 
-    fn wanted(&self, engine: criu::Engine) -> Wanted {
-        let engine = match self.engine {
-            None => engine,
-            Some(Engine::Criu) => criu::Engine::Criu,
-            Some(Engine::Runc) => criu::Engine::Runc,
-            Some(Engine::Crun) => criu::Engine::Crun,
-            Some(Engine::Podman) => criu::Engine::Podman,
+    fn wanted(&self, runner: criu::CriuRunner) -> Wanted {
+        let runner = match self.engine {
+            None => runner,
+            Some(Runner::Criu) => criu::CriuRunner::Criu,
+            Some(Runner::Runc) => criu::CriuRunner::Runc,
+            Some(Runner::Crun) => criu::CriuRunner::Crun,
+            Some(Runner::Podman) => criu::CriuRunner::Podman,
         };
         Wanted {
             version: self.criu,
             program: self.criu_path.clone(),
-            engine,
+            runner,
             config: self.criu_config.clone(),
             annotation: None,
             options: self.options.arguments(),

@@ -11,7 +11,7 @@ use crate::{agent, api::Listing, host, http::Client};
 pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
     let listing = match Client::find(&args.socket.socket).await? {
         Some(agent) => agent.listing(args.processes).await?,
-        None => look(&args).await?,
+        None => list_without_agent(&args).await?,
     };
     match args.output {
         LsFormat::Json => output::json(&listing)?,
@@ -20,9 +20,9 @@ pub(super) async fn run(args: args::Ls) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// No agent runs: one look is enough.
-async fn look(args: &args::Ls) -> anyhow::Result<Listing> {
-    let directory = args.engine.runtimes.look().await;
-    let snapshot = agent::look_once(args.engine.judge()?, args.engine.sizes(), directory).await?;
+/// Lists containers when no agent runs, from one snapshot.
+async fn list_without_agent(args: &args::Ls) -> anyhow::Result<Listing> {
+    let directory = args.counting.runtimes.ask().await;
+    let snapshot = agent::snapshot_once(args.counting.judge()?, args.counting.sizes(), directory).await?;
     Ok(snapshot.listing(args.processes.then_some(&host::comm_or_empty)))
 }

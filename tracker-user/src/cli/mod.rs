@@ -1,7 +1,8 @@
-//! The command line: what was typed (`args`), one file per command, and how things are printed (`output`).
+//! The command line: commands and flags (`args`), one file for each command, and how things are
+//! printed (`output`).
 //!
-//! Exit codes: 0 as expected; 1 `doctor` found something missing, or `check` a blocker; 2 an error; 3 `check` can't tell. A closed
-//! pipe ends a command quietly.
+//! Exit codes: 0 as expected; 1 if `doctor` found something missing, or `check` a blocker; 2 for an
+//! error; 3 if `check` can't tell. A closed pipe ends a command quietly.
 
 mod agent;
 mod args;
@@ -31,14 +32,15 @@ use load::{Loaded, LogLevel};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    config::{ConfigError, Source},
+    config::{ConfigError, Invocation},
     host,
 };
 
 /// Parses the command line and runs it.
 #[must_use]
 pub fn main() -> ExitCode {
-    match load::load(&Source::here()).map_err(ended_by_clap).map_err(Into::into).and_then(run) {
+    match load::load(&Invocation::of_this_process()).map_err(ended_by_clap).map_err(Into::into).and_then(run)
+    {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -48,7 +50,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Help and usage are printed as clap does it, which ends the program.
+/// Lets clap print help and usage, which ends the program.
 fn ended_by_clap(error: ConfigError) -> ConfigError {
     match error {
         ConfigError::Usage(error) => error.exit(),
@@ -56,13 +58,13 @@ fn ended_by_clap(error: ConfigError) -> ConfigError {
     }
 }
 
-/// How long threads that are at work are waited for in the end.
+/// How long the end of the program waits for threads that are at work.
 const LAST_WAIT: Duration = Duration::from_secs(5);
 
 fn run(Loaded { cli, settings }: Loaded) -> anyhow::Result<ExitCode> {
     let log = LogLevel::to_stderr(cli.log_level());
     if let Command::SelfTest { inherited } = &cli.command {
-        // Before the event loop, whose fds would be counted.
+        // This must happen before the event loop starts, because its fds would be counted.
         crate::bpf::self_test_child(inherited).context("walk the self-test")?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -72,7 +74,7 @@ fn run(Loaded { cli, settings }: Loaded) -> anyhow::Result<ExitCode> {
     }
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     if matches!(cli.command, Command::Agent(_)) {
-        // Events are handled by this thread, and by no other.
+        // Only this thread handles events, so it doesn't give way.
         runtime.on_thread_start(host::give_way);
     }
     let runtime = runtime.enable_all().build().context("start the event loop")?;
@@ -85,7 +87,7 @@ fn run(Loaded { cli, settings }: Loaded) -> anyhow::Result<ExitCode> {
             Command::Explain(args) => explain::run(&args),
             Command::Rules(args) => rules::run(&args),
             Command::Doctor(args) => doctor::run(&args),
-            // Done above.
+            // These two are done above.
             Command::SelfTest { .. } | Command::Thaw { .. } => Ok(ExitCode::SUCCESS),
         }
     });
@@ -94,7 +96,7 @@ fn run(Loaded { cli, settings }: Loaded) -> anyhow::Result<ExitCode> {
     ended
 }
 
-/// An error and its causes, without the log of the kernel's verifier, which fills pages.
+/// Formats an error and its causes, without the log of the kernel's verifier, which fills pages.
 fn one_line(error: &anyhow::Error) -> String {
     let text = format!("{error:#}");
     let (message, log) = text.split_once(" Verifier output:").unwrap_or((&text, ""));
@@ -111,8 +113,8 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref().is_some_and(closed))
 }
 
-/// The signals by which the user, or the system, wants a command to end. From when they are caught, the command tidies up
-/// before it ends.
+/// The signals with which the user, or the system, ends a command. Once they are caught, the
+/// command cleans up before it ends.
 struct EndSignals {
     interrupt: Signal,
     terminate: Signal,

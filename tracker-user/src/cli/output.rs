@@ -1,4 +1,4 @@
-//! How things are printed.
+//! Prints tables, JSON and events.
 
 use std::{
     borrow::Cow,
@@ -29,7 +29,7 @@ pub(super) fn table<H: AsRef<str>>(
 ) -> io::Result<()> {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    // A terminal that doesn't know its width, such as a serial console.
+    // A terminal that doesn't know its width, such as a serial console, reports 0.
     if table.width() == Some(0) {
         table.set_content_arrangement(ContentArrangement::Disabled);
     }
@@ -39,13 +39,13 @@ pub(super) fn table<H: AsRef<str>>(
     }
     let mut out = io::stdout().lock();
     for line in table.lines() {
-        // Columns are padded on both sides.
+        // The table pads columns on both sides.
         writeln!(out, "{}", line.strip_prefix(' ').unwrap_or(&line).trim_end())?;
     }
     out.flush()
 }
 
-/// Prints containers, one per row, and their processes below.
+/// Prints containers, one in each row, and their processes below.
 pub(super) fn listing(listing: &Listing) -> io::Result<()> {
     let with_processes = listing.containers.iter().any(|container| container.processes.is_some());
     let head = |name: &str, runtime: &str, state: &str| vec![printable(name), runtime.into(), state.into()];
@@ -72,7 +72,7 @@ pub(super) fn listing(listing: &Listing) -> io::Result<()> {
     table(&header, rows)
 }
 
-/// Prints what CRIU would say of a tree.
+/// Prints what CRIU would say about a tree.
 pub(super) fn check(check: &Check) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let note = check.criu.note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
@@ -113,7 +113,8 @@ pub(super) fn check(check: &Check) -> io::Result<()> {
     out.flush()
 }
 
-/// By process; what is said of several files of a process in the same words, but for the fd's number, is said once.
+/// Prints blockers by process. Files of a process with the same message, except for the fd's
+/// number, are printed once.
 fn blockers(out: &mut impl Write, blockers: &[BlockerRow]) -> io::Result<()> {
     let mut process = None;
     let alike = |a: &BlockerRow, b: &BlockerRow| {
@@ -141,7 +142,7 @@ fn blockers(out: &mut impl Write, blockers: &[BlockerRow]) -> io::Result<()> {
     Ok(())
 }
 
-/// What CRIU says of a file, but for the fd's number.
+/// Returns CRIU's message about a file, without the fd's number.
 fn without_fd(blocker: &BlockerRow) -> Cow<'_, str> {
     match blocker.fd {
         Some(fd) => blocker.message.replace(&format!(" {fd} "), " # ").into(),
@@ -149,7 +150,7 @@ fn without_fd(blocker: &BlockerRow) -> Cow<'_, str> {
     }
 }
 
-/// `3, 5, 7-11`, as lists of processors are written.
+/// Formats numbers as `3, 5, 7-11`, as lists of processors are written.
 fn ranges(numbers: &[u32]) -> String {
     let runs = numbers.chunk_by(|a, b| a.checked_add(1) == Some(*b)).filter_map(|run| {
         match (run.first()?, run.last()?) {
@@ -161,7 +162,8 @@ fn ranges(numbers: &[u32]) -> String {
     runs.collect::<Vec<_>>().join(", ")
 }
 
-/// A name that a container may have chosen, without what would move a terminal's cursor.
+/// Returns a name that a container may have chosen, without characters that move a terminal's
+/// cursor.
 pub(super) fn printable(name: &str) -> String {
     name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
@@ -177,14 +179,14 @@ fn counts(counts: &[Count]) -> String {
     counts.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-/// Prints lines from a thread of its own: standard output may block for as long as its reader likes.
+/// Prints lines on a thread of its own, because standard output may block for any time.
 pub(super) struct Printer {
     lines: mpsc::Sender<String>,
     ended: oneshot::Receiver<io::Result<()>>,
 }
 
 impl Printer {
-    /// Lines on their way to the thread.
+    /// The most lines that wait for the thread.
     const QUEUE: usize = 256;
 
     /// Starts the thread.
@@ -203,13 +205,16 @@ impl Printer {
                 Ok(())
             };
             let result = print();
-            // The receiver may have gone: then nobody asks.
+            // An error means that nobody waits any more.
             let _ = end.send(result);
         });
         Self { lines, ended }
     }
 
-    /// Prints a line. Waits while too many are on their way.
+    /// Prints a line. Waits while too many lines wait for the thread.
+    ///
+    /// # Errors
+    /// When standard output is closed, or can't be written.
     pub(super) async fn print(&mut self, line: String) -> io::Result<()> {
         if self.lines.send(line).await.is_ok() {
             return Ok(());
@@ -219,7 +224,7 @@ impl Printer {
     }
 }
 
-/// One event as a line for people.
+/// Formats an event as a line for people.
 pub(super) fn notice(notice: &Notice) -> String {
     if let Some(lost) = notice.lost {
         return format!("{}  {lost} events were not shown (counts are exact all the same)", notice.time);

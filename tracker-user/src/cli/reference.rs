@@ -1,6 +1,7 @@
-//! The table in `docs/configuration.md` and the example `deploy/fdtracker.toml` are made from the flags.
+//! The table in `docs/configuration.md` and the example `deploy/fdtracker.toml`, which are
+//! generated from the flags.
 //!
-//! `cargo xtask gen` writes both anew.
+//! `cargo xtask gen` rewrites both.
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
@@ -9,7 +10,7 @@ use clap::{Arg, Command, CommandFactory as _};
 use super::{args::Cli, load};
 use crate::config::{Key, Shape, variable};
 
-/// The table's bounds in the document.
+/// The lines around the table in the document.
 const BOUNDS: (&str, &str) = ("<!-- begin: made from the flags -->\n", "<!-- end -->\n");
 
 struct Row {
@@ -40,7 +41,7 @@ impl Row {
         }
     }
 
-    /// The default, as TOML; `None` if there is none.
+    /// Returns the default, as TOML; `None` if there is none.
     fn default(&self) -> Option<String> {
         let values = self.arg.get_default_values().iter().map(|value| value.to_str().unwrap());
         let text = |value: &str| match self.key.shape {
@@ -117,7 +118,7 @@ fn is_up_to_date(name: &str, make: impl Fn(&str) -> String) {
     if std::env::var_os("FDTRACKER_WRITE_DOCS").is_some() {
         fs::write(path, made).unwrap();
     } else {
-        assert_eq!(found, made, "{name}: cargo xtask gen writes it anew");
+        assert_eq!(found, made, "{name}: cargo xtask gen rewrites it");
     }
 }
 

@@ -1,4 +1,5 @@
-//! SIGHUP: the configuration is read anew, and what can change is changed. What is wrong changes nothing.
+//! Reloads the configuration on SIGHUP, and changes what can be changed in a running agent. If it
+//! is wrong, nothing is changed.
 
 use std::time::Duration;
 
@@ -15,22 +16,22 @@ use super::{
 };
 use crate::{
     agent::{Agent, Pace},
-    config::{Settings, Source},
+    config::{Invocation, Settings},
     error::chain,
     verdict::Judge,
 };
 use tracing::level_filters::LevelFilter;
 
-/// Waits for SIGHUP.
+/// Reloads the configuration on SIGHUP.
 pub(super) struct Reloads {
     hangup: Signal,
-    source: Source,
-    /// What the agent runs with.
+    invocation: Invocation,
+    /// The settings that the agent runs with.
     running: Settings,
     log: LogLevel,
 }
 
-/// A configuration that holds.
+/// A configuration that was checked.
 struct Valid {
     settings: Settings,
     pace: Pace,
@@ -38,26 +39,29 @@ struct Valid {
     level: LevelFilter,
 }
 
-/// Neither reading files nor asking CRIU for its version takes as long, unless something doesn't answer.
+/// A reload that takes longer is waiting for something that doesn't answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Reloads {
-    /// From now on SIGHUP doesn't end the program.
+    /// Catches SIGHUP, so that it doesn't end the program.
+    ///
+    /// # Errors
+    /// When the signal can't be caught.
     pub(super) fn catch(running: Settings, log: LogLevel) -> anyhow::Result<Self> {
         let hangup = signal(SignalKind::hangup()).context("catch signals")?;
-        Ok(Self { hangup, source: Source::here(), running, log })
+        Ok(Self { hangup, invocation: Invocation::of_this_process(), running, log })
     }
 
-    /// Reloads whenever it is asked to. Never ends.
+    /// Reloads at every SIGHUP. Never ends.
     pub(super) async fn run(mut self, agent: &Agent) -> std::convert::Infallible {
         loop {
             if self.hangup.recv().await.is_none() {
                 return std::future::pending().await;
             }
             service::reloading();
-            let source = self.source.clone();
-            // CRIU is run to ask for its version, and a file system may be slow.
-            let read = tokio::task::spawn_blocking(move || read(&source));
+            let invocation = self.invocation.clone();
+            // Reloading runs CRIU to ask for its version, and a file system may be slow.
+            let read = tokio::task::spawn_blocking(move || read(&invocation));
             let result = match timeout(PATIENCE, read).await {
                 Ok(read) => read.unwrap_or_else(|panic| Err(panic.into())),
                 Err(_) => Err(anyhow::anyhow!("reading it takes longer than {PATIENCE:?}")),
@@ -69,9 +73,9 @@ impl Reloads {
                 Ok(valid) => self.apply(agent, valid).await,
                 Err(error) => {
                     let error = chain(error);
-                    tracing::error!(error, "the configuration is wrong: the one before holds");
+                    tracing::error!(error, "the configuration is wrong: the old one stays");
                     service::ready(&format!(
-                        "{}; a wrong configuration was not taken over: {error}",
+                        "{}; a wrong configuration was not applied: {error}",
                         at_work(agent)
                     ));
                 }
@@ -85,13 +89,13 @@ impl Reloads {
         let changed = self.running.changed(&settings);
         let (live, others): (Vec<&str>, Vec<&str>) =
             changed.into_iter().partition(|name| load::is_live(name));
-        tracing::info!(changed = ?live, "the configuration was read anew");
+        tracing::info!(changed = ?live, "the configuration was reloaded");
         if !others.is_empty() {
-            tracing::warn!(settings = ?others, "these take effect only when the agent is started anew");
+            tracing::warn!(settings = ?others, "these take effect only when the agent is restarted");
         }
         self.log.set(level);
         if let Err(error) = agent.change(pace, judge).await {
-            tracing::error!(error = %chain(error), "take the configuration over");
+            tracing::error!(error = %chain(error), "apply the configuration");
         }
         self.running.adopt(&settings, load::is_live);
         tracing::info!("verdicts are about {}", agent.state.judge().profile());
@@ -99,19 +103,19 @@ impl Reloads {
     }
 }
 
-/// What the agent does, in a line.
+/// Describes in one line what the agent does.
 pub(super) fn at_work(agent: &Agent) -> String {
-    let how = if agent.state.is_live() { "counting live" } else { "counting now and then" };
+    let how = if agent.state.is_live() { "counting live" } else { "counting at intervals" };
     format!("{how}; verdicts are about {}", agent.state.judge().profile())
 }
 
-fn read(source: &Source) -> anyhow::Result<Valid> {
-    let Loaded { cli, settings } = load::load(source)?;
+fn read(invocation: &Invocation) -> anyhow::Result<Valid> {
+    let Loaded { cli, settings } = load::load(invocation)?;
     let level = cli.log_level();
     match (cli.command, settings) {
         (Command::Agent(args), Some(settings)) => {
-            Ok(Valid { settings, pace: args.engine.pace(), judge: load::check(&args)?, level })
+            Ok(Valid { settings, pace: args.counting.pace(), judge: load::check(&args)?, level })
         }
-        _ => anyhow::bail!("the command line is no agent's any more"),
+        _ => anyhow::bail!("the command line isn't the agent's any more"),
     }
 }

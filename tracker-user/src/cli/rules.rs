@@ -1,4 +1,4 @@
-//! `fdtracker rules`: what each release of CRIU makes of each kind.
+//! `fdtracker rules`: what each release of CRIU does with each kind.
 
 use std::{collections::BTreeMap, process::ExitCode};
 
@@ -9,22 +9,22 @@ use super::{
     output,
 };
 use crate::{
-    criu::Engine,
+    criu::CriuRunner,
     verdict::{CriuVersion, Facts, FileKind, Judge, KNOWN_VERSIONS, Reason, Verdict},
 };
 
-/// What a kind comes to.
+/// What the releases do with one kind.
 #[derive(Serialize)]
 struct Row {
     kind: FileKind,
     /// By release: `ok`, `blocked`, or `depends`.
     criu: BTreeMap<String, &'static str>,
-    /// The reasons for which a file of the kind isn't dumped, with some release.
+    /// The reasons why some release doesn't dump a file of this kind.
     reasons: Vec<Reason>,
 }
 
 pub(super) fn run(args: &args::Rules) -> anyhow::Result<ExitCode> {
-    let judge = args.judging.judge(Engine::default())?;
+    let judge = args.judging.judge(CriuRunner::default())?;
     let versions: Vec<CriuVersion> = match args.judging.criu {
         Some(version) => vec![version],
         None => KNOWN_VERSIONS.to_vec(),

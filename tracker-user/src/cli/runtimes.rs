@@ -1,33 +1,34 @@
-//! Which runtimes are asked what containers are called.
+//! Flags of the runtimes that are asked for names of containers.
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 
 use clap::Args;
 
 use super::values::duration;
-use crate::runtime::{Directory, ParseSocketError, Settings, Socket, look_names_up};
+use crate::runtime::{Directory, ParseSocketError, Settings, Socket, look_up_names};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Names of containers")]
 pub(super) struct Runtimes {
-    /// A runtime to ask for names of containers: cri:///PATH (containerd, CRI-O) or docker:///PATH (docker, podman), can be given several
-    /// times; or none [default: all that are found where they usually are]
+    /// A runtime to ask for names of containers: cri:///PATH (containerd, CRI-O) or docker:///PATH
+    /// (docker, podman), can be given several times; or none [default: all at their usual paths]
     #[arg(long = "runtime-socket", value_name = "SOCKET")]
-    sockets: Vec<Choice>,
+    sockets: Vec<SocketChoice>,
 
-    /// How often runtimes are asked besides when a container comes: for containers that were renamed
+    /// How often runtimes are asked, besides when a new container appears: for containers that were
+    /// renamed
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     runtime_interval: Duration,
 }
 
-/// A socket, or that there is none.
+/// A socket, or the word for none.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Choice {
+enum SocketChoice {
     None,
     Socket(Socket),
 }
 
-impl FromStr for Choice {
+impl FromStr for SocketChoice {
     type Err = ParseSocketError;
 
     fn from_str(text: &str) -> Result<Self, ParseSocketError> {
@@ -37,17 +38,17 @@ impl FromStr for Choice {
 
 impl Runtimes {
     pub(super) fn settings(&self) -> Settings {
-        let given = |choice: &Choice| match choice {
-            Choice::None => None,
-            Choice::Socket(socket) => Some(socket.clone()),
+        let given = |choice: &SocketChoice| match choice {
+            SocketChoice::None => None,
+            SocketChoice::Socket(socket) => Some(socket.clone()),
         };
         let sockets = (!self.sockets.is_empty()).then(|| self.sockets.iter().filter_map(given).collect());
         Settings { sockets, every: self.runtime_interval }
     }
 
-    /// Asks them once.
-    pub(super) async fn look(&self) -> Arc<Directory> {
-        look_names_up(&self.settings()).await
+    /// Asks the runtimes once.
+    pub(super) async fn ask(&self) -> Arc<Directory> {
+        look_up_names(&self.settings()).await
     }
 }
 

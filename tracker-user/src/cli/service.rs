@@ -1,4 +1,5 @@
-//! What the agent tells the service manager: nothing, if none asks (`NOTIFY_SOCKET`, `WATCHDOG_USEC`).
+//! Tells the service manager about the agent's state. Does nothing if there is no manager
+//! (`NOTIFY_SOCKET`, `WATCHDOG_USEC`).
 
 use std::{
     ffi::OsStr,
@@ -17,36 +18,37 @@ use sd_notify::NotifyState;
 
 use crate::agent::Agent;
 
-/// How long a manager may take to make room for a message: nothing else goes on meanwhile.
+/// How long to wait if the manager has no room for a message, because nothing else happens
+/// meanwhile.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// It counts, or goes on counting: `status` says what.
+/// Reports that the agent counts, and its status.
 pub(super) fn ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// What it does now.
+/// Reports what the agent does now.
 pub(super) fn status(status: &str) {
     notify(&[NotifyState::Status(status)]);
 }
 
-/// It reads its configuration anew, until it is [`ready`].
+/// Reports that the agent reloads its configuration, until it is [`ready`].
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => {
-            let status = NotifyState::Status("reading the configuration anew");
+            let status = NotifyState::Status("reloading the configuration");
             notify(&[NotifyState::Reloading, now, status]);
         }
         Err(error) => tracing::warn!(%error, "tell the service manager of a reload: read the clock"),
     }
 }
 
-/// It ends.
+/// Reports that the agent ends.
 pub(super) fn stopping() {
     notify(&[NotifyState::Stopping, NotifyState::Status("detaching all probes")]);
 }
 
-/// Says now and then that the agent is alive, as long as it is.
+/// Reports at intervals that the agent is alive, as long as it is.
 pub(super) async fn keep_alive(agent: &Agent) -> std::convert::Infallible {
     let Some(patience) = sd_notify::watchdog_enabled().filter(|patience| !patience.is_zero()) else {
         return std::future::pending().await;
@@ -56,7 +58,7 @@ pub(super) async fn keep_alive(agent: &Agent) -> std::convert::Infallible {
         if agent.is_alive() {
             notify(&[NotifyState::Watchdog]);
         } else if !std::mem::replace(&mut told, true) {
-            tracing::error!("a task has ended: the service manager is left to start the agent anew");
+            tracing::error!("a task has ended: the service manager must restart the agent");
         }
         tokio::time::sleep((patience / 2).max(Duration::from_millis(1))).await;
     }
@@ -70,7 +72,7 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Not by `sd_notify::notify`, which waits for as long as a manager doesn't read.
+/// Sends a message with a timeout. `sd_notify::notify` has none, and waits until the manager reads.
 fn send(to: &OsStr, message: &[u8]) -> io::Result<()> {
     let socket = UnixDatagram::unbound()?;
     socket.set_write_timeout(Some(PATIENCE))?;

@@ -20,7 +20,7 @@ pub(super) async fn run(args: args::Tail) -> anyhow::Result<ExitCode> {
     let end = EndSignals::catch()?;
     let format = args.output;
     let follow = async {
-        let mut source = Source::open(&args).await?;
+        let mut source = EventSource::open(&args).await?;
         let mut printer = output::Printer::start();
         while let Some(notice) = source.next().await? {
             printer.print(line(&notice, format)?).await?;
@@ -35,10 +35,10 @@ pub(super) async fn run(args: args::Tail) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where events come from.
-enum Source {
+/// The source of events.
+enum EventSource {
     Agent(Events),
-    /// Of probes for this command alone, which are attached for as long as the agent is kept.
+    /// Probes for this command only, which are attached while the agent is kept.
     Own {
         events: Subscription,
         filter: Filter,
@@ -46,7 +46,7 @@ enum Source {
     },
 }
 
-impl Source {
+impl EventSource {
     async fn open(args: &args::Tail) -> anyhow::Result<Self> {
         if let Some(agent) = Client::find(&args.socket.socket).await? {
             let filter = filter(args, &agent.listing(false).await?)?;
@@ -56,16 +56,16 @@ impl Source {
             "fdtracker: no agent answers at {}: attaching probes for this command alone",
             args.socket.socket.display()
         );
-        let (judge, engine) = (args.engine.judge()?, &args.engine);
-        let attached = agent::attach(judge, engine.sizes(), engine.choice(), Arc::default())?;
-        let mut agent = Agent::start(attached, engine.runtimes.settings())?;
+        let (judge, counting) = (args.counting.judge()?, &args.counting);
+        let attached = agent::attach(judge, counting.sizes(), counting.choice(), Arc::default())?;
+        let mut agent = Agent::start(attached, counting.runtimes.settings())?;
         let events = agent.feed.subscribe();
-        agent.adopt(args.engine.pace()).await?;
+        agent.adopt(args.counting.pace()).await?;
         let filter = filter(args, &agent.state.snapshot().await?.listing(None))?;
         Ok(Self::Own { events, filter, _agent: agent })
     }
 
-    /// The next event that is wanted; `None` once the agent has ended.
+    /// Returns the next event that matches; `None` when the agent has ended.
     async fn next(&mut self) -> anyhow::Result<Option<Notice>> {
         match self {
             Self::Agent(events) => match events.next().await {
@@ -84,7 +84,7 @@ impl Source {
     }
 }
 
-/// Finds the container that is meant.
+/// Makes the filter, and finds the container that the user means.
 fn filter(args: &args::Tail, listing: &Listing) -> anyhow::Result<Filter> {
     let kinds = args.kind.clone();
     let Some(wanted) = &args.container else { return Ok(Filter { container: None, kinds }) };
@@ -117,12 +117,13 @@ fn line(notice: &Notice, format: TailFormat) -> anyhow::Result<String> {
     }
 }
 
-/// Waits until whoever reads standard output through a pipe has gone: also when there is nothing to print.
+/// Waits until the reader of standard output has closed its pipe, even if there is nothing to
+/// print.
 async fn reader_gone() {
     let Ok(stdout) = io::stdout().as_fd().try_clone_to_owned() else { return std::future::pending().await };
     // SAFETY: the fd is owned, so it stays open and the same for as long as it is registered.
     let watched = unsafe { AsyncFd::register_with_interest(stdout, Interest::ERROR) };
-    // A file can't be watched like this, and doesn't go.
+    // A file can't be watched like this, and never closes.
     let Ok(watched) = watched else { return std::future::pending().await };
     let _ = watched.ready(Interest::ERROR).await;
 }

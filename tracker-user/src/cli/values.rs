@@ -1,4 +1,4 @@
-//! Values that clap has no parser for.
+//! Parsers for values that clap has no parser for.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub(super) fn capability(name: &str) -> Result<Capability, ValueError> {
     uses.find(|capability| capability.to_string() == name).ok_or(ValueError::Capability)
 }
 
-/// Parses a duration that isn't too short to do something each time.
+/// Parses a duration that is long enough for work to be repeated at that interval.
 pub(super) fn duration(text: &str) -> Result<Duration, ValueError> {
     let wrong = || ValueError::Duration(text.to_owned());
     let parsed: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;

@@ -1,4 +1,4 @@
-//! Flags of what is answered over TCP, named as those of Prometheus' exporters.
+//! Flags of the service over TCP, named like those of Prometheus' exporters.
 
 use std::{
     net::{AddrParseError, SocketAddr},
@@ -13,13 +13,13 @@ use crate::{
     metrics::{LEAST_SERIES, MAX_SERIES},
 };
 
-/// The port isn't one that Prometheus' list of exporters gives to another.
+/// The default address. Prometheus' list of exporters gives this port to no other.
 const DEFAULT_LISTEN: &str = "127.0.0.1:10460";
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "What is answered over TCP")]
 pub(super) struct Web {
-    /// Address for /metrics, /readyz and /v1; can be given several times. :PORT is all addresses
+    /// Address for /metrics, /readyz and /v1; can be given several times. :PORT means all addresses
     #[arg(long = "web.listen-address", value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN, value_parser = address)]
     pub(super) listen: Vec<SocketAddr>,
 
@@ -31,27 +31,30 @@ pub(super) struct Web {
     #[arg(long = "web.telemetry-path", value_name = "PATH", default_value = "/metrics", value_parser = telemetry_path)]
     pub(super) telemetry_path: String,
 
-    /// Requests that are answered at a time; further ones are answered 503. /livez and /readyz always are
+    /// How many requests are answered at a time; further ones get 503. /livez and /readyz are
+    /// always answered
     #[arg(long = "web.max-requests", value_name = "N", default_value_t = 40, value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000))]
     pub(super) max_requests: usize,
 
-    /// How many series /metrics has at the most; containers beyond are summed up as container="other", those that can be
-    /// dumped first
+    /// How many series /metrics has at most; containers beyond that are added up as
+    /// container="other", those that can be dumped first
     #[arg(long = "web.max-series", value_name = "SERIES", default_value_t = MAX_SERIES, value_parser = RangedU64ValueParser::<usize>::new().range(LEAST_SERIES as u64..=1_000_000))]
     pub(super) max_series: usize,
 
-    /// TLS, client certificates, passwords and headers, in the format of Prometheus' exporters; read again when it changes
+    /// TLS, client certificates, passwords and headers, in the format of Prometheus' exporters;
+    /// read again when it changes
     #[arg(long = "web.config.file", value_name = "FILE")]
     pub(super) web_config: Option<PathBuf>,
 
-    /// Answer /v1, which tells of processes, to everybody who gets through, and not only to loopback addresses and to whoever has shown a
-    /// password or a certificate
+    /// Answer /v1, which tells of processes, to everybody who can connect, and not only to loopback
+    /// addresses and to clients with a password or a certificate
     #[arg(long = "web.serve-processes")]
     pub(super) serve_processes: bool,
 }
 
 impl Web {
-    /// What a look at one value can't find. clap sees no conflict between what file and environment say.
+    /// Checks what can't be seen in a single value. clap sees no conflict between values from the
+    /// file and the environment.
     pub(super) fn check(&self) -> anyhow::Result<()> {
         let is_default = self.listen.iter().map(ToString::to_string).eq([DEFAULT_LISTEN]);
         anyhow::ensure!(
@@ -77,7 +80,7 @@ impl Web {
     }
 }
 
-/// `:PORT` is how exporters say all addresses.
+/// Parses an address. Exporters write `:PORT` for all addresses.
 fn address(text: &str) -> Result<SocketAddr, AddrParseError> {
     if text.starts_with(':') { format!("[::]{text}").parse() } else { text.parse() }
 }

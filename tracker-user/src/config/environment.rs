@@ -1,4 +1,4 @@
-//! Values from variables.
+//! Reads values from environment variables.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -9,16 +9,18 @@ use super::{ConfigError, Given, Key, Origin};
 
 const PREFIX: &str = "FDTRACKER_";
 
-/// What Kubernetes tells every container of a pod if a service is called as the agent.
+/// Variables that Kubernetes sets in every container of a pod if there is a service with the
+/// agent's name.
 const OF_KUBERNETES: [&str; 2] = ["FDTRACKER_SERVICE_", "FDTRACKER_PORT"];
 
-/// The variable of a flag: `FDTRACKER_WEB_LISTEN_ADDRESS` of `web.listen-address`.
+/// Returns the variable of a flag: `FDTRACKER_WEB_LISTEN_ADDRESS` for `web.listen-address`.
 #[must_use]
 pub fn variable(name: &str) -> String {
     format!("{PREFIX}{}", name.replace(['.', '-'], "_").to_uppercase())
 }
 
-/// A variable's value. An empty one is as good as none: service managers can't always leave one out.
+/// Returns a variable's value. An empty one counts as none, because service managers can't always
+/// leave one out.
 pub(super) fn value(variables: &[(OsString, OsString)], name: &str) -> Option<OsString> {
     variables
         .iter()
@@ -26,7 +28,10 @@ pub(super) fn value(variables: &[(OsString, OsString)], name: &str) -> Option<Os
         .map(|(_, value)| value.clone())
 }
 
-/// What variables say, and which of them say nothing although they seem to.
+/// Reads the variables. Returns warnings, too, about variables that look like ours but set nothing.
+///
+/// # Errors
+/// When a value is wrong.
 pub(super) fn read(
     variables: &[(OsString, OsString)],
     keys: &[Key],
@@ -47,7 +52,7 @@ pub(super) fn read(
     Ok((given, unknown(variables, keys)))
 }
 
-/// Several values, separated by commas.
+/// Splits several values at commas.
 fn split(value: &OsStr) -> Vec<OsString> {
     let parts = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
     parts.filter(|part| !part.is_empty()).map(|part| OsString::from_vec(part.to_vec())).collect()
@@ -61,7 +66,7 @@ fn unknown(variables: &[(OsString, OsString)], keys: &[Key]) -> Vec<String> {
             && !OF_KUBERNETES.iter().any(|theirs| name.starts_with(theirs))
             && !known().any(|known| known == *name)
     });
-    // What they have in common would make them all alike.
+    // Compare without the prefix, which would make all names similar.
     let bare = |name: &str| name.trim_start_matches(PREFIX).to_owned();
     let warn = |name: &str| match Key::nearest(known().map(|known| bare(&known)), &bare(name)) {
         Some(nearest) => format!("environment: {name} sets nothing: did you mean {PREFIX}{nearest}?"),

@@ -1,10 +1,10 @@
-//! What is wrong, where, and what would be right.
+//! Errors of the configuration: what is wrong, where, and what would be right.
 
 use thiserror::Error;
 
 use crate::error::SyscallError;
 
-/// Why there is no configuration.
+/// Why the configuration can't be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The command line is wrong, or asks for help.
@@ -13,7 +13,7 @@ pub enum ConfigError {
     /// The file can't be read.
     #[error(transparent)]
     Read(#[from] SyscallError),
-    /// The file is no TOML.
+    /// The file isn't TOML.
     #[error("{place}: {message}")]
     Syntax {
         /// File and line.
@@ -21,17 +21,17 @@ pub enum ConfigError {
         /// What the parser says.
         message: String,
     },
-    /// No flag is called so.
+    /// No flag has this name.
     #[error("{place}: no setting is called {name}{}", .nearest.as_ref().map(|n| format!(": did you mean {n}?")).unwrap_or_default())]
     Unknown {
         /// File and line.
         place: String,
         /// The key.
         name: String,
-        /// The flag that is called nearly so.
+        /// The flag with the most similar name.
         nearest: Option<String>,
     },
-    /// A key may not stand where it stands.
+    /// A key isn't allowed in this place.
     #[error("{place}: {name} {why}")]
     Misplaced {
         /// File and line, or the environment.

@@ -1,4 +1,4 @@
-//! Values from a TOML file.
+//! Reads values from a TOML file.
 
 use std::{
     ffi::OsString,
@@ -16,17 +16,20 @@ use toml::{
 use super::{ConfigError, Given, Key, Origin, Shape};
 use crate::error::SyscallError;
 
-/// No configuration is as long: whatever this is, it isn't read into memory.
+/// The longest file that is read into memory: no configuration is that long.
 const LONGEST: u64 = 1 << 20;
 
-/// What a file says.
+/// Reads a file.
+///
+/// # Errors
+/// When it can't be read, or is wrong.
 pub(super) fn read(path: &Path, keys: &[Key]) -> Result<Given, ConfigError> {
     let text = text(path).map_err(SyscallError::on("read the configuration file", path.display()))?;
     File { name: &path.display().to_string(), text: &text, keys }.parse()
 }
 
 fn text(path: &Path) -> io::Result<String> {
-    // A pipe that nobody writes to must not hold up the agent.
+    // A pipe that nobody writes to must not block the agent.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is no file, but a directory, a pipe or a device"));
@@ -58,7 +61,8 @@ impl File<'_> {
         Ok(given)
     }
 
-    /// Dots nest, as TOML has it: `web.listen-address`, or `listen-address` in `[web]`.
+    /// Reads a table. Dots mean nesting, as in TOML: `web.listen-address`, or `listen-address` in
+    /// `[web]`.
     fn walk(&self, above: &str, table: &DeTable<'_>, given: &mut Given) -> Result<(), ConfigError> {
         for (name, value) in table {
             let at = name.span().start;
@@ -139,14 +143,14 @@ impl File<'_> {
         }
     }
 
-    /// A value as it stands in the file; of one that is long only the beginning.
+    /// Returns a value as it is written in the file; only the beginning if it is long.
     fn written(&self, value: &Spanned<DeValue<'_>>) -> &str {
         let text = self.text.get(value.span()).unwrap_or_default();
         let line = text.lines().next().unwrap_or_default();
         line.char_indices().nth(80).and_then(|(end, _)| line.get(..end)).unwrap_or(line)
     }
 
-    /// As a string, if it isn't one yet.
+    /// Returns the value as a string, in quotes.
     fn quoted(&self, value: &Spanned<DeValue<'_>>) -> String {
         let text = self.written(value);
         match value.get_ref() {

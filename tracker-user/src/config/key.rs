@@ -1,4 +1,4 @@
-//! A flag, as something that can be set elsewhere too.
+//! A flag, as a key that the file and the environment can set.
 
 use std::{
     any::TypeId,
@@ -14,15 +14,15 @@ use clap::{
 
 use super::{FILE, ONLY_TYPED, variable};
 
-/// How much alike two names are, of which one may be meant by the other.
+/// How similar two names must be for one to be suggested for the other.
 const ALIKE: f64 = 0.8;
 
-/// What a value looks like.
+/// The form of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// `true` or `false`.
     Switch,
-    /// A whole number; or a string, where the flag takes a unit too.
+    /// A whole number; or a string, if the flag also accepts a unit.
     Number,
     /// A string.
     Text,
@@ -33,20 +33,20 @@ pub enum Shape {
 pub struct Key {
     /// The flag without dashes in front.
     pub name: String,
-    /// What its values look like.
+    /// The form of its values.
     pub shape: Shape,
     /// Whether it can be given several times.
     pub many: bool,
-    /// How clap knows it.
+    /// clap's id of it.
     pub(super) id: Id,
     value_name: String,
     parser: ValueParser,
-    /// Whether it stands at the command itself, for every subcommand.
+    /// Whether it belongs to the command itself, and so to every subcommand.
     global: bool,
 }
 
 impl Key {
-    /// All long flags of a subcommand, those that every subcommand has included.
+    /// Returns all long flags of a subcommand, including those that every subcommand has.
     #[must_use]
     pub fn all(command: &Command, subcommand: &str) -> Vec<Self> {
         let global = command.get_arguments().filter(|arg| arg.is_global_set());
@@ -59,7 +59,8 @@ impl Key {
             ArgAction::Set => (shape(arg), false),
             ArgAction::Append => (shape(arg), true),
             ArgAction::SetTrue => (Shape::Switch, false),
-            // Help, version, and what no flag is: counts, and switches to turn something off.
+            // Help, version, and arguments that can't be set elsewhere: counts, and switches that
+            // turn something off.
             _ => return None,
         };
         Some(Self {
@@ -89,19 +90,19 @@ impl Key {
         self.is_in_file() || self.name == FILE
     }
 
-    /// The key of this name.
+    /// Returns the key with this name.
     pub(super) fn find<'a>(keys: &'a [Self], name: &str) -> Option<&'a Self> {
         keys.iter().find(|key| key.name == name)
     }
 
-    /// The name that is most like another, if one is.
+    /// Returns the name that is most similar to another, if one is similar enough.
     pub(super) fn nearest(names: impl Iterator<Item = String>, name: &str) -> Option<String> {
         let likeness = |other: String| (strsim::jaro_winkler(&other, name), other);
         let best = names.map(likeness).max_by(|(a, _), (b, _)| a.total_cmp(b));
         best.filter(|(likeness, _)| *likeness > ALIKE).map(|(_, name)| name)
     }
 
-    /// Why a value isn't one for this flag, as the flag's own parser says.
+    /// Returns why this flag's own parser refuses a value, if it does.
     pub(super) fn complaint(&self, value: &OsStr) -> Option<String> {
         let flag = Arg::new(self.id.clone())
             .long("value")
@@ -118,7 +119,8 @@ impl Key {
             .map(|error| why(&error))
     }
 
-    /// Says in the help which variable sets it, and lets a switch be turned off that something else turns on.
+    /// Adds the variable to the help, and lets a switch be turned off on the command line, if
+    /// something else turned it on.
     pub(super) fn explain(&self, command: Command, subcommand: &str) -> Command {
         self.change(command, subcommand, |arg| {
             let (short, long) =
@@ -151,7 +153,7 @@ impl Key {
         }
     }
 
-    /// What it is if it isn't typed.
+    /// Sets the default that holds if the flag isn't on the command line.
     pub(super) fn default(&self, command: Command, subcommand: &str, values: &[OsString]) -> Command {
         self.change(command, subcommand, |arg| {
             arg.default_values(values.iter().map(|value| clap::builder::OsStr::from(value.clone())))
@@ -167,7 +169,7 @@ impl Key {
     }
 }
 
-/// `true` and `false`, and what else people write: `1`, `yes`, `off`.
+/// Returns a parser for `true`, `false` and the other words that people write: `1`, `yes`, `off`.
 fn switch() -> ValueParser {
     BoolishValueParser::new().into()
 }
@@ -188,7 +190,7 @@ fn shape(arg: &Arg) -> Shape {
     }
 }
 
-/// What was wrong with a value, without the value.
+/// Returns what is wrong with a value, without the value.
 fn why(error: &clap::Error) -> String {
     match (error.source(), error.get(ContextKind::ValidValue)) {
         (_, Some(ContextValue::Strings(valid))) if !valid.is_empty() => {

@@ -1,8 +1,11 @@
-//! The values of a command's flags, where the command line doesn't give them: from the environment, else from a TOML file.
+//! Values of a command's flags that aren't on the command line: from the environment, else from a
+//! TOML file.
 //!
-//! A file's keys are the command's long flags, and its variables their names in capitals: a new flag needs nothing here. What
-//! file and environment say is checked as the flag's own parser does, and then told to clap as the flag's default: so a flag
-//! goes before the environment, and the environment before the file. Knows clap, and nothing of what the flags are for.
+//! A file's keys are the command's long flags, and the variables are their names in capitals, so a
+//! new flag needs nothing here. A value from the file or the environment is checked by the flag's
+//! own parser, and then given to clap as the flag's default. So a flag has priority over the
+//! environment, and the environment over the file. This module knows clap, but not what the flags
+//! mean.
 
 mod environment;
 mod error;
@@ -27,37 +30,39 @@ pub use settings::{Origin, Setting, Settings};
 /// The flag that names the file.
 const FILE: &str = "config.file";
 
-/// Flags that make sense only where they are typed.
+/// Flags that make sense only on the command line.
 const ONLY_TYPED: [&str; 2] = [FILE, "config.check"];
 
-/// What was given elsewhere than on the command line, by the key's name.
+/// Values that the file and the environment give, by the key's name.
 type Given = BTreeMap<String, (Vec<OsString>, Origin)>;
 
-/// What a command line comes to.
+/// A parsed command line.
 pub struct Parsed {
-    /// As clap tells it.
+    /// clap's result.
     pub matches: ArgMatches,
-    /// Every value with where it comes from; `None` if another subcommand was typed.
+    /// Every value with its origin; `None` if another subcommand was given.
     pub settings: Option<Settings>,
 }
 
-/// What values come from. The file is read anew each time.
+/// The command line and the environment of a process. The file is read again at each
+/// [`Invocation::parse`].
 #[derive(Clone, Debug)]
-pub struct Source {
+pub struct Invocation {
     /// The command line, the program's name first.
     pub arguments: Vec<OsString>,
     /// The environment.
     pub variables: Vec<(OsString, OsString)>,
 }
 
-impl Source {
-    /// This process's own.
+impl Invocation {
+    /// Returns those of this process.
     #[must_use]
-    pub fn here() -> Self {
+    pub fn of_this_process() -> Self {
         Self { arguments: std::env::args_os().collect(), variables: std::env::vars_os().collect() }
     }
 
-    /// Parses the command line. If it is about this subcommand, file and environment give the values that it doesn't.
+    /// Parses the command line. For this subcommand, the file and the environment give the values
+    /// that the command line doesn't.
     ///
     /// # Errors
     /// When the command line, the file or the environment is wrong, or the file can't be read.
@@ -85,7 +90,7 @@ impl Source {
         Ok(Parsed { matches, settings })
     }
 
-    /// Where the file is, and whether the user has named it.
+    /// Returns the path of the file, and whether the user named it.
     fn file(&self, typed: &ArgMatches) -> (PathBuf, bool) {
         let path = typed.get_one::<PathBuf>("config_file").cloned().unwrap_or_default();
         let is_typed = typed.value_source("config_file") == Some(ValueSource::CommandLine);
@@ -96,7 +101,8 @@ impl Source {
     }
 }
 
-/// What can't be seen isn't missing: then it can't be read, which is an error.
+/// Whether the file doesn't exist. A file that can't be seen isn't missing: trying to read it is an
+/// error.
 fn is_missing(path: &Path) -> bool {
     use std::io::ErrorKind::{NotADirectory, NotFound};
     fs::symlink_metadata(path).is_err_and(|error| matches!(error.kind(), NotFound | NotADirectory))

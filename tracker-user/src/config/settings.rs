@@ -1,4 +1,4 @@
-//! What all of it comes to.
+//! All settings, with their values and origins.
 
 use std::{
     ffi::OsString,
@@ -14,7 +14,7 @@ use super::{Given, Key, Shape, variable};
 /// Where a value comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody gave one.
+    /// No value was given.
     Default,
     /// This line of the file.
     File(usize),
@@ -29,19 +29,19 @@ pub enum Origin {
 pub struct Setting {
     /// The flag.
     pub key: Key,
-    /// Its values: none if it isn't set.
+    /// Its values; empty if it isn't set.
     pub values: Vec<OsString>,
     /// Where they come from.
     pub origin: Origin,
 }
 
-/// All flags of a command. Shows as TOML, with where each value comes from.
+/// All flags of a command. Displayed as TOML, with the origin of each value.
 #[derive(Clone, Debug)]
 pub struct Settings {
     all: Vec<Setting>,
     /// The file, if there is one.
     pub file: Option<PathBuf>,
-    /// What is no error, and likely a mistake.
+    /// Warnings about what is no error, but probably a mistake.
     pub warnings: Vec<String>,
 }
 
@@ -69,14 +69,14 @@ impl Settings {
         Self { all, file, warnings }
     }
 
-    /// Names of those whose values are others here.
+    /// Returns the names of those whose values differ in `other`.
     #[must_use]
     pub fn changed(&self, other: &Self) -> Vec<&str> {
         let differs = |(ours, theirs): &(&Setting, &Setting)| ours.values != theirs.values;
         self.all.iter().zip(&other.all).filter(differs).map(|(ours, _)| ours.key.name.as_str()).collect()
     }
 
-    /// Takes over from others those of which this holds.
+    /// Copies the values of `other` for those names that `which` holds for.
     pub fn adopt(&mut self, other: &Self, which: impl Fn(&str) -> bool) {
         for (ours, theirs) in self.all.iter_mut().zip(&other.all) {
             if which(&ours.key.name) {

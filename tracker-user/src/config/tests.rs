@@ -29,16 +29,16 @@ fn command() -> Command {
         .subcommand(Command::new("ls"))
 }
 
-/// What file, variables and command line come to.
+/// Parses a file, variables and a command line.
 fn parse(file: &str, variables: &[(&str, &str)], line: &str) -> Result<Parsed, ConfigError> {
     let path = temporary(file);
     let words = line.split_whitespace().map(OsString::from);
     let arguments = ["fdtracker", "agent", "--config.file"].map(OsString::from).into_iter();
-    let source = Source {
+    let invocation = Invocation {
         arguments: arguments.chain([path.clone().into()]).chain(words).collect(),
         variables: variables.iter().map(|(name, value)| (name.into(), value.into())).collect(),
     };
-    let parsed = source.parse(command(), "agent");
+    let parsed = invocation.parse(command(), "agent");
     fs::remove_file(path).unwrap();
     parsed
 }
@@ -55,7 +55,7 @@ fn settings(file: &str, variables: &[(&str, &str)], line: &str) -> Settings {
     parse(file, variables, line).unwrap().settings.unwrap()
 }
 
-/// The line of one setting.
+/// Returns the line of one setting.
 fn line(settings: &Settings, name: &str) -> String {
     let all = settings.to_string();
     all.lines().find(|line| line.trim_start_matches("# ").starts_with(name)).unwrap().to_owned()
@@ -213,11 +213,11 @@ fn files_that_are_none() {
 
 #[test]
 fn the_file_may_be_named_by_a_variable_and_must_exist_then() {
-    let source = |line: &str, value: &str| Source {
+    let invocation = |line: &str, value: &str| Invocation {
         arguments: line.split(' ').map(OsString::from).collect(),
         variables: vec![("FDTRACKER_CONFIG_FILE".into(), value.into())],
     };
-    let parse = |line, value| source(line, value).parse(command(), "agent").map(|parsed| parsed.settings);
+    let parse = |line, value| invocation(line, value).parse(command(), "agent").map(|parsed| parsed.settings);
     let path = temporary("interval = \"7s\"");
     let settings = parse("fdtracker agent", path.to_str().unwrap()).unwrap().unwrap();
     assert_eq!(line(&settings, "interval"), r#"interval = "7s" # file, line 1"#);
@@ -258,12 +258,13 @@ fn what_has_changed_is_told_and_taken_over() {
 #[test]
 fn help_says_which_variable() {
     let mut arguments = vec![OsString::from("fdtracker"), "agent".into(), "--help".into()];
-    let help = |arguments: &[OsString]| match (Source { arguments: arguments.to_vec(), variables: vec![] })
-        .parse(command(), "agent")
-    {
-        Err(ConfigError::Usage(error)) => error.to_string(),
-        _ => panic!(),
-    };
+    let help =
+        |arguments: &[OsString]| match (Invocation { arguments: arguments.to_vec(), variables: vec![] })
+            .parse(command(), "agent")
+        {
+            Err(ConfigError::Usage(error)) => error.to_string(),
+            _ => panic!(),
+        };
     let text = help(&arguments);
     for expected in
         ["Help [env: FDTRACKER_INTERVAL] [default: 30s]", "--live[=<BOOL>]", "[env: FDTRACKER_CONFIG_FILE]"]

@@ -1,9 +1,12 @@
-//! CRIU's configuration files.
+//! Parses CRIU's configuration files.
 
 use crate::verdict::CriuVersion;
 
-/// The options in a configuration file, each with its value behind a space (`config.c:parse_config`): a name, and perhaps a value,
-/// on each line; what follows a `#` is a comment.
+/// Returns the options in a configuration file, each with its value behind a space. A line has a
+/// name and perhaps a value; a comment begins with `#`.
+///
+/// # Source
+/// CRIU `config.c:parse_config`.
 pub(super) fn parse(text: &str) -> Vec<String> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     let option = |line: &str| {
@@ -14,8 +17,9 @@ pub(super) fn parse(text: &str) -> Vec<String> {
     lines.filter(|line| !line.is_empty()).map(option).collect()
 }
 
-/// Whether a release makes nothing of such an option in a file: before 4.0, CRIU keeps a pointer to the path, and frees the file's text
-/// (`irmap.c:irmap_scan_path_add`; <https://github.com/checkpoint-restore/criu/pull/2415>).
+/// Whether a release loses this option if it stands in a file: before 4.0, CRIU keeps a pointer to
+/// the path, and frees the file's text (`irmap.c:irmap_scan_path_add`;
+/// <https://github.com/checkpoint-restore/criu/pull/2415>).
 pub(super) fn is_lost(option: &str, version: CriuVersion) -> bool {
     version < CriuVersion::new(4, 0, 0) && option.split(' ').next() == Some("irmap-scan-path")
 }

@@ -1,4 +1,5 @@
-//! The CRIU that would be used, and how: what it is, how it was built, what it is told. Reads files and runs `criu --version`.
+//! Finds the CRIU that would be used: its version, how it was built, and its options. Reads files
+//! and runs `criu --version`.
 
 mod config;
 mod program;
@@ -17,22 +18,22 @@ use crate::{
     verdict::{CriuVersion, DumpOption, Judge, Profile, RuleError, Rules, VersionSource},
 };
 
-/// Who runs CRIU.
+/// The program that runs CRIU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Engine {
-    /// Somebody at a terminal.
+pub enum CriuRunner {
+    /// A user at a terminal.
     #[default]
     Criu,
     /// runc, and what uses it: docker, containerd, Kubernetes.
     Runc,
     /// crun.
     Crun,
-    /// podman, with either.
+    /// podman, with runc or crun.
     Podman,
 }
 
-impl Engine {
-    /// Configuration files of which CRIU reads the first that there is, besides its own.
+impl CriuRunner {
+    /// Returns the configuration files of which CRIU reads the first that exists, besides its own.
     const fn config_files(self) -> &'static [&'static str] {
         match self {
             Self::Criu => &[],
@@ -41,7 +42,7 @@ impl Engine {
         }
     }
 
-    /// What it always asks for (runc: `criu_linux.go`, crun: `criu.c`).
+    /// Returns the options that the runner always sets (runc: `criu_linux.go`, crun: `criu.c`).
     const fn options(self) -> &'static [DumpOption] {
         match self {
             Self::Criu => &[],
@@ -50,7 +51,7 @@ impl Engine {
     }
 }
 
-/// Why it isn't known which CRIU to judge for.
+/// Why the CRIU to judge for isn't known.
 #[derive(Debug, Error)]
 pub enum CriuError {
     /// A file can't be read.
@@ -59,28 +60,29 @@ pub enum CriuError {
     /// A file of rules is malformed.
     #[error(transparent)]
     Rules(#[from] RuleError),
-    /// What was given isn't a CRIU.
+    /// The given program is no CRIU.
     #[error("{}: {why} (is it a CRIU?)", path.display())]
     Program {
         /// The program.
         path: PathBuf,
-        /// What it did.
+        /// What went wrong.
         why: ProgramError,
     },
 }
 
-/// What the user says of it.
+/// What the user says about the CRIU to judge for.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
     /// The release; else that of the program.
     pub version: Option<CriuVersion>,
     /// The program; else the `criu` in `PATH`.
     pub program: Option<PathBuf>,
-    /// Who runs it.
-    pub engine: Engine,
-    /// A configuration file instead of the engine's.
+    /// The program that runs it.
+    pub runner: CriuRunner,
+    /// A configuration file instead of the runner's.
     pub config: Option<PathBuf>,
-    /// The same, as the container wants it, unless `config` says otherwise: empty for none, and no error if it isn't there.
+    /// A configuration file that the container wants; `config` has priority. Empty for none. It is
+    /// no error if the file doesn't exist.
     pub annotation: Option<String>,
     /// Options, as they are given to CRIU.
     pub options: Vec<String>,
@@ -88,10 +90,10 @@ pub struct Wanted {
     pub rules: Vec<PathBuf>,
 }
 
-/// The judge for the CRIU that is wanted, or found.
+/// Creates the judge for the CRIU that is wanted, or found.
 ///
 /// # Errors
-/// When a file that was named can't be read, or is malformed; or when what was named isn't a CRIU.
+/// When a given file can't be read, or is malformed; or when the given program is no CRIU.
 pub fn judge(wanted: &Wanted, kernel: KernelVersion) -> Result<Judge, CriuError> {
     let mut rules = Rules::embedded()?;
     for path in &wanted.rules {
@@ -100,16 +102,16 @@ pub fn judge(wanted: &Wanted, kernel: KernelVersion) -> Result<Judge, CriuError>
     Ok(Judge::new(rules, profile(wanted, kernel)?))
 }
 
-/// The profile of the CRIU that is wanted, or found.
+/// Finds the profile of the CRIU that is wanted, or found.
 ///
 /// # Errors
-/// As [`judge`].
+/// Those of [`judge`].
 pub fn profile(wanted: &Wanted, kernel: KernelVersion) -> Result<Profile, CriuError> {
     let program = wanted.program.clone().or_else(program::find);
     let found = match (&program, wanted.version) {
         (Some(program), None) => match program::version(program) {
             Ok(version) => Some(version),
-            // One that the user has named must work.
+            // A program that the user named must work.
             Err(why) if wanted.program.is_some() => {
                 return Err(CriuError::Program { path: program.clone(), why });
             }
@@ -118,7 +120,7 @@ pub fn profile(wanted: &Wanted, kernel: KernelVersion) -> Result<Profile, CriuEr
         _ => None,
     };
     let mut profile = Profile::new(wanted.version, found, kernel);
-    // A release that was only named may be built in any way.
+    // If only a release was named, nothing is known about how it was built.
     if let Some(program) = program
         && (profile.source == VersionSource::Path || wanted.program.is_some())
     {
@@ -129,11 +131,12 @@ pub fn profile(wanted: &Wanted, kernel: KernelVersion) -> Result<Profile, CriuEr
     for option in configured.chain(wanted.options.iter().cloned()) {
         profile.options.add(&option);
     }
-    profile.options.on.extend(wanted.engine.options());
+    profile.options.on.extend(wanted.runner.options());
     Ok(profile)
 }
 
-/// What stands in CRIU's configuration files, then in the engine's or the container's.
+/// Returns the options in CRIU's configuration files, then those in the runner's or the
+/// container's.
 fn configured(wanted: &Wanted) -> Result<Vec<String>, CriuError> {
     let mut options = Vec::new();
     // config.c:init_configuration
@@ -144,7 +147,7 @@ fn configured(wanted: &Wanted) -> Result<Vec<String>, CriuError> {
     let text = match (&wanted.config, &wanted.annotation) {
         (Some(path), _) => Some(read(path)?),
         (None, Some(path)) => fs::read_to_string(path).ok(),
-        (None, None) => wanted.engine.config_files().iter().find_map(|path| fs::read_to_string(path).ok()),
+        (None, None) => wanted.runner.config_files().iter().find_map(|path| fs::read_to_string(path).ok()),
     };
     options.extend(text.map(|text| config::parse(&text)).unwrap_or_default());
     Ok(options)

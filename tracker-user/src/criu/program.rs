@@ -1,4 +1,4 @@
-//! The program `criu`: which it is, and how it was built.
+//! The program `criu`: where it is, its version, and how it was built.
 
 use std::{
     env, fs,
@@ -16,13 +16,13 @@ use thiserror::Error;
 
 use crate::verdict::{CriuVersion, Facts, fact};
 
-/// CRIU tells its version in milliseconds.
+/// How long to wait for the version, which CRIU prints within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// No more is read of what it prints.
+/// How much is read of what the program prints.
 const MOST: u64 = 64 << 10;
 
-/// The `criu` in `PATH`, which root's may lack its directory of.
+/// Finds the `criu` in `PATH`. Root's `PATH` may lack `/usr/sbin`, so that is searched, too.
 pub(super) fn find() -> Option<PathBuf> {
     in_path("criu").or_else(|| Some(PathBuf::from("/usr/sbin/criu")).filter(|path| path.is_file()))
 }
@@ -38,12 +38,12 @@ pub enum ProgramError {
     /// It can't be run, or doesn't end.
     #[error(transparent)]
     Run(#[from] io::Error),
-    /// It isn't CRIU.
+    /// It is no CRIU.
     #[error("--version tells no version")]
     NoVersion,
 }
 
-/// The version that it tells.
+/// Returns the version that a program prints.
 ///
 /// # Errors
 /// When it can't be run, or tells none.
@@ -51,19 +51,21 @@ pub(super) fn version(program: &Path) -> Result<CriuVersion, ProgramError> {
     parse(&ask(program, PATIENCE)?).ok_or(ProgramError::NoVersion)
 }
 
-/// What it prints, within this time. Afterwards it has ended, and what it has started in its process group.
+/// Returns what the program prints within this time. Afterwards the program has ended, and so has
+/// what it started in its process group.
 fn ask(program: &Path, patience: Duration) -> io::Result<String> {
     let mut command = Command::new(program);
     command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.process_group(0).spawn()?;
     let printed = printed(child.stdout.take(), patience);
-    // The group is the child's, which hasn't been waited for: nobody else has its number. It may be empty already.
+    // The group is the child's, which hasn't been waited for, so nobody else has its number. The
+    // group may already be empty.
     let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
     child.wait()?;
     printed
 }
 
-/// Reads on a thread of its own, because nobody else can give up a read.
+/// Reads on a thread of its own, because a blocked read can't be given up.
 fn printed(output: Option<ChildStdout>, patience: Duration) -> io::Result<String> {
     let (sender, receiver) = mpsc::channel();
     let read = move || {
@@ -82,13 +84,14 @@ fn parse(output: &str) -> Option<CriuVersion> {
     output.lines().find_map(|line| line.strip_prefix("Version:"))?.trim().parse().ok()
 }
 
-/// Where distributions put plugins (`plugin.h:CR_PLUGIN_DEFAULT`).
+/// The directories where distributions put plugins (`plugin.h:CR_PLUGIN_DEFAULT`).
 const PLUGINS: [&str; 4] =
     ["/usr/lib/criu", "/usr/lib64/criu", "/usr/local/lib/criu", "/usr/lib/x86_64-linux-gnu/criu"];
 
-/// Learns how a program was built, and which plugins there are.
+/// Finds out how a program was built, and which plugins exist.
 pub(super) fn learn(program: &Path, facts: &mut Facts) {
-    // The name of the library that it needs, or the messages of one that is part of it.
+    // The binary contains the name of the library that it needs, or its messages if it is linked
+    // in.
     let binary = fs::read(program).ok();
     facts.set_some(fact::LIBBPF, binary.map(|binary| contains(&binary, b"libbpf")));
     let plugin = |name: &str| PLUGINS.iter().any(|dir| Path::new(dir).join(name).exists());
@@ -119,7 +122,8 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         let (program, pids) = (dir.join("criu"), dir.join("pids"));
         let text = format!("#!/bin/sh\nsleep 1000 & echo $$ $! > {}; wait", pids.display());
-        // By another process: one that is forked meanwhile would have the file open for writing, and it couldn't be run.
+        // Another process writes the file: one that is forked meanwhile would have it open for
+        // writing, and it couldn't be executed.
         let mut make = Command::new("sh");
         make.args(["-c", "printf %s \"$1\" > \"$2\" && chmod +x \"$2\"", "sh"]);
         assert!(make.arg(text).arg(&program).status().unwrap().success());
@@ -129,7 +133,8 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         let [shell, sleep] = pids.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{pids}") };
         assert!(!Path::new("/proc").join(shell).exists());
-        // It was killed, too, but nobody has waited for it; and whoever adopts it reaps it when it likes.
+        // It was killed, too, but nobody has waited for it. Its adoptive parent may reap it at any
+        // time.
         let has_ended = || {
             let state = fs::read_to_string(format!("/proc/{sleep}/status")).unwrap_or_default();
             state.is_empty() || state.contains("State:\tZ") || state.contains("State:\tX")

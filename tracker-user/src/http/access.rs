@@ -1,51 +1,53 @@
-//! Who is told of processes: the rules for `/v1`. Pure.
+//! Rules of who is told about processes, for `/v1`. Pure.
 //!
-//! What runs in containers, with the names and pids of processes, is told to whoever may open the unix socket, or has shown a password or a
-//! certificate. Over TCP without these:
+//! Containers' contents, with the names and pids of processes, are told to those who can open the
+//! unix socket, or who have shown a password or a certificate. For others, over TCP:
 //!
-//! - A loopback address answers the machine's own users: what they are told, `/proc` tells each of them anyway, unless it is mounted with
-//!   `hidepid`. It doesn't tell them which files others have open: so paths are left out.
-//! - A page in a browser that has its name point to 127.0.0.1 (DNS rebinding) isn't answered: its requests name it in `Host`.
-//! - Nobody else is told anything, unless `--web.serve-processes` asks for it.
+//! - A loopback address answers the machine's own users. They are told nothing that `/proc` doesn't
+//!   tell each of them anyway, unless it is mounted with `hidepid`. `/proc` doesn't tell them which
+//!   files others have open, so paths are left out.
+//! - A web page isn't answered if its own host name was changed to point to 127.0.0.1 (DNS
+//!   rebinding): the browser's requests have that name in `Host`.
+//! - Nobody else is told anything, unless `--web.serve-processes` allows it.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// Who asks.
+/// Where a request comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
-    /// Somebody who may open the unix socket.
+    /// A user who can open the unix socket.
     Socket,
-    /// Somebody on this machine, who connected to a loopback address.
+    /// A user on this machine, who connected to a loopback address.
     Loopback,
-    /// Anybody else.
+    /// Any other client.
     Remote,
 }
 
 impl Peer {
-    /// Of a TCP connection.
+    /// Returns the peer of a TCP connection.
     pub(super) fn of(peer: SocketAddr, local: SocketAddr) -> Self {
         let both = [peer, local].iter().all(|address| address.ip().to_canonical().is_loopback());
         if both { Self::Loopback } else { Self::Remote }
     }
 }
 
-/// What somebody is told.
+/// What a client is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     /// Everything.
     All,
-    /// Everything but paths of files.
+    /// Everything except paths of files.
     NoPaths,
-    /// Nothing, and why.
+    /// Nothing; with the reason.
     Refused(&'static str),
 }
 
-/// How the agent was told to deal with processes.
+/// The settings that decide about access.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Policy {
     /// `--web.serve-processes`.
     pub(super) serve_processes: bool,
-    /// `/proc` doesn't show everybody all processes.
+    /// Whether `/proc` hides processes from other users.
     pub(super) hidepid: bool,
 }
 
@@ -55,7 +57,7 @@ const ASK_SOCKET: &str = "this tells of processes: ask over the agent's unix soc
 const ASK_LOOPBACK: &str = "this tells of processes, on a loopback address: ask for localhost, 127.0.0.1 or [::1], not for another name\n";
 
 impl Policy {
-    /// What this one is told. `authenticated`: by a password or a certificate.
+    /// Decides what a client is told. `authenticated` means by a password or a certificate.
     pub(super) fn access(self, peer: Peer, authenticated: bool, host: Option<&str>) -> Access {
         match peer {
             Peer::Socket => Access::All,

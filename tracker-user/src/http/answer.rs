@@ -1,4 +1,4 @@
-//! Answers.
+//! Builds answers.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use hyper::{
 
 use super::events::Stream;
 
-/// An answer: of a piece, or one that goes on.
+/// An answer: either complete, or a stream.
 pub(super) type Answer = Response<Either<Full<Bytes>, Stream>>;
 
 pub(super) fn typed(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
@@ -29,7 +29,7 @@ pub(super) fn text(status: StatusCode, body: impl Into<Cow<'static, str>>) -> An
     typed(status, "text/plain; charset=utf-8", body)
 }
 
-/// One that tells how to ask instead.
+/// Builds a text answer with a header that tells the client what to do instead.
 pub(super) fn text_with(
     status: StatusCode,
     name: header::HeaderName,
@@ -59,7 +59,7 @@ pub(super) fn failed(error: &str) -> Answer {
     text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))
 }
 
-/// The page at `/`.
+/// Builds the page at `/`.
 pub(super) fn page(telemetry_path: &str) -> Answer {
     let version = env!("CARGO_PKG_VERSION");
     let page = format!(

@@ -1,4 +1,4 @@
-//! Basic authentication: names, and passwords as bcrypt's hashes.
+//! Basic authentication with names, and bcrypt hashes of passwords.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -12,22 +12,25 @@ use bcrypt::{BcryptError, HashParts};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
-/// Passwords that were found right are remembered, this many: more than anybody has users.
+/// How many verified passwords are remembered: more than any configuration has users.
 const REMEMBERED: usize = 256;
 
-/// The cost of a hash, at the most: some 5 s. Each more takes twice as long, for whoever waits, and for the end of the agent.
+/// The highest cost of a hash, which takes about 5 s. Each step more takes twice as long, for the
+/// client, and for the end of the agent.
 const MAX_COST: u32 = 16;
 
-/// Who may ask.
+/// The users who may send requests.
 pub(super) struct Users {
     hashes: BTreeMap<String, String>,
-    /// The hash that takes longest. Who isn't a user waits for it too: else the time would tell who is.
+    /// The hash that takes longest. It is also verified for a name that isn't a user's: else the
+    /// time would tell whether there is such a user.
     slowest: String,
     remembered: Mutex<HashSet<Proof>>,
     keys: (RandomState, RandomState),
-    /// A hash takes some 70 ms of a CPU: one at a time, so that who guesses passwords takes no more than one.
+    /// Allows one verification at a time. Each takes about 70 ms of CPU time, so that guessing
+    /// passwords takes no more than one CPU.
     turn: Semaphore,
-    /// Passwords that may wait for their turn.
+    /// Limits how many passwords wait for their turn.
     waiting: Semaphore,
 }
 
@@ -40,7 +43,7 @@ pub(super) enum HashError {
     Slow { name: String, cost: u32 },
 }
 
-/// What comes of a name and a password.
+/// The result of checking a name and a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
     Granted,
@@ -49,17 +52,17 @@ pub(super) enum Admission {
     Busy,
 }
 
-/// Passwords that may wait for their turn, at the most: some seconds' worth.
+/// The most passwords that may wait for their turn: they take some seconds.
 const WAITING: usize = 16;
 
-/// Two keyed hashes of a name and its password: 128 bits that tell nobody the password.
+/// Two keyed hashes of a name and its password: 128 bits, from which nobody can find the password.
 type Proof = (u64, u64);
 
 impl Users {
-    /// These names and hashes; there must be one.
+    /// Creates the users from names and hashes; there must be at least one.
     ///
     /// # Errors
-    /// Says which user's hash isn't one.
+    /// When a hash is malformed or too slow; the error names the user.
     pub(super) fn new(hashes: BTreeMap<String, String>) -> Result<Self, HashError> {
         let mut slowest = (0, String::new());
         for (name, hash) in &hashes {
@@ -82,7 +85,7 @@ impl Users {
         })
     }
 
-    /// Whether this `Authorization` is a user's.
+    /// Checks an `Authorization` header.
     pub(super) async fn admit(self: &Arc<Self>, authorization: Option<&[u8]>) -> Admission {
         let Some((name, password)) = authorization.and_then(credentials) else {
             return Admission::Refused;
@@ -95,7 +98,7 @@ impl Users {
         let Ok(_turn) = self.turn.acquire().await else { return Admission::Busy };
         let users = Arc::clone(self);
         let verified = tokio::task::spawn_blocking(move || users.verify(&name, &password)).await;
-        // An error is a panic, which is logged.
+        // An error means a panic, which is logged.
         if !verified.unwrap_or(false) {
             return Admission::Refused;
         }
@@ -107,12 +110,13 @@ impl Users {
         Admission::Granted
     }
 
-    /// Whether a user has the same password here as there.
+    /// Whether a user has the same password as before.
     pub(super) fn has_still(&self, name: &str, before: &Self) -> bool {
         self.hashes.get(name).is_some_and(|hash| before.hashes.get(name) == Some(hash))
     }
 
-    /// Takes as long for who isn't a user as for the one whose hash takes longest: with hashes of one cost, as for anybody.
+    /// Verifies a password. For a name that isn't a user's it takes as long as the slowest hash; if
+    /// all hashes have the same cost, as long as for any user.
     fn verify(&self, name: &str, password: &[u8]) -> bool {
         let hash = self.hashes.get(name);
         let right = bcrypt::verify(password, hash.unwrap_or(&self.slowest)).unwrap_or(false);
@@ -124,12 +128,12 @@ impl Users {
     }
 }
 
-/// Who an `Authorization` says that it is from.
+/// Returns the name in an `Authorization` header.
 pub(super) fn name(authorization: &[u8]) -> Option<String> {
     credentials(authorization).map(|(name, _)| name)
 }
 
-/// Name and password of `Basic BASE64`.
+/// Parses the name and the password of `Basic BASE64`.
 fn credentials(authorization: &[u8]) -> Option<(String, Vec<u8>)> {
     let (scheme, encoded) = authorization.split_at_checked(6)?;
     if !scheme.eq_ignore_ascii_case(b"basic ") {
@@ -169,7 +173,7 @@ mod tests {
                 assert_eq!(users.admit(wrong.as_deref()).await, Admission::Refused);
             }
         }
-        // Only what was right is remembered.
+        // Only correct passwords are remembered.
         assert_eq!(users.remembered().len(), 1);
     }
 

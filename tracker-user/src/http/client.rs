@@ -1,4 +1,4 @@
-//! The other commands' side of the agent's socket.
+//! The client for the agent's socket, which the other commands use.
 
 use std::{
     io,
@@ -17,13 +17,13 @@ use crate::{
     error::SyscallError,
 };
 
-/// Why the agent can't be asked.
+/// Why a request to the agent failed.
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// The socket can't be opened.
     #[error(transparent)]
     Connect(#[from] SyscallError),
-    /// The conversation failed.
+    /// The connection failed.
     #[error("talk to the agent at {}", .path.display())]
     Http {
         /// Its path.
@@ -32,7 +32,7 @@ pub enum ClientError {
         #[source]
         source: hyper::Error,
     },
-    /// The agent says no.
+    /// The agent refused.
     #[error("the agent says: {0}")]
     Refused(String),
     /// The agent's answer isn't understood.
@@ -50,7 +50,7 @@ impl Client {
     /// Finds the agent; `None` if none runs.
     ///
     /// # Errors
-    /// When there is a socket that this user may not open, say.
+    /// When the agent can't be connected to, for example because this user may not open the socket.
     pub async fn find(path: &Path) -> Result<Option<Self>, ClientError> {
         match UnixStream::connect(path).await {
             Ok(_) => Ok(Some(Self { path: path.to_owned() })),
@@ -63,10 +63,10 @@ impl Client {
         }
     }
 
-    /// What the agent counts.
+    /// Asks what the agent counts.
     ///
     /// # Errors
-    /// When the agent has gone, or says no.
+    /// When the agent has gone, or refuses.
     pub async fn listing(&self, processes: bool) -> Result<Listing, ClientError> {
         let answer = self.get(&format!("/v1/containers?processes={processes}")).await?;
         let body = answer.collect().await.map_err(|source| self.http_error(source))?.to_bytes();
@@ -76,7 +76,7 @@ impl Client {
     /// Follows the agent's events.
     ///
     /// # Errors
-    /// When the agent has gone, or says no.
+    /// When the agent has gone, or refuses.
     pub async fn events(&self, filter: &Filter) -> Result<Events, ClientError> {
         let body = self.get(&format!("/v1/events?{}", filter.query())).await?;
         Ok(Events { body, pending: BytesMut::new(), path: self.path.clone() })
@@ -118,7 +118,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// The next event; `None` once the agent has ended.
+    /// Returns the next event; `None` when the agent has ended.
     ///
     /// # Errors
     /// When the connection breaks.
@@ -134,7 +134,7 @@ impl Events {
                         self.pending.extend_from_slice(data);
                     }
                 }
-                // The agent was ended while it spoke.
+                // The agent ended while it sent.
                 Some(Err(error)) if error.is_incomplete_message() || error.is_body_write_aborted() => {
                     return Ok(None);
                 }
@@ -144,7 +144,7 @@ impl Events {
     }
 }
 
-/// Takes a whole line off the front, without its end.
+/// Removes a whole line from the front, and returns it without its end.
 fn take_line(pending: &mut BytesMut) -> Option<BytesMut> {
     let end = pending.iter().position(|b| *b == b'\n')?;
     let line = pending.split_to(end);

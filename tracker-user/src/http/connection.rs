@@ -1,4 +1,4 @@
-//! Connections: so many at a time, none of them for ever.
+//! Accepts connections. Their number and their times are limited.
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
@@ -20,20 +20,23 @@ use super::{
     routes::{Caller, Routes},
 };
 
-/// Connections over the unix socket at a time, and over TCP besides those with requests; further ones wait.
+/// The most connections over the unix socket; and over TCP, the most besides those with requests.
+/// Further ones wait.
 pub(super) const MAX_CONNECTIONS: usize = 64;
 
-/// How long a client may take to send a request, or to agree on TLS; and how long a connection is kept without a request.
+/// How long a client may take to send a request, or for the TLS handshake; and how long a
+/// connection without a request stays open.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a client may take nothing of an answer.
+/// How long a client may take to receive more of an answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A client that has gone without a word is found out by this, also when there is nothing to send to it.
+/// Finds out that a client has gone without closing the connection, even if there is nothing to
+/// send to it.
 const KEEP_ALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_mins(1)).with_interval(Duration::from_secs(15));
 
-/// Bytes of a request's head, at the most.
+/// The most bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
 
 /// How long to wait when no connection can be accepted.
@@ -67,17 +70,17 @@ pub(super) async fn accept_unix(listener: UnixListener, routes: Arc<Routes>) {
     }
 }
 
-/// Out of fds, most likely: it may pass.
+/// Waits after an error, which most likely means that there are no free fds. This may pass.
 async fn pause(error: &io::Error) {
     tracing::warn!(%error, "accept a connection");
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
 async fn tcp(stream: TcpStream, routes: Arc<Routes>, _slot: OwnedSemaphorePermit) {
-    // An error means that the client has gone already.
+    // An error means that the client has already gone.
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
     if let Err(error) = SockRef::from(&stream).set_tcp_keepalive(&KEEP_ALIVE) {
-        tracing::debug!(%error, %peer, "have the kernel look whether the client is there");
+        tracing::debug!(%error, %peer, "set TCP keep-alive");
     }
     let config = routes.protection.current().await;
     let caller = Caller {
@@ -91,14 +94,15 @@ async fn tcp(stream: TcpStream, routes: Arc<Routes>, _slot: OwnedSemaphorePermit
     match timeout(HEADER_TIMEOUT, TlsAcceptor::from(Arc::clone(tls)).accept(stream)).await {
         Ok(Ok(stream)) => serve(stream, routes, caller).await,
         Ok(Err(error)) => tracing::debug!(%error, %peer, "agree on TLS"),
-        Err(_) => tracing::debug!(%peer, "agree on TLS: the client takes too long"),
+        Err(_) => tracing::debug!(%peer, "TLS handshake: the client takes too long"),
     }
 }
 
 async fn serve<S: AsyncRead + AsyncWrite>(stream: S, routes: Arc<Routes>, caller: Caller) {
     let answer = service_fn(|request| {
         let routes = Arc::clone(&routes);
-        // A client that hangs up ends the wait, not the work, which goes on counting as a request.
+        // If the client closes the connection, only the waiting ends. The work goes on, and still
+        // counts as a request.
         let work = tokio::spawn(async move { routes.answer(&request, caller).await });
         async { Ok::<_, Infallible>(work.await.unwrap_or_else(|panic| answer::failed(&panic.to_string()))) }
     });

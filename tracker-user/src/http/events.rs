@@ -1,4 +1,4 @@
-//! Streams of events.
+//! Streams events to clients.
 
 use std::{
     convert::Infallible,
@@ -16,10 +16,10 @@ use super::{
 };
 use crate::api::{Feed, Filter};
 
-/// Lines on their way to one subscriber.
+/// The most lines that wait for one subscriber.
 const QUEUE: usize = 256;
 
-/// A body that goes on for as long as there is something to send. It counts as a request all the while.
+/// A body that lasts while there is something to send. It counts as a request all the time.
 pub(super) struct Stream {
     queue: mpsc::Receiver<Bytes>,
     _permit: Option<OwnedSemaphorePermit>,
@@ -37,18 +37,18 @@ impl hyper::body::Body for Stream {
     }
 }
 
-/// One subscriber.
+/// A client that follows events.
 pub(super) struct Subscriber {
-    /// What it wants to see.
+    /// Selects the events that it gets.
     pub(super) filter: Filter,
     /// Whether it may see paths of files.
     pub(super) paths: bool,
-    /// By what it was let in, if it had to be.
+    /// Its permission, if it needed one.
     pub(super) admitted: Option<Admitted>,
 }
 
 impl Subscriber {
-    /// Sends it events from now on.
+    /// Sends events to the subscriber from now on.
     pub(super) fn follow(self, feed: &Feed) -> Stream {
         let Self { filter, paths, admitted } = self;
         let (permit, pass) = admitted.map(|Admitted { permit, pass }| (permit, pass)).unzip();
@@ -77,7 +77,7 @@ impl Subscriber {
     }
 }
 
-/// Waits until what a subscriber has shown isn't enough any more.
+/// Waits until the subscriber's password or certificate isn't accepted any more.
 async fn ended(pass: Option<Pass>) {
     match pass {
         Some(pass) => {

@@ -1,4 +1,4 @@
-//! What the agent listens on.
+//! Opens the addresses and the socket that the agent listens on.
 
 use std::{
     fs, io,
@@ -31,32 +31,32 @@ use super::{
 };
 use crate::{error::SyscallError, host};
 
-/// How to answer over TCP.
+/// Options of the service over TCP.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where to listen.
+    /// The addresses to listen on.
     pub addresses: Vec<SocketAddr>,
-    /// Listen on what systemd has opened instead.
+    /// Whether to listen on the sockets that systemd has opened instead.
     pub systemd_socket: bool,
-    /// Where metrics are.
+    /// The path of the metrics.
     pub telemetry_path: String,
-    /// Requests that are answered at a time.
+    /// How many requests are answered at a time.
     pub max_requests: usize,
-    /// How requests are protected, if they are.
+    /// The web config, if there is one.
     pub config_file: Option<PathBuf>,
-    /// Tell everybody of processes.
+    /// Whether to tell everybody about processes.
     pub serve_processes: bool,
 }
 
 /// Why the agent can't listen.
 #[derive(Debug, Error)]
 pub enum ServeError {
-    /// Something else has the port.
+    /// Another process has the port.
     #[error("{address} is taken{}: choose another with --web.listen-address", .holder.as_ref().map(|h| format!(" by {h}")).unwrap_or_default())]
     Taken {
         /// The address.
         address: SocketAddr,
-        /// Who has it, if that can be told.
+        /// The process that has it, if known.
         holder: Option<String>,
     },
     /// Another agent has the socket.
@@ -70,23 +70,23 @@ pub enum ServeError {
         "--web.systemd-socket: systemd has opened nothing for this process (LISTEN_FDS): start it by a .socket unit"
     )]
     NothingOpened,
-    /// What systemd gave isn't what is needed.
+    /// systemd gave something else than a listening TCP socket.
     #[error(
         "--web.systemd-socket: fd {fd} is no TCP socket that listens: the .socket unit needs ListenStream=PORT"
     )]
     NoListener {
-        /// Which.
+        /// The fd.
         fd: i32,
     },
-    /// What systemd gave can't be used.
+    /// The sockets that systemd gave can't be used.
     #[error("--web.systemd-socket: listen on what systemd has opened")]
     Inherit(#[source] io::Error),
-    /// The web config can't be followed.
+    /// The web config can't be used.
     #[error("--web.config.file")]
     WebConfig(#[from] WebConfigError),
 }
 
-/// What the agent listens on.
+/// The open addresses and the open socket.
 pub struct Listeners {
     tcp: Vec<TcpListener>,
     unix: UnixListener,
@@ -100,16 +100,17 @@ pub struct SocketGuard(PathBuf);
 
 impl Drop for SocketGuard {
     fn drop(&mut self) {
-        // That it has gone already is fine.
+        // It is fine if it has already gone.
         let _ = fs::remove_file(&self.0);
     }
 }
 
 impl Listeners {
-    /// Listens for TCP, and on a unix socket of mode 0600.
+    /// Listens on TCP addresses, and on a unix socket of mode 0600.
     ///
     /// # Errors
-    /// When an address or the socket is taken, or can't be used; or when the web config can't be followed.
+    /// When an address or the socket is taken or can't be used, or when the web config can't be
+    /// used.
     pub async fn bind(options: Options, socket: &Path) -> Result<Self, ServeError> {
         let protection = Arc::new(Protection::open(options.config_file.clone())?);
         let unix = bind_unix(socket)?;
@@ -127,12 +128,12 @@ impl Listeners {
         {
             let whom = if self.options.serve_processes { "metrics and processes" } else { "metrics" };
             tracing::warn!(
-                "whoever reaches {address} is told of {whom}: --web.config.file can ask for a password"
+                "anybody who can connect to {address} can read {whom}: --web.config.file can require a password"
             );
         }
     }
 
-    /// URLs of the metrics, with the ports that were given where 0 was asked for.
+    /// Returns the URLs of the metrics, with the real ports if port 0 was given.
     pub fn urls(&self) -> Vec<String> {
         let scheme = if self.protection.last().tls.is_some() { "https" } else { "http" };
         let path = &self.options.telemetry_path;
@@ -143,7 +144,8 @@ impl Listeners {
         self.tcp.iter().filter_map(|listener| listener.local_addr().ok())
     }
 
-    /// Answers requests from now on, until the runtime ends. The socket goes with what is returned.
+    /// Answers requests from now on, until the event loop ends. The socket is removed when the
+    /// returned guard is dropped.
     #[must_use]
     pub fn serve(self, service: Service) -> SocketGuard {
         let policy =
@@ -157,7 +159,8 @@ impl Listeners {
             rendered: Mutex::default(),
             namesakes: Arc::default(),
         });
-        // More than requests, so that there is somebody to tell that there are too many.
+        // There may be more connections than requests, so that clients can be told that there are
+        // too many.
         let connections = Arc::new(Semaphore::new(self.options.max_requests + MAX_CONNECTIONS));
         for listener in self.tcp {
             tokio::spawn(connection::accept_tcp(listener, Arc::clone(&connections), Arc::clone(&routes)));
@@ -175,11 +178,12 @@ async fn bind_all(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ServeErr
     Ok(listeners)
 }
 
-/// What systemd has opened.
+/// Takes the sockets that systemd has opened.
 fn inherited() -> Result<Vec<TcpListener>, ServeError> {
     let fds = sd_notify::listen_fds().map_err(ServeError::Inherit)?;
     let listener = |fd| {
-        // SAFETY: systemd gave the fd to this process, in which nothing else knows of it: this is called once.
+        // SAFETY: systemd gave the fd to this process, in which nothing else knows of it: this is
+        // called once.
         let socket = Socket::from(unsafe { OwnedFd::from_raw_fd(fd) });
         let address = socket.local_addr().ok().and_then(|address| address.as_socket());
         if address.is_none() || !socket.is_listener().unwrap_or(false) {
@@ -194,7 +198,7 @@ fn inherited() -> Result<Vec<TcpListener>, ServeError> {
 
 async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ServeError> {
     let bound = match TcpListener::bind(address).await {
-        // All addresses, on a machine without IPv6.
+        // If all addresses are meant, on a machine without IPv6, use those of IPv4.
         Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) && address.ip().is_unspecified() => {
             TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
         }
@@ -216,7 +220,7 @@ fn bind_unix(path: &Path) -> Result<UnixListener, ServeError> {
     }
     match StdUnixStream::connect(path) {
         Ok(_) => return Err(ServeError::Running(path.to_owned())),
-        // Left over from an agent that was killed.
+        // The socket is left over from an agent that was killed.
         Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
             if !fs::symlink_metadata(path).map_err(error)?.file_type().is_socket() {
                 return Err(error(io::Error::other("there is a file that is no socket")).into());
@@ -225,7 +229,8 @@ fn bind_unix(path: &Path) -> Result<UnixListener, ServeError> {
         }
         Err(_) => {}
     }
-    // The mask is the process's: nothing else makes files meanwhile, because the agent runs its tasks on one thread.
+    // The mask is the whole process's. Nothing else makes files meanwhile, because the agent runs
+    // its tasks on one thread.
     let mask = umask(Mode::from_raw_mode(0o177));
     let listener = UnixListener::bind(path);
     umask(mask);

@@ -1,4 +1,5 @@
-//! What the agent answers, over TCP and over its unix socket: [docs/http-api.md](../../../docs/http-api.md) has it for users.
+//! The agent's HTTP service, over TCP and over its unix socket.
+//! [docs/http-api.md](../../../docs/http-api.md) describes it for users.
 //!
 //! | path | answer |
 //! |---|---|
@@ -7,12 +8,16 @@
 //! | `/livez` | 200 while the agent's tasks are at work; else 503 and which aren't |
 //! | `/readyz` | 200 once what was open before the start is counted; else 503 and what is missing |
 //! | `/v1/containers[?processes=true]` | [`Listing`](crate::api::Listing) |
-//! | `/v1/containers/NAME` | [`ContainerReport`](crate::api::ContainerReport), by name, id, or the beginning of its id |
-//! | `/v1/events[?container=ID][&kind=KIND…]` | a [`Notice`](crate::api::Notice) per line, as they come |
+//! | `/v1/containers/NAME` | [`ContainerReport`](crate::api::ContainerReport), by name or id |
+//! | `/v1/events[?container=ID][&kind=KIND…]` | a line for each [`Notice`](crate::api::Notice) |
 //!
-//! From a connection to an answer: `listen` (addresses, sockets) → `connection` (TLS, time limits) → `routes` (limits, passwords, paths) →
-//! `answer`. `access` says who is told of processes; `web_config` what `--web.config.file` says, with `tls` and `auth`, and `protection` keeps
-//! that current. `events` are streams; `client` is the other commands' side.
+//! A request takes this way: `listen` (addresses, sockets) → `connection` (TLS, time limits) →
+//! `routes` (limits, passwords, paths) → `answer`.
+//!
+//! - `access`: who is told about processes;
+//! - `web_config`: the file of `--web.config.file`, with `tls` and `auth`; `protection` keeps it
+//!   current;
+//! - `events`: streams; `client`: the client that the other commands use.
 
 mod access;
 mod answer;

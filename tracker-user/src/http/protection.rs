@@ -1,4 +1,4 @@
-//! The web config as it is now: read again when it, or a file that it names, has changed.
+//! Keeps the web config current: it is read again when it, or a file that it names, has changed.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,17 +9,18 @@ use std::{
 use super::{
     auth::Users,
     routes::Caller,
-    web_config::{Source, WebConfig, WebConfigError},
+    web_config::{WatchedFile, WebConfig, WebConfigError},
 };
 use crate::error::chain;
 
-/// How often it is looked whether a file has changed, at the most; and only when somebody asks for something, or follows events.
+/// The shortest time between two checks whether a file has changed. There are checks only while
+/// requests come, or a client follows events.
 pub(super) const EVERY: Duration = Duration::from_secs(1);
 
-/// What somebody has shown who was let in, and goes on being answered.
+/// The permission of a client whose request was accepted, and is still being answered.
 pub(super) struct Pass {
     pub(super) protection: Arc<Protection>,
-    /// What was asked for then.
+    /// The web config of that time.
     pub(super) config: Arc<WebConfig>,
     pub(super) caller: Caller,
     /// The user's name.
@@ -27,7 +28,7 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    /// Whether they would be let in still.
+    /// Whether the client would still be accepted.
     pub(super) async fn holds(&self) -> bool {
         let now = self.protection.current().await;
         Arc::ptr_eq(&now, &self.config) || self.is_enough_for(&now)
@@ -37,12 +38,12 @@ impl Pass {
         let (name, before) = (self.name.as_deref(), self.config.users.as_deref());
         let is_user =
             |users: &Arc<Users>| name.zip(before).is_some_and(|(name, before)| users.has_still(name, before));
-        // A certificate is looked at only when a connection is made.
+        // A certificate is checked only when a connection is made.
         !self.caller.certified && now.takes(self.caller) && now.users.as_ref().is_none_or(is_user)
     }
 }
 
-/// How requests over TCP are protected, at every moment.
+/// The protection of requests over TCP, at every moment.
 pub struct Protection {
     path: Option<PathBuf>,
     state: Mutex<State>,
@@ -51,7 +52,7 @@ pub struct Protection {
 struct State {
     config: Arc<WebConfig>,
     checked: Instant,
-    /// Why the file as it is now can't be followed.
+    /// Why the current file can't be used.
     failed: Option<String>,
 }
 
@@ -59,16 +60,17 @@ impl Protection {
     /// Reads the web config, if there is one.
     ///
     /// # Errors
-    /// When it can't be followed.
+    /// When it can't be used.
     pub fn open(path: Option<PathBuf>) -> Result<Self, WebConfigError> {
         let state = State::read(path.as_deref())?;
         Ok(Self { path, state: Mutex::new(state) })
     }
 
-    /// Reads the web config again. Connections go on; what they ask for from now on is judged by the new one, and so are streams ([`Pass`]).
+    /// Reads the web config again. Connections stay open. Their next requests are checked against
+    /// the new config, and so are streams ([`Pass`]).
     ///
     /// # Errors
-    /// When it can't be followed, or protects less: then what was read before stays.
+    /// When it can't be used, or protects less than before. Then the old config stays.
     fn reload(&self) -> Result<(), WebConfigError> {
         let read = State::read(self.path.as_deref())?;
         let mut state = self.state();
@@ -79,16 +81,16 @@ impl Protection {
         Ok(())
     }
 
-    /// The web config as it was last read.
+    /// Returns the web config that was read last.
     pub(super) fn last(&self) -> Arc<WebConfig> {
         Arc::clone(&self.state().config)
     }
 
-    /// The web config as it is now.
+    /// Returns the current web config, and reads it again if it has changed.
     pub(super) async fn current(self: &Arc<Self>) -> Arc<WebConfig> {
         if self.path.is_some() && self.is_due() {
             let this = Arc::clone(self);
-            // An error is a panic, which is logged.
+            // An error means a panic, which is logged.
             let _ = tokio::task::spawn_blocking(move || this.reload_if_changed()).await;
         }
         self.last()
@@ -108,18 +110,18 @@ impl Protection {
             let state = self.state();
             (Arc::clone(&state.config), state.failed.clone())
         };
-        // What couldn't be followed may have named a file that wasn't there yet.
-        if failed.is_none() && !config.files.iter().any(Source::has_changed) {
+        // A config that couldn't be used may have named a file that didn't exist yet.
+        if failed.is_none() && !config.files.iter().any(WatchedFile::has_changed) {
             return;
         }
         match self.reload() {
-            Ok(()) => tracing::info!("the web config has changed, and is followed"),
+            Ok(()) => tracing::info!("the web config has changed, and is used now"),
             Err(error) => {
                 let error = chain(error);
                 if failed.as_ref() != Some(&error) {
                     tracing::error!(
                         error,
-                        "the web config has changed, and can't be followed: what it was stays"
+                        "the web config has changed, and can't be used: the old one stays"
                     );
                 }
                 self.state().failed = Some(error);

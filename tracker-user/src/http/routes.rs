@@ -1,4 +1,4 @@
-//! What is answered to whom.
+//! Decides what is answered to whom.
 
 use std::{
     sync::{Arc, PoisonError},
@@ -30,34 +30,35 @@ use crate::{
     target::TargetError,
 };
 
-/// What requests are answered from.
+/// The sources of all answers.
 #[derive(Clone)]
 pub struct Service {
-    /// What the agent knows.
+    /// The agent's state.
     pub state: Handle,
-    /// Events.
+    /// The events.
     pub feed: Feed,
-    /// Whether the agent's tasks are at work.
+    /// The liveness of the agent's tasks.
     pub liveness: Arc<Liveness>,
-    /// How many series `/metrics` has at the most.
+    /// How many series `/metrics` has at most.
     pub max_series: usize,
 }
 
-/// Routes, and what keeps them in bounds.
+/// The routes, and their limits.
 pub(super) struct Routes {
     pub(super) service: Service,
     pub(super) protection: Arc<Protection>,
     pub(super) policy: Policy,
     pub(super) telemetry_path: String,
-    /// Requests over TCP at a time; further ones are told to come again.
+    /// Limits how many requests over TCP are answered at a time. Further ones are told to come
+    /// again.
     pub(super) requests: Arc<Semaphore>,
-    /// The last rendering of metrics, and when it was begun.
+    /// The last rendering of metrics, and when it began.
     pub(super) rendered: Mutex<Option<(Instant, Bytes)>>,
-    /// What renderings go on from.
+    /// Counters that one rendering takes over from the last.
     pub(super) namesakes: Arc<std::sync::Mutex<Namesakes>>,
 }
 
-/// Who asks, and what they have shown.
+/// The client of a request, and what it has shown.
 #[derive(Clone, Copy)]
 pub(super) struct Caller {
     pub(super) peer: Peer,
@@ -67,7 +68,7 @@ pub(super) struct Caller {
     pub(super) certified: bool,
 }
 
-/// A place among requests over TCP, and by what it was got.
+/// A place among the requests over TCP, and the permission for it.
 pub(super) struct Admitted {
     pub(super) permit: OwnedSemaphorePermit,
     pub(super) pass: Pass,
@@ -85,24 +86,24 @@ impl Routes {
         answer
     }
 
-    /// Answers a request over TCP, if it may be answered.
+    /// Answers a request over TCP, if that is allowed.
     async fn admit<B>(
         self: &Arc<Self>,
         request: &Request<B>,
         caller: Caller,
         config: &Arc<WebConfig>,
     ) -> Answer {
-        // Who asks whether the agent is well must be told also when others ask for too much; and has no password.
+        // Health checks have no password, and must be answered even if there are too many other
+        // requests.
         if is_health(request.uri().path()) {
             return self.route(request, Access::All, None).await;
         }
         if !config.takes(caller) {
-            let said =
-                "since this connection was made, TLS or certificates have come to be wanted: connect anew\n";
+            let said = "TLS or a certificate is required since this connection was made: connect again\n";
             return text_with(StatusCode::FORBIDDEN, header::CONNECTION, "close", said);
         }
         let busy = |said| text_with(StatusCode::SERVICE_UNAVAILABLE, header::RETRY_AFTER, "1", said);
-        // Before there is a place among requests, so that who guesses passwords takes none.
+        // Check the password before a place among the requests is taken, so that guesses take none.
         let authorization = request.headers().get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
         if let Some(users) = &config.users {
             match users.admit(authorization).await {
@@ -184,7 +185,7 @@ impl Routes {
             Ok(snapshot) => snapshot,
             Err(error) => return answer::failed(&chain(error)),
         };
-        // On a thread of its own: the names of processes are read from /proc.
+        // The names of processes are read from /proc, so this is done on a thread of its own.
         let answered = tokio::task::spawn_blocking(move || match name {
             Some(name) => container(&snapshot, &name, paths),
             None => answer::json(&snapshot.listing(processes.then_some(&comm_or_empty))),
@@ -192,7 +193,8 @@ impl Routes {
         answered.await.unwrap_or_else(|panic| answer::failed(&panic.to_string()))
     }
 
-    /// Metrics as they are after the request came. Whoever asks while they are rendered shares the next rendering.
+    /// Answers with the metrics of a moment after the request came. Clients who ask while metrics
+    /// are rendered share the next rendering.
     async fn metrics(self: &Arc<Self>) -> Answer {
         const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
         let asked = Instant::now();
@@ -223,7 +225,7 @@ impl Routes {
         }
     }
 
-    /// The event loop ticks: else there would be no answer. So what can be told is whether its tasks do.
+    /// Answers whether the agent's tasks are at work. The event loop is, because it runs this.
     fn live(&self) -> Answer {
         match self.service.liveness.dead(Instant::now()).as_slice() {
             [] => text(StatusCode::OK, "ok\n"),
@@ -251,7 +253,7 @@ fn is_health(path: &str) -> bool {
     matches!(path, "/livez" | "/readyz")
 }
 
-/// One container, with all that stands in the way.
+/// Answers about one container, with all its blockers.
 fn container(snapshot: &Snapshot, name: &str, paths: bool) -> Answer {
     match snapshot.container(name, &comm_or_empty) {
         Ok(mut report) => {
@@ -274,7 +276,7 @@ fn host(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::HOST)?.to_str().ok()
 }
 
-/// A path's part, without its escapes. What isn't one stays as it is.
+/// Decodes the escapes in a part of a path. What is no valid escape stays as it is.
 fn decode(part: &str) -> String {
     percent_decode_str(part).decode_utf8_lossy().into_owned()
 }

@@ -1,4 +1,4 @@
-//! The web config's `tls_server_config`, as rustls is told it.
+//! Turns the web config's `tls_server_config` into rustls' configuration.
 
 use std::{
     path::{Path, PathBuf},
@@ -14,7 +14,7 @@ use tokio_rustls::rustls::{
     version::{TLS12, TLS13},
 };
 
-use super::web_config::{KeyError, Source};
+use super::web_config::{KeyError, WatchedFile};
 use crate::error::SyscallError;
 
 /// `tls_server_config`.
@@ -39,7 +39,7 @@ pub(super) struct TlsSection {
     prefer_server_cipher_suites: Option<bool>,
 }
 
-/// What is asked of clients.
+/// Which certificates clients must show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 enum ClientAuth {
     #[default]
@@ -52,12 +52,15 @@ enum ClientAuth {
 }
 
 impl TlsSection {
-    /// Whether nobody gets through without a certificate.
+    /// Whether every client needs a certificate.
     pub(super) fn wants_certificates(&self) -> bool {
         self.client_auth_type == ClientAuth::RequireAndVerifyClientCert
     }
 
-    /// Refuses what means to protect, and wouldn't.
+    /// Refuses settings that look like protection, and would protect nothing.
+    ///
+    /// # Errors
+    /// When there is such a setting.
     pub(super) fn check(&self) -> Result<(), KeyError> {
         if self.client_allowed_sans.is_some() {
             let text =
@@ -82,23 +85,26 @@ fn problem<T>(key: &str, text: impl Into<String>) -> Result<T, KeyError> {
     Err(KeyError::new(format!("tls_server_config.{key}"), text))
 }
 
-/// What its files hold, in PEM.
-pub(super) struct Files {
+/// The contents of its files, in PEM.
+pub(super) struct TlsFiles {
     certificate: Option<Vec<u8>>,
     key: Option<Vec<u8>>,
     client_ca: Option<Vec<u8>>,
-    /// Where that is from.
-    pub(super) sources: Vec<Source>,
+    /// The files, to notice changes.
+    pub(super) watched: Vec<WatchedFile>,
 }
 
-impl Files {
-    /// Reads them; a relative path is below the web config's directory.
+impl TlsFiles {
+    /// Reads the files. A relative path starts at the web config's directory.
+    ///
+    /// # Errors
+    /// When one can't be read.
     pub(super) fn read(section: &TlsSection, dir: &Path) -> Result<Self, SyscallError> {
-        let mut sources = Vec::new();
+        let mut watched = Vec::new();
         let mut get = |text: &Option<String>, file: &Option<PathBuf>| match (text, file) {
             (_, Some(file)) => {
-                let (source, content) = Source::read(dir.join(file))?;
-                sources.push(source);
+                let (read, content) = WatchedFile::read(dir.join(file))?;
+                watched.push(read);
                 Ok(Some(content))
             }
             (text, None) => Ok(text.clone().map(String::into_bytes)),
@@ -107,16 +113,16 @@ impl Files {
             certificate: get(&section.cert, &section.cert_file)?,
             key: get(&section.key, &section.key_file)?,
             client_ca: get(&section.client_ca, &section.client_ca_file)?,
-            sources,
+            watched,
         })
     }
 }
 
-/// Makes rustls' configuration.
+/// Creates rustls' configuration.
 ///
 /// # Errors
-/// Says which key can't be followed.
-pub(super) fn configure(section: &TlsSection, files: &Files) -> Result<ServerConfig, KeyError> {
+/// When a key has a value that can't be used; the error names it.
+pub(super) fn configure(section: &TlsSection, files: &TlsFiles) -> Result<ServerConfig, KeyError> {
     let provider = Arc::new(provider(section)?);
     let verifier = verifier(section, files, &provider)?;
     let chain = certificates("cert", files.certificate.as_deref())?;
@@ -150,7 +156,7 @@ fn certificates(key: &str, pem: Option<&[u8]>) -> Result<Vec<CertificateDer<'sta
 
 fn verifier(
     section: &TlsSection,
-    files: &Files,
+    files: &TlsFiles,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, KeyError> {
     if section.client_auth_type == ClientAuth::NoClientCert {
@@ -182,14 +188,15 @@ fn versions(section: &TlsSection) -> Result<Vec<&'static SupportedProtocolVersio
     Ok(all.iter().filter(|(v, _)| (min..=max).contains(v)).map(|(_, version)| *version).collect())
 }
 
-/// ring, with what is to be chosen from. TLS 1.3 has no suites to choose from, as in other exporters.
+/// Returns ring's provider, with the chosen cipher suites and curves. In TLS 1.3 no suites can be
+/// chosen, as in other exporters.
 fn provider(section: &TlsSection) -> Result<CryptoProvider, KeyError> {
     let mut provider = ring::default_provider();
     if !section.cipher_suites.is_empty() {
         let (fixed, mut free): (Vec<_>, Vec<_>) =
             provider.cipher_suites.into_iter().partition(|suite| suite.tls13().is_some());
         let names: Vec<String> = free.iter().map(|suite| format!("{:?}", suite.suite())).collect();
-        // Names of TLS 1.3's are taken, as they are there anyway.
+        // Names of TLS 1.3's suites are accepted, because these are always there.
         let is_fixed =
             |name: &str| fixed.iter().any(|s| format!("{:?}", s.suite()).replacen("13", "", 1) == name);
         free = order("cipher_suites", &section.cipher_suites, &names, &free, is_fixed)?;
@@ -204,7 +211,7 @@ fn provider(section: &TlsSection) -> Result<CryptoProvider, KeyError> {
     Ok(provider)
 }
 
-/// A curve's name in web configs.
+/// Returns a curve's name in web configs.
 fn curve(group: NamedGroup) -> String {
     match group {
         NamedGroup::secp256r1 => "CurveP256".into(),
@@ -213,7 +220,7 @@ fn curve(group: NamedGroup) -> String {
     }
 }
 
-/// What was chosen of `all`, in the order in which it was.
+/// Returns the chosen ones of `all`, in the order of `chosen`.
 fn order<T: Copy>(
     key: &str,
     chosen: &[String],
@@ -236,7 +243,7 @@ mod tests {
     use super::*;
 
     fn wrong(section: &TlsSection) -> String {
-        let files = Files { certificate: None, key: None, client_ca: None, sources: Vec::new() };
+        let files = TlsFiles { certificate: None, key: None, client_ca: None, watched: Vec::new() };
         section.check().and_then(|()| configure(section, &files)).err().unwrap().to_string()
     }
 

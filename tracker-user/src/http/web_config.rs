@@ -1,7 +1,7 @@
-//! The file of `--web.config.file`, in the format that Prometheus' exporters share.
+//! Reads the file of `--web.config.file`, in the format that Prometheus' exporters share.
 //!
-//! Keys that aren't known are refused, and so are those of other exporters that aren't followed here: a file that means to protect must never
-//! be taken for less than it says.
+//! Unknown keys are refused, and so are keys of other exporters that have no effect here: a file
+//! must never protect less than it says.
 
 use std::{
     collections::BTreeMap,
@@ -19,17 +19,17 @@ use tokio_rustls::rustls::ServerConfig;
 use super::{
     auth::{HashError, Users},
     routes::Caller,
-    tls::{self, TlsSection},
+    tls::{self, TlsFiles, TlsSection},
 };
 use crate::error::SyscallError;
 
-/// Why a web config can't be followed.
+/// Why a web config can't be used.
 #[derive(Debug, Error)]
 pub enum WebConfigError {
-    /// It, or a file that it names, can't be read.
+    /// The file, or one that it names, can't be read.
     #[error(transparent)]
     Read(#[from] SyscallError),
-    /// It isn't understood.
+    /// The file isn't understood.
     #[error("{}", .path.display())]
     Parse {
         /// Its path.
@@ -38,15 +38,15 @@ pub enum WebConfigError {
         #[source]
         source: serde_norway::Error,
     },
-    /// It protects less than what it was does, as a file that is just being written.
-    #[error("{}: it doesn't ask for {lost} any more: if that is meant, start the agent anew", .path.display())]
+    /// The file protects less than before. Perhaps it is just being written.
+    #[error("{}: it doesn't require {lost} any more: if this is intended, restart the agent", .path.display())]
     Less {
         /// Its path.
         path: PathBuf,
-        /// What it asked for before.
+        /// What it required before.
         lost: &'static str,
     },
-    /// A key has a value that can't be followed, or isn't followed at all.
+    /// A key has a value that can't be used, or the key has no effect here.
     #[error("{}: {problem}", .path.display())]
     Key {
         /// Its path.
@@ -56,19 +56,19 @@ pub enum WebConfigError {
     },
 }
 
-/// How requests over TCP are protected. Without a file: not at all.
+/// The protection of requests over TCP. Without a file there is none.
 #[derive(Default)]
 pub struct WebConfig {
-    /// How to speak TLS, if at all.
+    /// The configuration of TLS, if it is used.
     pub(super) tls: Option<Arc<ServerConfig>>,
-    /// Whether nobody gets through TLS without a certificate.
+    /// Whether every client needs a certificate.
     pub(super) wants_certificates: bool,
-    /// Who may ask, if not everybody.
+    /// The users who may send requests; `None` for everybody.
     pub(super) users: Option<Arc<Users>>,
-    /// What every answer has besides.
+    /// Headers that are added to every answer.
     pub(super) headers: HeaderMap,
-    /// Files that it is made from.
-    pub(super) files: Vec<Source>,
+    /// The files that were read.
+    pub(super) files: Vec<WatchedFile>,
 }
 
 #[derive(Default, Deserialize)]
@@ -104,16 +104,20 @@ impl KeyError {
 }
 
 impl WebConfig {
-    /// Says whether a file could be followed: it, its certificates and its keys are read.
+    /// Checks whether a file can be used: reads it, its certificates and its keys.
     ///
     /// # Errors
-    /// When it couldn't. The message names file and key.
+    /// When it can't be used. The message names file and key.
     pub fn check(path: &Path) -> Result<(), WebConfigError> {
         Self::load(path).map(drop)
     }
 
+    /// Reads the web config, and the files that it names.
+    ///
+    /// # Errors
+    /// When it, or a file that it names, can't be read or used.
     pub(super) fn load(path: &Path) -> Result<Self, WebConfigError> {
-        let (source, text) = Source::read(path.to_owned())?;
+        let (watched, text) = WatchedFile::read(path.to_owned())?;
         let file: Option<File> = serde_norway::from_slice(&text)
             .map_err(|source| WebConfigError::Parse { path: path.to_owned(), source })?;
         let File { tls_server_config, http_server_config, basic_auth_users, rate_limit } =
@@ -123,15 +127,15 @@ impl WebConfig {
             let problem = "isn't followed here: leave it out, and limit requests by --web.max-requests";
             return Err(refuse(KeyError::new("rate_limit", problem)));
         }
-        let mut config = Self { files: vec![source], ..Self::default() };
+        let mut config = Self { files: vec![watched], ..Self::default() };
         if let Some(section) = tls_server_config {
             section.check().map_err(refuse)?;
             let dir = path.parent().unwrap_or(Path::new(""));
-            let files = tls::Files::read(&section, dir)?;
+            let files = TlsFiles::read(&section, dir)?;
             let protected = tls::configure(&section, &files).map_err(refuse)?;
             config.tls = Some(Arc::new(protected));
             config.wants_certificates = section.wants_certificates();
-            config.files.extend(files.sources);
+            config.files.extend(files.watched);
         }
         config.headers = http_server_config.map(headers).transpose().map_err(refuse)?.unwrap_or_default();
         let users = basic_auth_users.filter(|users| !users.is_empty());
@@ -141,18 +145,18 @@ impl WebConfig {
         Ok(config)
     }
 
-    /// Whether whoever is answered has shown who they are.
+    /// Whether every client must show who it is.
     #[must_use]
     pub fn authenticates(&self) -> bool {
         self.users.is_some() || self.wants_certificates
     }
 
-    /// Whether a connection is as it asks for.
+    /// Whether a connection fulfils the requirements.
     pub(super) fn takes(&self, caller: Caller) -> bool {
         (self.tls.is_none() || caller.encrypted) && (!self.wants_certificates || caller.certified)
     }
 
-    /// What this asks for and another doesn't.
+    /// Returns what this config requires, but the other doesn't.
     pub(super) fn lost_in(&self, other: &Self) -> Option<&'static str> {
         if self.tls.is_some() && other.tls.is_none() {
             Some("TLS")
@@ -166,25 +170,25 @@ impl WebConfig {
     }
 }
 
-/// A file that was read.
-pub(super) struct Source {
+/// A file that was read, and whose changes are noticed.
+pub(super) struct WatchedFile {
     path: PathBuf,
     stamp: Option<Stamp>,
 }
 
-/// What changes when a file is written or replaced: device, inode, time and size.
+/// Changes when a file is written or replaced: device, inode, time and size.
 type Stamp = (u64, u64, i64, i64, u64);
 
-impl Source {
-    /// Reads a file.
+impl WatchedFile {
+    /// Reads a file, and remembers its version.
     pub(super) fn read(path: PathBuf) -> Result<(Self, Vec<u8>), SyscallError> {
-        // Before it is read: a change meanwhile is noticed afterwards.
+        // Take the version before reading, so that a change meanwhile is noticed later.
         let stamp = stamp(&path);
         let content = fs::read(&path).map_err(SyscallError::on("read", path.display()))?;
         Ok((Self { path, stamp }, content))
     }
 
-    /// Whether it was written or replaced since.
+    /// Whether the file was written or replaced since.
     pub(super) fn has_changed(&self) -> bool {
         stamp(&self.path) != self.stamp
     }
@@ -195,7 +199,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some((file.dev(), file.ino(), file.mtime(), file.mtime_nsec(), file.len()))
 }
 
-/// The headers that can be set, and their values if there are only so many.
+/// The headers that can be set, and their values if only some are allowed.
 const HEADERS: [(&str, &[&str]); 5] = [
     ("Content-Security-Policy", &[]),
     ("X-Frame-Options", &["deny", "sameorigin"]),

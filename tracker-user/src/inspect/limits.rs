@@ -8,7 +8,7 @@ use crate::privileges::{self, Need};
 /// What can't be seen, each with the reason; nothing if all can.
 #[must_use]
 pub fn limits() -> Vec<String> {
-    let mut limits: Vec<String> = match privileges::missing(Need::Looks) {
+    let mut limits: Vec<String> = match privileges::missing(Need::Inspections) {
         Ok(missing) => {
             missing.iter().map(|used| format!("{} (needs {})", used.reason, used.capability)).collect()
         }

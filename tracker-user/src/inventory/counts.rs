@@ -1,4 +1,4 @@
-//! Numbers per kind.
+//! Numbers of files for each kind.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +6,12 @@ use tracker_ebpf::{Flow, Kind};
 
 use crate::verdict::{Judge, Verdict};
 
-/// How many of each kind.
+/// How many files there are of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
     n: [i64; Kind::COUNT],
-    /// Those that are [`Kind::FdInFlight`], by what they are: CRIU makes of each what it would if it were open.
+    /// Those counted as [`Kind::FdInFlight`], by the kind of the file itself: CRIU treats each as
+    /// if it were open.
     in_flight: [i64; Kind::COUNT],
 }
 
@@ -21,18 +22,18 @@ impl Default for Counts {
 }
 
 impl Counts {
-    /// How many of a kind.
+    /// Returns how many there are of a kind.
     #[must_use]
     pub fn get(&self, kind: Kind) -> i64 {
         self.n.get(kind.index()).copied().unwrap_or(0)
     }
 
-    /// The kinds that there are any of, with how many.
+    /// Returns the kinds that exist, and how many there are of each.
     pub fn iter(&self) -> impl Iterator<Item = (Kind, i64)> + '_ {
         Kind::ALL.iter().map(|kind| (*kind, self.get(*kind))).filter(|(_, n)| *n > 0)
     }
 
-    /// The kinds that there are any of, with how many CRIU would make this of.
+    /// Returns the kinds that exist, with the verdicts on them, and how many there are of each.
     pub fn judged(&self, judge: &Judge) -> impl Iterator<Item = (Kind, Verdict, i64)> {
         let mut judged = BTreeMap::new();
         let itself =
@@ -44,7 +45,7 @@ impl Counts {
         judged.into_iter().map(|((kind, verdict), n)| (kind, verdict, n))
     }
 
-    /// How many in all.
+    /// Returns the total of all kinds.
     #[must_use]
     pub fn total(&self) -> i64 {
         self.iter().map(|(_, n)| n).sum()
@@ -56,18 +57,18 @@ impl Counts {
         add(&mut self.in_flight, &other.in_flight);
     }
 
-    /// Takes off other counts, which are part of these.
+    /// Subtracts other counts, which are part of these.
     pub fn subtract(&mut self, other: &Self) {
         add(&mut self.n, &other.n.map(i64::wrapping_neg));
         add(&mut self.in_flight, &other.in_flight.map(i64::wrapping_neg));
     }
 
-    /// Adds numbers, kind by kind.
+    /// Adds numbers for each kind.
     pub fn add<N: Copy + TryInto<i64>>(&mut self, other: &[N; Kind::COUNT]) {
         add(&mut self.n, other);
     }
 
-    /// Adds what no slot holds.
+    /// Adds hidden files.
     pub fn add_hidden(&mut self, hidden: &Hidden) {
         let Hidden { kind, of, n, .. } = hidden;
         let mut counts = [0; Kind::COUNT];
@@ -89,18 +90,18 @@ fn add<N: Copy + TryInto<i64>>(to: &mut [i64; Kind::COUNT], numbers: &[N; Kind::
     }
 }
 
-/// Files that no slot holds, as the last look for such found them.
+/// Hidden files of one kind and process, as the last hidden scan found them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hidden {
     /// The cgroup that they are charged to.
     pub cgroup_id: u64,
     /// The process that they are charged to.
     pub tgid: u32,
-    /// What they are counted as ([`Kind::is_hidden`]).
+    /// The kind that they are counted as ([`Kind::is_hidden`]).
     pub kind: Kind,
-    /// What each file is.
+    /// The kind of each file itself.
     pub of: Kind,
-    /// How many.
+    /// How many there are.
     pub n: i64,
 }
 

@@ -1,4 +1,5 @@
-//! What cgroups that have gone had counted: a counter must not fall because a cgroup was removed.
+//! Keeps the totals of cgroups that have gone, because a counter must not decrease when a cgroup is
+//! removed.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +8,19 @@ use tracker_ebpf::Flow;
 use super::Totals;
 use crate::runtime::Owner;
 
-/// Who is meant, without what is known of them.
+/// Identifies an owner, without what else is known of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Key {
+pub enum OwnerKey {
     /// The host.
     Host,
-    /// Nobody that can be told.
+    /// An owner that isn't known.
     Unknown,
     /// A container, by its cgroup.
     Container(String),
 }
 
-impl Key {
-    /// The key of an owner.
+impl OwnerKey {
+    /// Returns the key of an owner.
     #[must_use]
     pub fn of(owner: &Owner) -> Self {
         match owner {
@@ -30,29 +31,29 @@ impl Key {
     }
 }
 
-/// Totals of cgroups that have gone, by whom they belonged to.
+/// Totals of cgroups that have gone, by owner.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    retired: BTreeMap<Key, Totals>,
+    retired: BTreeMap<OwnerKey, Totals>,
 }
 
 impl Ledger {
-    /// Keeps what a cgroup counted, which is no more.
+    /// Keeps the totals of a cgroup that has gone.
     pub fn retire(&mut self, owner: &Owner, flow: &Flow) {
-        self.retired.entry(Key::of(owner)).or_default().add(flow);
+        self.retired.entry(OwnerKey::of(owner)).or_default().add(flow);
     }
 
-    /// What was kept for an owner.
+    /// Returns what was kept for an owner.
     #[must_use]
-    pub fn retired(&self, key: &Key) -> Totals {
+    pub fn retired(&self, key: &OwnerKey) -> Totals {
         self.retired.get(key).copied().unwrap_or_default()
     }
 
-    /// Forgets containers that have gone: their series end.
+    /// Forgets containers that have gone, whose series end.
     pub fn retain_containers(&mut self, is_there: impl Fn(&str) -> bool) {
         self.retired.retain(|key, _| match key {
-            Key::Host | Key::Unknown => true,
-            Key::Container(cgroup) => is_there(cgroup),
+            OwnerKey::Host | OwnerKey::Unknown => true,
+            OwnerKey::Container(cgroup) => is_there(cgroup),
         });
     }
 }
@@ -70,11 +71,11 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.retire(&Owner::Host, &flow);
         ledger.retire(&Owner::Host, &flow);
-        assert_eq!(ledger.retired(&Key::Host).opened.get(Kind::Pidfd), 4);
-        let gone = Key::Container("/gone".into());
+        assert_eq!(ledger.retired(&OwnerKey::Host).opened.get(Kind::Pidfd), 4);
+        let gone = OwnerKey::Container("/gone".into());
         ledger.retired.insert(gone.clone(), Totals::default());
         ledger.retain_containers(|_| false);
         assert!(!ledger.retired.contains_key(&gone));
-        assert_eq!(ledger.retired(&Key::Host).opened.get(Kind::Pidfd), 4);
+        assert_eq!(ledger.retired(&OwnerKey::Host).opened.get(Kind::Pidfd), 4);
     }
 }

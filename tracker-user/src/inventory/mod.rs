@@ -1,8 +1,10 @@
-//! From tables to processes to containers. Pure: it is given what the kernel side holds, and who owns which cgroup.
+//! Adds up tables by process, and processes by container. Pure: the caller provides the kernel
+//! side's tables, and the owners of cgroups.
 //!
-//! The counts live in the kernel (`TABLES`), where fork, exec, exit, dup, close and cgroup moves keep them current. What no slot
-//! holds is as the last look for such found it. The inventory adds them up anew whenever somebody asks, so it has no state that
-//! could go stale, and no event that it misses can make it wrong.
+//! The counts are in the kernel (`TABLES`), where fork, exec, exit, dup, close and cgroup moves
+//! keep them current. Hidden files are those of the last hidden scan. The inventory is made again
+//! for every snapshot. So it has no state that could become outdated, and a lost event can't make
+//! it wrong.
 
 mod counts;
 mod ledger;
@@ -13,7 +15,7 @@ use std::{
 };
 
 pub use counts::{Counts, Hidden, Totals};
-pub use ledger::{Key, Ledger};
+pub use ledger::{Ledger, OwnerKey};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tracker_ebpf::{Flow, Kind, TABLE_STALE, Table};
@@ -23,31 +25,31 @@ use crate::{
     verdict::{Assessment, Judge, Verdict, history::Summary},
 };
 
-/// Cgroups with fd tables that there was no room to count.
+/// Cgroups with fd tables that weren't counted, because there was no room.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Uncounted {
-    /// Those that an audit found.
+    /// The cgroups that an audit found.
     pub cgroups: BTreeSet<u64>,
-    /// Since the last audit it may be any.
+    /// Whether it may be any cgroup since the last audit.
     pub any: bool,
 }
 
-/// Everything that holds fds: the host, the containers, and what could not be told.
+/// Everything that holds fds: the host, the containers, and owners that aren't known.
 #[derive(Debug, Default)]
 pub struct Inventory {
     /// Processes that are in no container.
     pub host: Entry,
-    /// Containers, by name and id.
+    /// Containers, sorted by name and id.
     pub containers: Vec<(Arc<Container>, Entry)>,
-    /// Processes of cgroups that had gone before they could be looked at.
+    /// Processes of cgroups that had gone before they could be resolved.
     pub unknown: Entry,
-    /// The fd tables that this was added up from.
+    /// The numbers of fd tables that were added up.
     pub tables: Tables,
-    /// How many cgroups have counted slots filled or emptied.
+    /// How many cgroups have had counted slots filled or emptied.
     pub flows: usize,
 }
 
-/// fd tables that are kept, by their state.
+/// Numbers of fd tables, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     counted: usize,
@@ -64,13 +66,13 @@ impl Tables {
         } += 1;
     }
 
-    /// How many there are in each state.
+    /// Returns how many there are in each state.
     #[must_use]
     pub const fn by_state(&self) -> [(&'static str, usize); 3] {
         [("counted", self.counted), ("empty", self.empty), ("stale", self.stale)]
     }
 
-    /// How many there are.
+    /// Returns how many there are.
     #[must_use]
     pub const fn total(&self) -> usize {
         self.counted + self.empty + self.stale
@@ -81,24 +83,24 @@ impl Tables {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "&'static str", try_from = "String")]
 pub enum State {
-    /// What CRIU would make of it.
+    /// The verdict.
     Judged(Verdict),
-    /// Its counts aren't exact.
+    /// A count is being repaired, and isn't exact.
     Stale,
 }
 
-/// There is no such state.
+/// A text that names no state.
 #[derive(Debug, Error)]
 #[error("{0:?} is no state of a container")]
 pub struct ParseStateError(String);
 
 impl State {
-    /// Every state.
+    /// Returns all states.
     pub fn all() -> impl Iterator<Item = Self> {
         Verdict::ALL.iter().copied().map(Self::Judged).chain([Self::Stale])
     }
 
-    /// The stable name used in metrics and JSON.
+    /// Returns the stable name that metrics and JSON use.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -125,30 +127,30 @@ impl TryFrom<String> for State {
 /// What the host, or a container, holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
-    /// Slots per kind, now; and what no slot holds, as it was last found.
+    /// Slots of each kind now, and hidden files as of the last scan.
     pub counts: Counts,
     /// Slots filled and emptied since the agent started.
     pub totals: Totals,
-    /// A count is being repaired: it isn't exact.
+    /// Whether a count is being repaired, and so isn't exact.
     pub stale: bool,
-    /// The same by process (thread group), where there are any.
+    /// The counts by process (thread group), for processes that have any.
     pub processes: BTreeMap<u32, Counts>,
-    /// What is known besides numbers.
+    /// What is known besides counts.
     pub detail: Detail,
-    /// What all that comes to, once [`Inventory::judge`] was called.
+    /// The verdict, once [`Inventory::judge`] was called.
     pub judged: Judged,
-    /// Since when.
+    /// When it could last be dumped, and for how long it could not.
     pub history: Summary,
 }
 
-/// What an entry comes to with a certain CRIU.
+/// The verdict on an entry, for a certain CRIU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judged {
-    /// What CRIU would make of it.
+    /// The verdict.
     pub verdict: Verdict,
-    /// Files per kind, by what CRIU would make of each.
+    /// Files of each kind, by verdict.
     pub files: Vec<(Kind, Verdict, i64)>,
-    /// There are as many files of each kind as when it was inspected.
+    /// Whether there are as many files of each kind as at the inspection.
     pub is_current: bool,
 }
 
@@ -158,15 +160,16 @@ impl Default for Judged {
     }
 }
 
-/// What is known of a container besides numbers.
+/// What is known of a container besides counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Detail {
-    /// Nothing, and nothing will be: kinds alone decide. That is so of the host, of which there is no dump.
+    /// Nothing, and there will be no inspection: only kinds decide. This is so for the host, which
+    /// is never dumped.
     #[default]
     None,
-    /// It is going to be looked at.
+    /// It will be inspected.
     Pending,
-    /// It was looked at.
+    /// It was inspected.
     Known(Arc<Assessment>),
 }
 
@@ -174,7 +177,7 @@ fn worst(files: &[(Kind, Verdict, i64)]) -> Verdict {
     files.iter().map(|(_, verdict, _)| *verdict).max().unwrap_or(Verdict::Ok)
 }
 
-/// Whether there are as many files of each kind as when it was inspected.
+/// Whether there are as many files of each kind as at the inspection.
 fn has_as_many_files(inside: &Counts, assessment: &Assessment) -> bool {
     let mut slots = Kind::ALL.iter().filter(|kind| !kind.is_hidden());
     slots.all(|kind| assessment.of_kind(*kind, inside.get(*kind)).is_some())
@@ -194,8 +197,9 @@ impl Entry {
         self.processes.entry(hidden.tgid).or_default().add_hidden(hidden);
     }
 
-    /// Says what it comes to. Of a container that was inspected that is what was found, for as long as it
-    /// has as many files of each kind as then. What can't be dumped whatever else is so is known at once.
+    /// Judges the entry. For a container that was inspected, the inspection's verdict holds while
+    /// there are as many files of each kind as then. Kinds that can't be dumped in any case block
+    /// at once.
     fn judge(&mut self, judge: &Judge) {
         self.judged = match &self.detail {
             Detail::None => self.judged_by_kind(judge, |worst| worst),
@@ -235,19 +239,19 @@ impl Entry {
         Judged { verdict, files, is_current }
     }
 
-    /// What its processes have that no dump takes.
+    /// Returns the counts of those of its processes that no dump takes.
     fn outside<'a>(&'a self, assessment: &'a Assessment) -> impl Iterator<Item = &'a Counts> {
         self.processes.iter().filter(|(pid, _)| assessment.is_outside(**pid)).map(|(_, counts)| counts)
     }
 
-    /// What the rest have.
+    /// Returns the counts of the rest.
     fn inside(&self, assessment: &Assessment) -> Counts {
         let mut inside = self.counts;
         self.outside(assessment).for_each(|counts| inside.subtract(counts));
         inside
     }
 
-    /// The verdict, or that a count is being repaired.
+    /// Returns the verdict, or that a count is being repaired.
     #[must_use]
     pub fn state(&self) -> State {
         if self.stale { State::Stale } else { State::Judged(self.judged.verdict) }
@@ -255,9 +259,9 @@ impl Entry {
 }
 
 impl Inventory {
-    /// Adds up tables and flows.
+    /// Adds up tables, hidden files and flows.
     ///
-    /// `containers` are listed also when they hold nothing. `owner` tells whose a cgroup is.
+    /// `containers` are listed even if they hold nothing. `owner` returns the owner of a cgroup.
     pub fn take(
         tables: &[(u64, Table)],
         flows: &[(u64, Flow)],
@@ -267,10 +271,10 @@ impl Inventory {
         uncounted: &Uncounted,
         mut owner: impl FnMut(u64) -> Owner,
     ) -> Self {
-        let mut entries: BTreeMap<Key, Entry> = BTreeMap::new();
-        let mut known: BTreeMap<Key, Arc<Container>> = BTreeMap::new();
+        let mut entries: BTreeMap<OwnerKey, Entry> = BTreeMap::new();
+        let mut known: BTreeMap<OwnerKey, Arc<Container>> = BTreeMap::new();
         let mut learn = |owner: Owner| {
-            let key = Key::of(&owner);
+            let key = OwnerKey::of(&owner);
             if let Owner::Container(container) = owner {
                 known.entry(key.clone()).or_insert(container);
             }
@@ -287,11 +291,12 @@ impl Inventory {
             entries.entry(key).or_default().charge(table);
         }
         for hidden in hidden {
-            // By now the container may have gone: it isn't listed for the sake of what it had at the last look.
-            let key = Key::of(&owner(hidden.cgroup_id));
+            // The container may have gone since the last scan. Then it isn't listed because of
+            // hidden files alone.
+            let key = OwnerKey::of(&owner(hidden.cgroup_id));
             match entries.get_mut(&key) {
                 Some(entry) => entry.charge_hidden(hidden),
-                None if matches!(key, Key::Container(_)) => {}
+                None if matches!(key, OwnerKey::Container(_)) => {}
                 None => entries.entry(key).or_default().charge_hidden(hidden),
             }
         }
@@ -299,13 +304,13 @@ impl Inventory {
             let key = learn(owner(*cgroup));
             entries.entry(key).or_default().stale = true;
         }
-        entries.entry(Key::Host).or_default();
+        entries.entry(OwnerKey::Host).or_default();
         for (cgroup, flow) in flows {
-            // A container that has gone, and whose flows are still there, isn't listed for their sake.
-            let key = Key::of(&owner(*cgroup));
+            // A container that has gone isn't listed only because its flows still exist.
+            let key = OwnerKey::of(&owner(*cgroup));
             if let Some(entry) = entries.get_mut(&key) {
                 entry.totals.add(flow);
-            } else if !matches!(key, Key::Container(_)) {
+            } else if !matches!(key, OwnerKey::Container(_)) {
                 entries.entry(key).or_default().totals.add(flow);
             }
         }
@@ -316,15 +321,15 @@ impl Inventory {
         Self { tables: states, flows: flows.len(), ..Self::arrange(entries, &known) }
     }
 
-    /// Says what each entry comes to with this CRIU.
+    /// Judges all entries for this CRIU.
     pub fn judge(&mut self, judge: &Judge) {
         let containers = self.containers.iter_mut().map(|(_, entry)| entry);
         containers.chain([&mut self.host, &mut self.unknown]).for_each(|entry| entry.judge(judge));
     }
 
-    fn arrange(mut entries: BTreeMap<Key, Entry>, known: &BTreeMap<Key, Arc<Container>>) -> Self {
-        let host = entries.remove(&Key::Host).unwrap_or_default();
-        let unknown = entries.remove(&Key::Unknown).unwrap_or_default();
+    fn arrange(mut entries: BTreeMap<OwnerKey, Entry>, known: &BTreeMap<OwnerKey, Arc<Container>>) -> Self {
+        let host = entries.remove(&OwnerKey::Host).unwrap_or_default();
+        let unknown = entries.remove(&OwnerKey::Unknown).unwrap_or_default();
         let mut containers: Vec<_> = entries
             .into_iter()
             .filter_map(|(key, entry)| known.get(&key).map(|container| (Arc::clone(container), entry)))
@@ -521,7 +526,7 @@ mod tests {
         assert_eq!(db.counts.get(Kind::IoUringMapped), 2);
         assert_eq!(db.processes[&10].get(Kind::IoUringMapped), 2);
         assert_eq!(db.state().name(), "blocked");
-        // A container that has gone isn't listed for its sake.
+        // A container that has gone isn't listed because of its hidden files.
         assert!(
             with_hidden(2, Kind::IoUringMapped, Kind::IoUring).containers.iter().all(|(c, _)| c.name == "db")
         );

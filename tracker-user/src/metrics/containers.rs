@@ -1,4 +1,4 @@
-//! Series of containers, and what is done when there are too many.
+//! The series of containers, limited in number.
 
 use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
@@ -18,31 +18,32 @@ use crate::{
     verdict::{Judge, Verdict},
 };
 
-/// What labels tell of a container: namespace, pod, container.
+/// The labels that identify a container: namespace, pod, container.
 type Name<'a> = [&'a str; 3];
 
-/// What is in no container, could not be told, or was summed up.
+/// Returns the labels of an entry that is no container: the host, an unknown owner, or a sum.
 const fn nameless(name: &str) -> Name<'_> {
     ["", "", name]
 }
 
-/// What containers of the same name had counted when they were last shown, some of which may go before the others: a counter must not fall
-/// because of that.
+/// The totals of containers with the same name, as they were last shown. Some of these containers
+/// may go before the others, and the counter of the name must not decrease because of that.
 #[derive(Debug, Default)]
 pub struct Namesakes(BTreeMap<[String; 3], Counted>);
 
 #[derive(Debug, Default)]
 struct Counted {
-    /// By those that are there, by their cgroups; and for how long each was blocked.
+    /// Of containers that exist, by their cgroups, with the time that each was blocked.
     there: BTreeMap<String, (Totals, Duration)>,
-    /// By those that have gone.
+    /// Of containers that have gone.
     gone: Totals,
-    /// For how long any was blocked. Not a sum: it must not grow faster than time.
+    /// How long any of them was blocked. It is no sum, because it must not grow faster than time.
     blocked: Duration,
 }
 
 impl Namesakes {
-    /// Takes over who is there. Nothing is kept of a name that no container has any more, nor of one that only one ever had.
+    /// Takes over the current containers. A name is forgotten when no container has it any more. A
+    /// name that only one container has ever had is not kept.
     fn update(&mut self, by_name: &BTreeMap<Name<'_>, Vec<(&str, &Entry)>>) {
         let mut before = std::mem::take(&mut self.0);
         for (name, members) in by_name {
@@ -71,7 +72,8 @@ impl Namesakes {
     }
 }
 
-/// Adds the series of the host and of all containers. Of containers there are at most `room`, what is summed up included.
+/// Adds the series of the host and of all containers. There are at most `room` of these, including
+/// the sum of the rest.
 pub(super) fn add(
     families: &mut Families,
     inventory: &Inventory,
@@ -96,7 +98,7 @@ pub(super) fn add(
             left -= group.series.len();
             families.append(group.series);
         } else {
-            // Whoever comes later matters less: it must not take this one's place.
+            // Later containers are less important, and must not take the place of this one.
             left = 0;
             folded.take(&group);
         }
@@ -104,19 +106,20 @@ pub(super) fn add(
     folded.add(families);
 }
 
-/// Series that tell of folding.
+/// The number of series about folding.
 const FOLDING: usize = 2;
 
-/// Open fds of a kind are one series for each of these, at the most.
+/// The number of verdicts: open fds of a kind have at most one series for each.
 const VERDICTS: usize = 4;
 
-/// Containers of the same name: labels can't tell them apart, so they are summed up.
+/// Containers with the same labels, which are added up because they can't be distinguished.
 struct Group<'a> {
     entries: Vec<&'a Entry>,
     series: Families,
 }
 
-/// All containers, by name. First those that can't be dumped, of which users want to know.
+/// Groups all containers by name. Those that can't be dumped come first, because users want to know
+/// about them.
 fn groups<'a>(inventory: &'a Inventory, namesakes: &mut Namesakes) -> Vec<Group<'a>> {
     let mut by_name: BTreeMap<Name<'a>, Vec<(&'a str, &'a Entry)>> = BTreeMap::new();
     for (container, entry) in &inventory.containers {
@@ -131,7 +134,8 @@ fn groups<'a>(inventory: &'a Inventory, namesakes: &mut Namesakes) -> Vec<Group<
         (worst, Group { entries: members, series })
     };
     let mut groups: Vec<_> = by_name.into_iter().map(group).collect();
-    // Equals stay sorted by name, so that they are the same at every scrape.
+    // Groups with the same verdict stay sorted by name, so that the order is the same at every
+    // scrape.
     groups.sort_by_key(|(worst, _)| Reverse(*worst));
     groups.into_iter().map(|(_, group)| group).collect()
 }
@@ -141,12 +145,13 @@ fn name_of(container: &Container) -> Name<'_> {
     [namespace.as_deref().unwrap_or_default(), pod.as_deref().unwrap_or_default(), name]
 }
 
-/// What was left out.
+/// The containers that have no series of their own.
 #[derive(Default)]
 struct Folded {
     containers: usize,
     series: usize,
-    /// Counters are not summed up: who is left out changes, and a counter must not fall.
+    /// The open fds. Counters aren't added up, because the set of these containers changes, and a
+    /// counter must not decrease.
     open: BTreeMap<(Kind, Verdict), i64>,
 }
 
@@ -173,13 +178,13 @@ fn add_open(families: &mut Families, name: Name<'_>, open: BTreeMap<(Kind, Verdi
     }
 }
 
-/// The series of containers of one name.
+/// Adds the series of containers with one name.
 fn entries(families: &mut Families, name: Name<'_>, entries: &[&Entry], namesakes: Option<&Counted>) {
     counts(families, name, entries, namesakes.map(|all| &all.gone));
     if let Some(last) = entries.iter().filter_map(|entry| entry.history.last_ok).max() {
         families.add(&LAST_CHECKPOINTABLE, &name, unix_seconds(last));
     }
-    // Of those that were looked at also 0.
+    // Containers that were inspected have the series even if it is 0.
     let judged = entries
         .iter()
         .filter(|entry| matches!(entry.detail, Detail::Known(_)) || !entry.history.blocked.is_zero());
@@ -218,13 +223,14 @@ fn counts(families: &mut Families, name: Name<'_>, entries: &[&Entry], gone: Opt
     }
 }
 
-/// Of each kind there is a series on every machine, so that a sum over containers is 0 and not absent.
+/// Adds a 0 for kinds that the host doesn't have. So every kind has a series on every machine, and
+/// a sum over containers is 0 instead of absent.
 fn zeroes(families: &mut Families, host: &Entry, judge: &Judge) {
     let nobody = Kind::ALL.iter().filter(|kind| host.counts.get(**kind) == 0);
     add_open(families, nameless(HOST), nobody.map(|kind| ((*kind, judge.kind(*kind)), 0)).collect());
 }
 
-/// How many containers there are in each state.
+/// Adds how many containers are in each state.
 fn states(families: &mut Families, inventory: &Inventory) {
     for state in State::all() {
         let mut all = inventory.containers.iter();

@@ -1,4 +1,4 @@
-//! Samples on their way to Prometheus' text format.
+//! Collects samples, and writes them in Prometheus' text format.
 
 use std::{
     collections::BTreeMap,
@@ -12,12 +12,13 @@ use prometheus::{
 
 use super::registry::{Kind, Metric};
 
-/// Samples by the name of their metric.
+/// Samples, by the name of their metric.
 #[derive(Debug, Default)]
 pub(super) struct Families(BTreeMap<&'static str, (&'static Metric, Vec<Sample>)>);
 
 impl Families {
-    /// Adds a sample. The values are those of the metric's labels, in their order; no two samples have the same.
+    /// Adds a sample. The labels' values are in the order of the metric's labels; no two samples
+    /// may have the same.
     pub(super) fn add(&mut self, metric: &'static Metric, labels: &[&str], value: f64) {
         debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
         let mut pairs: Vec<_> = metric.labels.iter().zip(labels).map(|(n, v)| pair(n, v)).collect();
@@ -43,7 +44,7 @@ impl Families {
         self.add(metric, &[], value);
     }
 
-    /// Adds all samples of others.
+    /// Adds all samples of another collection.
     pub(super) fn append(&mut self, others: Self) {
         for (metric, mut samples) in others.0.into_values() {
             self.of(metric).append(&mut samples);
@@ -54,12 +55,12 @@ impl Families {
         &mut self.0.entry(metric.name).or_insert_with(|| (metric, Vec::new())).1
     }
 
-    /// How many samples there are.
+    /// Returns how many samples there are.
     pub(super) fn len(&self) -> usize {
         self.0.values().map(|(_, samples)| samples.len()).sum()
     }
 
-    /// Writes them, and others, as text.
+    /// Writes these samples, and other families, as text.
     pub(super) fn encode(self, others: Vec<MetricFamily>) -> Result<Vec<u8>, prometheus::Error> {
         let mut families: Vec<_> = self.0.into_values().map(|(m, samples)| family(m, samples)).collect();
         families.extend(others);
@@ -69,7 +70,7 @@ impl Families {
     }
 }
 
-/// A moment, as Prometheus has it.
+/// Converts a time into seconds since 1970, as Prometheus uses it.
 pub(super) fn unix_seconds(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

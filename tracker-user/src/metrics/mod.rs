@@ -1,10 +1,10 @@
-//! `/metrics`, made anew from a snapshot at every scrape: a series can't outlive what it is about. All that is kept is what containers
-//! of the same name had counted.
+//! Renders `/metrics` from a snapshot at every scrape, so that no series outlives its container.
+//! Only the totals of containers with the same name are kept.
 //!
-//! - `registry`: every metric there is, with its meaning;
-//! - `containers`: series of containers, bounded in number;
+//! - `registry`: all metrics, with their meaning;
+//! - `containers`: series of containers, limited in number;
 //! - `own`: series of the agent itself;
-//! - `families`: samples, and their text.
+//! - `families`: samples, and their text format.
 
 mod containers;
 mod families;
@@ -19,20 +19,20 @@ use prometheus::{core::Collector as _, process_collector::ProcessCollector};
 
 use crate::{agent::Snapshot, api::Feed};
 
-/// How many series an answer has at the most, if nothing else is said.
+/// How many series an answer has at most, by default.
 pub const MAX_SERIES: usize = 2_000;
 
-/// Fewer series than this can be too few for what is told of the agent itself.
+/// The smallest limit: fewer series can be too few for those of the agent itself.
 pub const LEAST_SERIES: usize = 500;
 
-/// What an answer depends on besides the snapshot.
+/// Inputs of an answer besides the snapshot.
 #[derive(Clone, Debug)]
 pub struct Scrape {
-    /// When it was asked for.
+    /// When the request came.
     pub began: Instant,
-    /// How many series it has at the most.
+    /// How many series the answer has at most.
     pub max_series: usize,
-    /// Events on their way to subscribers.
+    /// The feed of events.
     pub feed: Feed,
 }
 
@@ -222,7 +222,8 @@ mod tests {
         assert_eq!(at(&[("/2", 4, 85)]), (Some(6.0), Some(95.0)));
         assert_eq!(at(&[("/2", 4, 95), ("/3", 1, 0)]), (Some(7.0), Some(105.0)));
         assert_eq!(at(&[("/3", 2, 10)]), (Some(8.0), Some(115.0)));
-        // Nothing outlives a name; and where one takes another's place the counter begins anew.
+        // Nothing outlives a name; and if a container gets the name of one that has gone, the
+        // counter starts again.
         assert_eq!(at(&[]), (None, None));
         assert_eq!(at(&[("/3", 2, 20)]), (Some(2.0), Some(20.0)));
         assert_eq!(at(&[("/4", 1, 5)]), (Some(1.0), Some(5.0)));
@@ -238,7 +239,7 @@ mod tests {
             let text = render_with(all.collect(), LEAST_SERIES);
             let series = series(&text);
             assert!(series.len() <= LEAST_SERIES, "{} series of {fine} and {blocked}", series.len());
-            // Nothing goes without being told, and what goes is in the sum.
+            // Every container that is left out is counted, and is part of the sum.
             let sum: f64 =
                 series.iter().filter(|(k, _)| k.starts_with("fdtracker_open_fds")).map(|(_, v)| v).sum();
             assert_eq!(sum as usize, fine + blocked);
@@ -263,7 +264,7 @@ mod tests {
         has(&text, r#"fdtracker_events_lost_total{stage="ring"} 3"#);
         has(&text, r#"fdtracker_probe_misses_total{program="fd_install"} 2"#);
         has(&text, r#"fdtracker_audits_total{result="ok"} 2"#);
-        // So far none was taken.
+        // No container was inspected so far.
         has(&text, r#"fdtracker_hidden_look{place="in_flight"} 0"#);
         has(&text, "fdtracker_ready 1");
         has(&text, r#"fdtracker_map_capacity{map="tables"} 16"#);
@@ -274,7 +275,7 @@ mod tests {
             assert!(build.contains(label), "{build}");
         }
         assert!(text.contains("process_resident_memory_bytes"));
-        // The kernel counts no runs.
+        // The kernel doesn't count runs.
         assert!(!text.contains("fdtracker_program_runs_total"));
     }
 }

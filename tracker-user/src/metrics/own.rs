@@ -1,4 +1,4 @@
-//! Series of the agent itself.
+//! The series of the agent itself.
 
 use super::{
     Scrape,
@@ -16,7 +16,7 @@ use crate::{
     bpf::{Fill, HiddenPlace, Program},
 };
 
-/// Adds all of them.
+/// Adds all series of the agent.
 pub(super) fn add(families: &mut Families, snapshot: &Snapshot, scrape: &Scrape) {
     identity(families, snapshot);
     losses(families, snapshot, scrape);
@@ -50,7 +50,7 @@ fn losses(families: &mut Families, snapshot: &Snapshot, scrape: &Scrape) {
     }
     for Program { name, missed, runs, run_time } in &snapshot.programs {
         families.add(&PROBE_MISSES, &[name], *missed as f64);
-        // The kernel counts neither unless it is asked to.
+        // The kernel measures these only if it is asked to.
         if *runs > 0 {
             families.add(&PROGRAM_RUNS, &[name], *runs as f64);
             families.add(&PROGRAM_SECONDS, &[name], run_time.as_secs_f64());

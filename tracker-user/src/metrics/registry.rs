@@ -1,4 +1,4 @@
-//! Every metric there is: what `/metrics` says of it, and docs/metrics.md.
+//! All metrics, as `/metrics` and docs/metrics.md describe them.
 
 use std::fmt::Write as _;
 
@@ -9,20 +9,20 @@ use prometheus::proto::MetricType;
 pub struct Metric {
     /// Its name.
     pub name: &'static str,
-    /// What its values do.
+    /// How its values change.
     pub kind: Kind,
     /// The names of its labels.
     pub labels: &'static [&'static str],
-    /// What it means: a sentence or a few, as Prometheus shows them.
+    /// Its meaning, in one or a few sentences, as Prometheus shows them.
     pub help: &'static str,
 }
 
-/// What a metric's values do.
+/// How a metric's values change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// They only grow, until the agent starts anew.
+    /// They only increase, until the agent is restarted.
     Counter,
-    /// They go up and down.
+    /// They increase and decrease.
     Gauge,
 }
 
@@ -42,7 +42,7 @@ impl Kind {
     }
 }
 
-/// The labels that tell containers apart, as kubelet's and cadvisor's metrics do.
+/// The labels that identify a container, as in kubelet's and cadvisor's metrics.
 const CONTAINER: &[&str] = &["namespace", "pod", "container"];
 
 /// Defines metrics, and the list of them all in the order of their definition.
@@ -50,7 +50,7 @@ macro_rules! metrics {
     ($($id:ident: $kind:ident $name:literal $labels:expr, $help:literal;)*) => {
         $(pub(super) static $id: Metric = Metric { name: $name, kind: Kind::$kind, labels: $labels, help: $help };)*
 
-        /// All metrics of the agent, besides `process_*`, which are those of every Prometheus client.
+        /// All metrics of the agent, besides `process_*`, which every Prometheus client has.
         pub static ALL: &[&Metric] = &[$(&$id),*];
     };
 }
@@ -132,13 +132,13 @@ metrics! {
         "The agent's version, the commit that it was built from (FDTRACKER_REVISION while building), and the compiler's version.";
 }
 
-/// The table of docs/metrics.md.
+/// Returns the table of docs/metrics.md.
 #[must_use]
 pub fn markdown() -> String {
     let mut table = "| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
     for Metric { name, kind, labels, help } in ALL {
         let (kind, labels, help) = (kind.name(), labels.join(", "), help.replace('*', "\\*"));
-        // It goes to memory, and so can't fail.
+        // Writing to memory can't fail.
         let _ = writeln!(table, "| `{name}` | {kind} | {labels} | {help} |");
     }
     table
@@ -165,7 +165,7 @@ mod tests {
         }
     }
 
-    /// With `FDTRACKER_WRITE_DOCS` in the environment, writes the table instead of comparing it.
+    /// Compares the table; writes it instead if `FDTRACKER_WRITE_DOCS` is in the environment.
     #[test]
     fn the_reference_is_up_to_date() {
         const BEGIN: &str = "<!-- Made by `cargo xtask gen` -->\n\n";
@@ -178,7 +178,7 @@ mod tests {
         if std::env::var_os("FDTRACKER_WRITE_DOCS").is_some() {
             fs::write(&path, &made).unwrap();
         } else {
-            assert!(found == made, "docs/metrics.md: cargo xtask gen writes it anew");
+            assert!(found == made, "docs/metrics.md: cargo xtask gen rewrites it");
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Files of `/proc` that several rooms read: one reader for each, which depends on none of them.
+//! Reads those files of `/proc` that several rooms need: one reader for each file. They depend on
+//! no room.
 //!
-//! Whoever is read about may have chosen the bytes: names and paths that are no UTF-8 are replaced, and what is missing or not
-//! understood is left out. Neither is an error.
+//! A process that is described there may have chosen the bytes. So names and paths that are no
+//! UTF-8 are replaced, and what is missing or not understood is left out. Neither is an error.
 
 mod mountinfo;
 mod status;

@@ -1,17 +1,18 @@
-//! `/proc/PID/mountinfo` (fs/proc_namespace.c:show_mountinfo).
+//! Parses `/proc/PID/mountinfo` (fs/proc_namespace.c:show_mountinfo).
 
 use std::{borrow::Cow, io};
 
-/// One mount, as its line says it: `id parent major:minor root mountpoint options [tag…] - type source options`.
+/// One mount, from its line: `id parent major:minor root mountpoint options [tag…] - type source
+/// options`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MountLine<'a> {
-    /// Its number.
+    /// The mount's id.
     pub(crate) id: i64,
-    /// The number of the mount that it is on.
+    /// The id of the mount that it is mounted on.
     pub(crate) parent: i64,
-    /// Major and minor number of its filesystem's device.
+    /// Major and minor number of the filesystem's device.
     pub(crate) device: (u32, u32),
-    /// Where it is, as seen from the root of whoever's file it is.
+    /// The mount point, as seen from the root directory of the process whose file this is.
     pub(crate) mountpoint: Cow<'a, str>,
     /// The filesystem's type.
     pub(crate) filesystem: &'a str,
@@ -19,7 +20,7 @@ pub(crate) struct MountLine<'a> {
     pub(crate) options: &'a str,
 }
 
-/// The mounts that this process sees, for [`mounts`].
+/// Reads the mounts that this process sees, for [`mounts`].
 ///
 /// # Errors
 /// When the file can't be read.
@@ -27,7 +28,7 @@ pub(crate) fn own_mountinfo() -> io::Result<String> {
     super::read("/proc/self/mountinfo")
 }
 
-/// All mounts. Lines that aren't understood are left out.
+/// Parses all mounts. Lines that aren't understood are left out.
 pub(crate) fn mounts(text: &str) -> impl Iterator<Item = MountLine<'_>> {
     text.lines().filter_map(MountLine::parse)
 }
@@ -45,7 +46,7 @@ impl<'a> MountLine<'a> {
         Some(Self { id, parent, device, mountpoint, filesystem, options: words.next().unwrap_or_default() })
     }
 
-    /// The value of one of the filesystem's options, if it is set.
+    /// Returns the value of one of the filesystem's options, if it is set.
     pub(crate) fn option(&self, name: &str) -> Option<&'a str> {
         let value = |option: &'a str| match option.split_once('=') {
             Some((known, value)) => (known == name).then_some(value),
@@ -55,7 +56,8 @@ impl<'a> MountLine<'a> {
     }
 }
 
-/// Octal escapes, which the kernel has for space, tab, line end and backslash (seq_file.c:mangle_path).
+/// Decodes octal escapes, which the kernel uses for space, tab, line end and backslash
+/// (seq_file.c:mangle_path).
 fn unescape(text: &str) -> Cow<'_, str> {
     if !text.contains('\\') {
         return text.into();

@@ -1,37 +1,37 @@
-//! `/proc/PID/status` (fs/proc/array.c:proc_pid_status).
+//! Reads `/proc/PID/status` (fs/proc/array.c:proc_pid_status).
 
 use std::io;
 
-/// What it says of a process or thread.
+/// What the file tells of a process or thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Status {
-    /// The process, or thread, that was asked for.
+    /// The id of the process or thread that the file belongs to.
     pub(crate) pid: u32,
-    /// Its process.
+    /// The process that it belongs to.
     pub(crate) tgid: u32,
     /// Its parent.
     pub(crate) parent: u32,
-    /// Who traces it, if anybody does.
+    /// The process that traces it, if any does.
     pub(crate) tracer: Option<u32>,
     /// Its name.
     pub(crate) comm: String,
-    /// `Z` for one that has ended, and so on.
+    /// The state's letter: `Z` for a process that has ended, and so on.
     pub(crate) state: char,
     /// Its pid in each pid namespace, from the outermost that is visible.
     pub(crate) inner_pids: Vec<u32>,
     /// Whether it has memory: kernel threads, and processes that have ended, have none.
     pub(crate) has_memory: bool,
-    /// The capabilities that it has in effect, a bit each.
+    /// The effective capabilities, one bit each.
     pub(crate) capabilities: u64,
 }
 
 impl Status {
-    /// Of a process or thread; `None` when there is none.
+    /// Reads the status of a process or thread; `None` if there is none.
     pub(crate) fn of(pid: u32) -> Option<Self> {
         super::read(&format!("/proc/{pid}/status")).ok().map(|text| Self::parse(&text))
     }
 
-    /// Of this process.
+    /// Reads the status of this process.
     ///
     /// # Errors
     /// When the file can't be read.
@@ -39,7 +39,7 @@ impl Status {
         super::read("/proc/self/status").map(|text| Self::parse(&text))
     }
 
-    /// From the file's text. What isn't there is 0, or empty.
+    /// Parses the file's text. What is missing is 0, or empty.
     pub(crate) fn parse(text: &str) -> Self {
         let mut status = Self::default();
         for (name, value) in text.lines().filter_map(|line| line.split_once(":\t")) {

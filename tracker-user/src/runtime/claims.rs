@@ -1,36 +1,41 @@
-//! Whose an id is. A cgroup's name has it, and whoever may make cgroups, a container below its own or a user below theirs, gives them any name:
-//! also one with the id of another's container, and with it would be called as that is. Pure.
+//! Decides which cgroup an id belongs to. Pure.
+//!
+//! An id stands in a cgroup's name, and whoever may make cgroups (a container below its own cgroup,
+//! a user below theirs) may give them any name. So they could write the id of another's container,
+//! and would then be shown under that container's name.
 
 use std::collections::HashMap;
 
 use super::{names::is_engine_id, path::Identity};
 
-/// By what one of several cgroups has the better claim to an id; the least has. No container is given the id of another, so the one that
-/// has it by right was there before the others, unless it was started anew.
+/// How good a cgroup's claim to an id is: the least rank has the best claim.
+///
+/// No engine gives the id of one container to another. So the rightful cgroup existed before the
+/// others, unless its container was restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     pub(super) is_gone: bool,
-    /// Containers that it is in, itself among them.
+    /// The number of containers that it is in, including itself.
     pub(super) depth: usize,
     pub(super) is_users: bool,
-    /// The kernel numbers cgroups as they come.
+    /// The cgroup's id: the kernel numbers cgroups in the order in which they are made.
     pub(super) number: u64,
 }
 
-/// The cgroups that have the best claims to ids, of those seen so far.
+/// The cgroups with the best claims to ids, of those seen so far.
 #[derive(Debug, Default)]
 pub(super) struct Claims(HashMap<String, String>);
 
 impl Claims {
-    /// Forgets all.
+    /// Forgets all claims.
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// Whether a cgroup has the id that its name says, as far as is known by now.
+    /// Whether a cgroup rightfully has the id in its name, as far as is known now.
     pub(super) fn claim(&mut self, identity: &Identity, rank: impl Fn(&str) -> Rank) -> bool {
         let Identity { id, cgroup, .. } = identity;
-        // Names that people give may well be those of other containers' inner ones.
+        // Names that people chose may be the same as those of containers inside other containers.
         if !is_engine_id(id) {
             return true;
         }
@@ -44,7 +49,7 @@ impl Claims {
     }
 }
 
-/// A container's id is its own also below its cgroup.
+/// Whether one cgroup is the other, or is below it: a container may use its own id there.
 fn is_in(cgroup: &str, other: &str) -> bool {
     cgroup.strip_prefix(other).is_some_and(|below| below.is_empty() || below.starts_with('/'))
 }
@@ -57,7 +62,8 @@ mod tests {
     const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 
-    /// All cgroups there are, in the order in which they came. Returns which have their ids, whichever is seen first.
+    /// Takes all cgroups, in the order in which they were made. Returns those that have their ids,
+    /// in whatever order they are seen.
     fn have(cgroups: &[(&str, bool)]) -> Vec<bool> {
         let cgroups: Vec<_> =
             cgroups.iter().map(|(path, user)| (path.replace('A', A).replace('B', B), *user)).collect();
@@ -89,7 +95,7 @@ mod tests {
     #[test]
     fn a_container_cant_take_anothers_id() {
         assert_eq!(have(&[("/docker/B", false), ("/docker/A/docker-B.scope", false)]), [true, false]);
-        // Also if it was started anew.
+        // The same if it was restarted.
         assert_eq!(have(&[("/docker/A/docker-B.scope", false), ("/docker/B", false)]), [false, true]);
         let inner = "/docker/B/kubepods/podx/A";
         assert_eq!(have(&[(inner, false), ("/lxc/web/docker-A.scope", false)]), [true, false]);

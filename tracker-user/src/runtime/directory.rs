@@ -1,4 +1,5 @@
-//! What runtimes have said that containers are called: written by lookups, read by the resolver, never waited for.
+//! The names of containers, as runtimes tell them. Lookups write here, the resolver reads, and
+//! nobody waits.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,17 +10,18 @@ use tokio::sync::watch;
 
 use super::names::{Names, is_engine_id};
 
-/// Containers that are remembered of one source, and of one that is a user's.
+/// The most containers that are remembered from one source, and from a source that is a user's.
 pub(super) const CONTAINERS: usize = 10_000;
 pub(super) const USERS_CONTAINERS: usize = 1_000;
 
-/// Series of lookups: users' sockets come and go.
+/// The most pairs of source and result that are counted separately, because users' sockets come and
+/// go.
 const COUNTED: usize = 256;
 
-/// How often each source was asked, by what came of it.
+/// How often each source was asked, by result.
 pub type LookupCounts = Vec<(String, &'static str, u64)>;
 
-/// What a source has listed: names by id.
+/// The list that a source gave: names by id.
 pub(super) type List = HashMap<String, Names>;
 
 /// Names of containers by their ids, from several sources.
@@ -32,18 +34,19 @@ pub struct Directory {
 
 #[derive(Debug, Default)]
 struct Lists {
-    /// By rank: the surest first.
+    /// By rank: the most reliable source first.
     by_source: BTreeMap<Key, Listed>,
     counts: BTreeMap<(String, &'static str), u64>,
 }
 
-/// A source by its rank and name, and the user whose it is, who has a say only about the user's own.
+/// A source's rank and name, and the user that it belongs to. A user's source is believed only for
+/// the user's own containers.
 type Key = (usize, String, Option<u32>);
 
 #[derive(Debug, Default)]
 struct Listed {
     names: List,
-    /// The last lookup failed: by now it may be otherwise.
+    /// Whether the last lookup failed, so that the list may be outdated.
     is_old: bool,
 }
 
@@ -55,7 +58,8 @@ impl Default for Directory {
 }
 
 impl Directory {
-    /// What is known of a container. `is_users` tells whether it is a certain user's.
+    /// Returns what is known of a container. `is_users` tells whether the container belongs to a
+    /// user.
     pub(super) fn find(&self, id: &str, is_users: impl Fn(u32) -> bool) -> Option<Names> {
         if !is_engine_id(id) {
             return None;
@@ -69,28 +73,28 @@ impl Directory {
         says.fold(None, |known: Option<Names>, names| Some(known.unwrap_or_default().or(names)))
     }
 
-    /// Changes whenever something is known that wasn't.
+    /// Returns a number that changes whenever something new is known.
     pub(super) fn news(&self) -> u64 {
         *self.news.borrow()
     }
 
-    /// Tells when something is known that wasn't.
+    /// Returns a receiver that is notified when something new is known.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.news.subscribe()
     }
 
-    /// Asks for lookups: there is a container without a name.
+    /// Requests lookups, because there is a container without a name.
     pub(super) fn ask(&self) {
         self.asked.send_modify(|asks| *asks = asks.wrapping_add(1));
     }
 
-    /// Tells when a lookup is asked for.
+    /// Returns a receiver that is notified when lookups are requested.
     pub(super) fn asks(&self) -> watch::Receiver<u64> {
         self.asked.subscribe()
     }
 
-    /// Takes over what a source lists now. The lower the rank, the surer the source.
+    /// Replaces the list of a source. The lower the rank, the more reliable the source.
     pub(super) fn replace(&self, rank: usize, source: &str, user: Option<u32>, mut names: List) {
         names.retain(|id, names| is_engine_id(id) && *names != Names::default());
         if user.is_some() {
@@ -113,7 +117,8 @@ impl Directory {
         }
     }
 
-    /// A source couldn't be asked: what it said holds until another says otherwise.
+    /// Marks the list of a source that couldn't be asked as old. It is used until another source
+    /// tells something else.
     pub(super) fn keep(&self, rank: usize, source: &str) {
         for (_, listed) in self.lists().by_source.iter_mut().filter(|(key, _)| is_of(key, rank, source)) {
             listed.is_old = true;
@@ -129,7 +134,7 @@ impl Directory {
         *lists.counts.entry(key).or_default() += 1;
     }
 
-    /// Lookups so far.
+    /// Returns the lookups so far.
     #[must_use]
     pub fn counts(&self) -> LookupCounts {
         let lists = self.lists();

@@ -1,4 +1,5 @@
-//! Reading what runtimes, and users, wrote: never more than expected, and nothing that a read could wait for.
+//! Reads files that runtimes and users wrote: never more than expected, and nothing that a read
+//! could block on.
 
 use std::{
     fs::{self, OpenOptions},
@@ -9,7 +10,7 @@ use std::{
 
 use super::directory::{CONTAINERS, USERS_CONTAINERS};
 
-/// What changes when a file does.
+/// A mark of a file's version: it changes when the file changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
     inode: u64,
@@ -20,31 +21,36 @@ pub(super) struct Stamp {
 impl Stamp {
     pub(super) fn of(file: &Path) -> Option<Self> {
         let meta = fs::symlink_metadata(file).ok()?;
-        // The time of the inode, which nobody can set.
+        // The inode's change time, which nobody can set.
         Some(Self { inode: meta.ino(), size: meta.size(), changed: (meta.ctime(), meta.ctime_nsec()) })
     }
 }
 
-/// What may be read of one place at a time: whoever fills it isn't to keep others waiting. What is too much is read the next time.
+/// How much may be read in one place at a time, so that whoever fills it can't delay others. The
+/// rest is read the next time.
 #[derive(Debug)]
 pub(super) struct Budget {
-    /// Containers that are kept, and directories of containers that are looked at.
+    /// The most containers that are kept, and the most directories of containers that are read.
     pub(super) containers: usize,
     pub(super) bytes: u64,
 }
 
 impl Budget {
-    /// Of what is root's.
+    /// Returns the budget for places that belong to root.
     pub(super) fn machine() -> Self {
         Self { containers: CONTAINERS, bytes: u64::MAX }
     }
 
-    /// Of what is a user's. A container's file has some 10 KiB.
+    /// Returns the budget for places that belong to a user. A container's file has about 10 KiB.
     pub(super) fn user() -> Self {
         Self { containers: USERS_CONTAINERS, bytes: 4 << 20 }
     }
 
-    /// A regular file of at most this size.
+    /// Reads a regular file of at most this size.
+    ///
+    /// # Errors
+    /// When it can't be read, is no regular file, or is larger than the limit or the rest of the
+    /// budget.
     pub(super) fn read(&mut self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         let bytes = read(path, limit.min(self.bytes))?;
         self.bytes -= bytes.len() as u64;
@@ -53,14 +59,14 @@ impl Budget {
 }
 
 fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    // A pipe in its place would have nobody at the other end.
+    // If there is a pipe in its place, nobody is at the other end, and opening it must not block.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let meta = file.metadata()?;
     if !meta.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
     }
-    // Nothing is read of what is too large, nor what it has grown by since.
+    // A file that is too large isn't read at all. What was appended since isn't read either.
     if meta.len() > limit {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {limit} bytes")));
     }
@@ -69,7 +75,7 @@ fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The paths that a pattern stands for, in which `*` is every directory.
+/// Returns the paths that a pattern stands for; `*` is every directory.
 pub(super) fn expand(pattern: &str) -> Vec<PathBuf> {
     match pattern.split_once("/*") {
         None => vec![pattern.into()],
@@ -81,22 +87,22 @@ pub(super) fn expand(pattern: &str) -> Vec<PathBuf> {
     }
 }
 
-/// More directories aren't looked at in one: whoever has it may make as many as there is room for.
+/// The most entries that are read of one directory, because its owner may make any number of them.
 const MOST: usize = 10_000;
 
-/// The directories in one. Links in it aren't followed.
+/// Returns the directories in a directory. Symbolic links aren't followed.
 pub(super) fn subdirs(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let entries = entries.take(MOST).flatten();
     entries.filter(|e| e.file_type().is_ok_and(|ty| ty.is_dir())).map(|e| e.path()).collect()
 }
 
-/// Whether it is a user's, who makes it lead elsewhere.
+/// Whether this is a symbolic link that a user made, so that it may lead anywhere.
 pub(super) fn is_users_link(path: &Path) -> bool {
     user_of(path).is_some() && fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink())
 }
 
-/// The user whose directory below `/run/user` a path is in.
+/// Returns the user whose directory below `/run/user` contains the path.
 pub(super) fn user_of(path: &Path) -> Option<u32> {
     path.strip_prefix("/run/user").ok()?.iter().next()?.to_str()?.parse().ok()
 }

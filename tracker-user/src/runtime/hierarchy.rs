@@ -1,4 +1,4 @@
-//! Which cgroup hierarchy tells containers apart, and which path an id stands for.
+//! Finds the cgroup hierarchy that separates containers, and the path of a cgroup's id in it.
 
 use std::{
     fs, io,
@@ -26,13 +26,13 @@ pub enum HierarchyError {
     /// The list of mounts can't be read.
     #[error(transparent)]
     Mounts(#[from] SyscallError),
-    /// Only a part of each, whose paths aren't those that runtimes name.
+    /// Only a part of each hierarchy is visible. Paths there aren't those that runtimes use.
     #[error(
         "only a part of the cgroup hierarchy can be seen here, in which containers have other paths: use the host's cgroup \
          namespace (docker, podman: --cgroupns=host; Kubernetes: privileged: true; unshare: without --cgroup)"
     )]
     Part,
-    /// No cgroup filesystem that containers could be told apart by.
+    /// No mounted cgroup file system separates containers.
     #[error(
         "no cgroup v2 hierarchy and no v1 hierarchy of the controllers memory, pids, cpu or devices is mounted as a whole: \
          mount one (mount -t cgroup2 cgroup2 /sys/fs/cgroup), or in a container mount the host's /sys/fs/cgroup"
@@ -47,34 +47,34 @@ pub struct Hierarchy {
     controller: Option<String>,
 }
 
-/// The cgroups that there were at some moment.
+/// A list of all cgroups at one moment.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
     /// When the list was begun.
     pub(super) listed: Instant,
-    /// Ids, and paths from the hierarchy's root.
+    /// Ids, and paths relative to the hierarchy's root.
     pub(super) paths: Vec<(u64, String)>,
 }
 
-/// The id of the cgroup at the root of every hierarchy: kernfs, fs/kernfs/dir.c, numbers from 1.
+/// The id of the root cgroup of every hierarchy: kernfs (`fs/kernfs/dir.c`) numbers from 1.
 const ROOT: u64 = 1;
 
-/// v1 controllers by which every container runtime separates containers, the surest first.
+/// The v1 controllers that all container runtimes use, the most reliable first.
 const CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "devices"];
 
 impl Hierarchy {
-    /// The v2 hierarchy mounted at `root`.
+    /// Returns the v2 hierarchy that is mounted at `root`.
     pub fn unified(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into(), controller: None }
     }
 
-    /// The v1 hierarchy of a controller mounted at `root`.
+    /// Returns the v1 hierarchy of a controller that is mounted at `root`.
     pub fn v1(root: impl Into<PathBuf>, controller: impl Into<String>) -> Self {
         Self { root: root.into(), controller: Some(controller.into()) }
     }
 
-    /// Chooses a hierarchy. Where v1 controllers are mounted (v1 or hybrid), runtimes use them, and the unified tree may be
-    /// flat; so v2 is taken only without them.
+    /// Chooses a hierarchy. Where v1 controllers are mounted (v1 or hybrid), runtimes use them, and
+    /// the v2 hierarchy may have no cgroups of containers. So v2 is chosen only if there is no v1.
     ///
     /// # Errors
     /// When none is mounted.
@@ -83,7 +83,8 @@ impl Hierarchy {
         Self::choose(&mounts, |at| fs::metadata(at).is_ok_and(|meta| meta.ino() == ROOT))
     }
 
-    /// In a cgroup namespace the root of a mount reads `/` too if it is the namespace's own, so `is_whole` is asked of where it is mounted.
+    /// Chooses from the mounts. In a cgroup namespace, mountinfo shows the namespace's own root as
+    /// `/`, too, so `is_whole` must check the mount point itself.
     fn choose(mountinfo: &str, is_whole: impl Fn(&str) -> bool) -> Result<Self, HierarchyError> {
         let is_cgroup = |m: &MountLine<'_>| matches!(m.filesystem, "cgroup" | "cgroup2");
         let mounts: Vec<MountLine<'_>> = proc::mounts(mountinfo).filter(is_cgroup).collect();
@@ -100,24 +101,24 @@ impl Hierarchy {
         })
     }
 
-    /// The v1 controller, or `None` for the v2 hierarchy.
+    /// Returns the v1 controller, or `None` for the v2 hierarchy.
     #[must_use]
     pub fn controller(&self) -> Option<&str> {
         self.controller.as_deref()
     }
 
-    /// Where it is mounted.
+    /// Returns where it is mounted.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The user that a cgroup was given to.
+    /// Returns the user who owns a cgroup.
     pub(super) fn user_of(&self, path: &str) -> Option<u32> {
         fs::metadata(self.root.join(path.trim_start_matches('/'))).ok().map(|meta| meta.uid())
     }
 
-    /// How good a cgroup's claim to the id in its name is.
+    /// Returns how good a cgroup's claim to the id in its name is.
     pub(super) fn rank_of(&self, path: &str) -> Rank {
         let meta = fs::metadata(self.root.join(path.trim_start_matches('/'))).ok();
         Rank {
@@ -128,7 +129,7 @@ impl Hierarchy {
         }
     }
 
-    /// Every cgroup. Takes some milliseconds where there are a thousand.
+    /// Lists all cgroups. Takes some milliseconds if there are a thousand.
     #[must_use]
     pub fn list(&self) -> Cgroups {
         let listed = Instant::now();
@@ -138,7 +139,7 @@ impl Hierarchy {
         }
         let mut pending = vec![self.root.clone()];
         while let Some(dir) = pending.pop() {
-            // A cgroup that goes meanwhile has nothing to list.
+            // A cgroup that is removed meanwhile has nothing to list.
             let Ok(entries) = fs::read_dir(&dir) else { continue };
             for entry in entries.flatten() {
                 if entry.file_type().is_ok_and(|ty| ty.is_dir()) {
@@ -153,10 +154,13 @@ impl Hierarchy {
         Cgroups { listed, paths: found }
     }
 
-    /// The path of a cgroup, from its id: a kernfs file handle holds nothing but the id (Linux 5.5).
+    /// Returns the path of a cgroup from its id. A kernfs file handle contains nothing but the id.
     ///
     /// # Errors
-    /// `NotFound` when the cgroup has gone; whatever `open_by_handle_at(2)` says otherwise.
+    /// `NotFound` when the cgroup has gone; otherwise, the error of `open_by_handle_at(2)`.
+    ///
+    /// # Minimum kernel
+    /// Linux 5.5.
     pub fn path_of(&self, id: u64) -> io::Result<String> {
         let dir = self.open(id)?;
         let path = fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))?;
@@ -176,7 +180,8 @@ impl Hierarchy {
 
     fn relative(&self, path: &Path) -> Option<String> {
         let rest = path.strip_prefix(&self.root).ok()?.to_string_lossy();
-        // The kernel appends this to the path of a removed directory; a directory may also be called so.
+        // The kernel appends this to the path of a removed directory. A directory's real name may
+        // also end so.
         let gone = rest.ends_with(" (deleted)") && !path.exists();
         (!gone).then(|| format!("/{rest}"))
     }
@@ -210,7 +215,7 @@ mod tests {
         let error = Hierarchy::choose(V2, |_| false).unwrap_err();
         assert!(error.to_string().contains("--cgroupns=host"), "{error}");
         assert!(matches!(Hierarchy::choose("", |_| true), Err(HierarchyError::None)));
-        // The whole beside a part, as where a container is given the host's.
+        // The whole hierarchy beside a part, as in a container that is given the host's.
         let both = format!("{V2}{}", V2.replace("/sys/fs", "/host/sys/fs"));
         let found = Hierarchy::choose(&both, |at| at.starts_with("/host")).unwrap();
         assert_eq!(found.root(), Path::new("/host/sys/fs/cgroup"));
@@ -222,7 +227,7 @@ mod tests {
         for (id, path) in hierarchy.list().paths.into_iter().take(20) {
             match hierarchy.path_of(id) {
                 Ok(found) => assert_eq!(found, path),
-                // Not root, or the cgroup has gone.
+                // The test doesn't run as root, or the cgroup has gone.
                 Err(error) => {
                     assert!(matches!(
                         error.kind(),

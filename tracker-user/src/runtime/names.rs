@@ -1,17 +1,19 @@
-//! What a container is called, as its runtime says. Pure.
+//! The names of a container, as its runtime tells them. Pure.
 //!
-//! Kubernetes' names are those of the container in its pod, the pod and the namespace. A pod's sandbox (the pause container) has no
-//! name there: it is called `POD`, as the kubelet and cadvisor call it, which no container of a pod can be called.
+//! In Kubernetes these are the names of the container in its pod, of the pod, and of the namespace.
+//! A pod's sandbox (the pause container) has no name there. It is called `POD`, as the kubelet and
+//! cadvisor call it; no container of a pod can have that name.
 //!
-//! Whoever may start a container chooses its name, so names are clipped and hold nothing that a terminal would obey.
+//! Whoever starts a container chooses its name. So names are cut to a length, and control
+//! characters are replaced, because a terminal would obey them.
 
-/// What a pod's sandbox is called.
+/// The name of a pod's sandbox.
 pub const SANDBOX: &str = "POD";
 
-/// The longest that is kept: a pod's name has at most 253 characters.
+/// The longest name that is kept: a pod's name has at most 253 characters.
 const LONGEST: usize = 253;
 
-/// What a runtime says of a container, besides its id.
+/// What a runtime tells of a container, besides its id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Names {
     /// The container's own.
@@ -25,18 +27,20 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// By a name alone, as docker and podman have it: with a slash in front, which isn't shown.
+    /// Returns the names of a container that has only one, as docker and podman tell it. The slash
+    /// in front isn't shown.
     pub(super) fn plain(name: &str, image: Option<&str>) -> Self {
         let name = clean(name.strip_prefix('/').unwrap_or(name));
         Self { name, image: image.and_then(clean), ..Self::default() }
     }
 
-    /// Of a container in a pod.
+    /// Returns the names of a container in a pod.
     pub(super) fn in_pod(namespace: &str, pod: &str, name: &str, image: Option<&str>) -> Self {
         Self { name: clean(name), namespace: clean(namespace), pod: clean(pod), image: image.and_then(clean) }
     }
 
-    /// By the annotations, or labels, that engines write: containerd's and CRI-O's sides of CRI, docker's under Kubernetes, nerdctl.
+    /// Returns the names in annotations or labels, as these engines write them: containerd and
+    /// CRI-O for CRI, docker under Kubernetes, nerdctl.
     pub(super) fn from_annotations<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Self {
         let first = |keys: &[&str]| keys.iter().find_map(|key| get(key)).and_then(clean);
         let pod = first(&["io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name"]);
@@ -55,12 +59,13 @@ impl Names {
         Self { name, namespace, pod, image }
     }
 
-    /// As a user's own runtime may say it: none is Kubernetes'.
+    /// Removes the pod and the namespace. No user's own runtime belongs to Kubernetes, so it may
+    /// not tell them.
     pub(super) fn without_pod(self) -> Self {
         Self { namespace: None, pod: None, ..self }
     }
 
-    /// What isn't said here, as others say it. A name, a pod and a namespace belong together.
+    /// Fills what is missing from another source. A name, a pod and a namespace belong together.
     pub(super) fn or(self, other: &Self) -> Self {
         let image = self.image.clone().or_else(|| other.image.clone());
         let named = if self.name.is_some() { self } else { other.clone() };
@@ -68,20 +73,21 @@ impl Names {
     }
 }
 
-/// A name that can be shown; `None` if nothing is left of it.
+/// Returns a name that can be shown safely; `None` if nothing is left of it.
 pub(super) fn clean(text: &str) -> Option<String> {
     let text = text.trim();
     let shown = |c: char| if is_obeyed(c) { char::REPLACEMENT_CHARACTER } else { c };
     (!text.is_empty()).then(|| text.chars().take(LONGEST).map(shown).collect())
 }
 
-/// Characters that are no part of a text, but tell how it is to be shown: also those that turn its direction.
+/// Whether this is no text, but tells a terminal how to show text. This includes characters that
+/// change the direction of writing.
 fn is_obeyed(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// The form of the ids that engines give: nobody else's container has the same.
+/// Whether this has the form of an id that engines give: no other container has the same.
 pub(super) fn is_engine_id(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -126,7 +132,7 @@ mod tests {
 
     #[test]
     fn podman_and_nerdctl_have_no_pod() {
-        // podman marks the first container of its own pods so, and tells no pod's name.
+        // podman marks the first container of its own pods like this, and tells no pod's name.
         assert_eq!(named(&[("io.kubernetes.cri-o.ContainerType", "sandbox")]), Names::default());
         assert_eq!(named(&[("nerdctl/name", "web")]), Names::plain("web", None));
         assert_eq!(Names::plain("/web", Some("alpine")).name.as_deref(), Some("web"));

@@ -1,5 +1,6 @@
-//! What runc and crun write down of the containers that they started: which cgroup is which container's, whatever its
-//! name, and by which annotations its engine says what it is called.
+//! Reads the files in which runc and crun describe the containers that they started: which cgroup
+//! belongs to which container, whatever the cgroup's name is, and the annotations in which the
+//! engine tells the container's name.
 
 use std::{collections::HashMap, io, path::Path};
 
@@ -11,19 +12,20 @@ use super::{
     path::{Identity, Runtime},
 };
 
-/// A specification of a container is some 10 KiB, and larger with many devices.
+/// A container's specification has about 10 KiB, and more if there are many devices.
 const LARGEST: u64 = 4 << 20;
 
-/// A container that a low-level runtime has state of.
+/// A container, as a low-level runtime describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) id: String,
     pub(super) runtime: Runtime,
-    /// Path in the hierarchy.
+    /// The path in the hierarchy.
     pub(super) cgroup: String,
-    /// As the engine calls it.
+    /// The names that the engine gave it.
     pub(super) names: Names,
-    /// The configuration file that the container wants CRIU to be told of, instead of the engine's; empty if it wants none.
+    /// The configuration file that the container wants CRIU to read, instead of the engine's; empty
+    /// if it wants none.
     pub(super) criu_config: Option<String>,
 }
 
@@ -34,10 +36,10 @@ impl State {
     }
 }
 
-/// The annotation for that (runc: `handleCriuConfigurationFile`, crun: `criu.c`).
+/// The annotation that says so (runc: `handleCriuConfigurationFile`, crun: `criu.c`).
 const CRIU_CONFIG: &str = "org.criu.config";
 
-/// As runc writes it: `state.json`. Each annotation is a label, `name=value`.
+/// runc's file, `state.json`. Each annotation is a label, `name=value`.
 #[derive(Deserialize)]
 struct RuncState {
     cgroup_paths: HashMap<String, String>,
@@ -50,14 +52,14 @@ struct RuncConfig {
     labels: Option<Vec<String>>,
 }
 
-/// As crun writes it: `status`.
+/// crun's file, `status`.
 #[derive(Deserialize)]
 struct CrunStatus {
     #[serde(rename = "cgroup-path")]
     cgroup_path: String,
 }
 
-/// A container's specification, which crun keeps beside its state.
+/// A container's specification, which crun keeps beside its own file.
 #[derive(Default, Deserialize)]
 pub(super) struct Spec {
     #[serde(default)]
@@ -65,7 +67,7 @@ pub(super) struct Spec {
 }
 
 impl Spec {
-    /// What it says of the container's name.
+    /// Returns the names in the annotations.
     pub(super) fn names(&self) -> Names {
         Names::from_annotations(|key| self.get(key))
     }
@@ -75,7 +77,10 @@ impl Spec {
     }
 }
 
-/// The state in a container's directory, by the file that holds it.
+/// Reads the state in a container's directory, from the file that holds it.
+///
+/// # Errors
+/// When a file can't be read, or is larger than the budget.
 pub(super) fn read_state(
     container: &Path,
     file: &Path,
@@ -98,12 +103,14 @@ pub(super) fn read_state(
     let state = state.filter(|state| state.cgroup.len() <= libc::PATH_MAX as usize);
     Ok(state.map(|state| match files::user_of(file) {
         None | Some(0) => state,
-        // It is in no pod of Kubernetes, and says nothing of what root's CRIU reads.
+        // A user's container is in no pod of Kubernetes, and must not choose what root's CRIU
+        // reads.
         Some(_) => State { names: state.names.without_pod(), criu_config: None, ..state },
     }))
 }
 
-/// runc names the cgroup's directory in each hierarchy: by controller on v1, under "" on v2.
+/// Reads runc's file. It has the cgroup's directory in each hierarchy: by controller on v1, under
+/// `""` on v2.
 fn runc_state(id: String, runtime: Runtime, json: &[u8], hierarchy_root: &Path) -> Option<State> {
     let state: RuncState = serde_json::from_slice(json).ok()?;
     let mut paths = state.cgroup_paths.values().filter_map(|path| {
@@ -130,7 +137,7 @@ fn crun_state(id: String, runtime: Runtime, status: &[u8], spec: &[u8]) -> Optio
     })
 }
 
-/// The root itself is nobody's container.
+/// Makes a path absolute; `None` for the root, which is no container.
 fn absolute(path: &str) -> Option<String> {
     let path = path.trim_end_matches('/');
     (!path.is_empty()).then(|| format!("/{path}"))

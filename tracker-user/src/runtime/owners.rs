@@ -1,5 +1,5 @@
-//! The owners of cgroups, for several threads: whoever can wait has them looked up, and others read what
-//! is known.
+//! Shares the owners of cgroups between threads. Who can wait may have an owner looked up; others
+//! read what is already known.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,26 +14,26 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// Shares a resolver for the cgroups of this hierarchy.
+    /// Shares a resolver of this hierarchy's cgroups.
     #[must_use]
     pub fn new(hierarchy: Hierarchy, resolver: Resolver) -> Self {
         Self { hierarchy, cache: resolver.cache(), resolver: Mutex::new(resolver) }
     }
 
-    /// The hierarchy.
+    /// Returns the hierarchy.
     #[must_use]
     pub fn hierarchy(&self) -> &Hierarchy {
         &self.hierarchy
     }
 
-    /// What is known already. Waits for nothing.
+    /// Returns the owners that are already known. Reading them waits for nothing.
     #[must_use]
     pub fn cache(&self) -> OwnerCache {
         self.cache.clone()
     }
 
-    /// Looks an owner up, if that isn't known or may be told only now. May wait for the file system, and
-    /// for [`Owners::refresh`].
+    /// Looks up an owner if it isn't known, or if the runtime may have just told it. May wait for
+    /// the file system, and for [`Owners::refresh`].
     pub fn look_up(&self, cgroup: u64, may_be_told: bool) -> Owner {
         let mut resolver = self.resolver();
         if may_be_told {
@@ -42,27 +42,28 @@ impl Owners {
         resolver.owner(cgroup)
     }
 
-    /// All containers. Walks the cgroup file system, and doesn't keep others waiting meanwhile.
+    /// Lists all containers. Walks the cgroup file system, without keeping others waiting.
     #[must_use]
     pub fn refresh(&self) -> Vec<Arc<Container>> {
         let cgroups = self.hierarchy.list();
         self.resolver().refresh(&cgroups)
     }
 
-    /// Takes over the names that lookups have found.
+    /// Takes over new names from lookups.
     pub fn learn_names(&self) {
         self.resolver().learn_names();
     }
 
-    /// The container of this cgroup as it is called now.
+    /// Returns the container with the name that it has now.
     #[must_use]
     pub fn current(&self, container: Arc<Container>) -> Arc<Container> {
         self.resolver().current(container)
     }
 
-    /// The resolver, for what takes several steps.
+    /// Locks the resolver, for work in several steps.
     pub fn resolver(&self) -> MutexGuard<'_, Resolver> {
-        // A panic while it was locked left nothing half done: what is known is replaced as a whole.
+        // A panic while it was locked has left nothing half changed, because entries are replaced
+        // as a whole.
         self.resolver.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,25 +1,28 @@
-//! What container runtimes name their cgroups. Pure.
+//! The names that container runtimes give to their cgroups. Pure.
 //!
 //! | runtime | cgroup |
 //! |---|---|
 //! | docker | `/system.slice/docker-ID.scope`, `/docker/ID` |
 //! | podman | `…/libpod-ID.scope[/container]`, `/libpod_parent/libpod-ID`, `…/libpod-payload-ID` |
-//! | containerd | `…/cri-containerd-ID.scope`, `…:cri-containerd:ID`, `…:containerd:ID`, `…/nerdctl-ID.scope` |
+//! | containerd by CRI | `…/cri-containerd-ID.scope`, `…:cri-containerd:ID` |
+//! | containerd by itself | `…:containerd:ID`, `…/nerdctl-ID.scope` |
 //! | CRI-O | `…/crio-ID.scope`, `/kubepods/…/crio-ID` |
 //! | Kubernetes, cgroupfs driver | `/kubepods/[QOS/]podUID/ID` |
-//! | Kubernetes in a container (kind, k3d) | the same below `…/docker/ID/[kubelet/]`, `…/kubelet.slice/kubelet-kubepods…` |
+//! | kind, k3d | the same below `…/docker/ID/[kubelet/]`, `…/kubelet.slice/kubelet-kubepods…` |
 //! | LXC, LXD, Incus | `/lxc.payload.NAME`, `/lxc.payload/NAME`, `/lxc/NAME` |
-//! | systemd-nspawn | `/machine.slice/machine-NAME.scope`, `…/systemd-nspawn@NAME.service`, with systemd's escapes |
+//! | systemd-nspawn | `/machine.slice/machine-NAME.scope`, `…/systemd-nspawn@NAME.service` |
 //! | others | `/PARENT/ID` |
 //!
-//! ID is 64 hexadecimal digits. Containers nest (kind, Docker in Docker), so the innermost match counts, if its id isn't another's (`claims`); below it may
-//! be cgroups that the container made itself, or its runtime for it: `/container`, `/init`.
+//! ID is 64 hexadecimal digits. systemd's names of machines and units have its escapes. Containers
+//! may be nested (kind, Docker in Docker), so the innermost match counts, if its id doesn't belong
+//! to another container (`claims`). Below a container's cgroup there may be others, made by the
+//! container itself or for it by its runtime: `/container`, `/init`.
 
 use std::fmt;
 
 use super::names::is_engine_id as is_id;
 
-/// What runs a container.
+/// The runtime that runs a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Runtime {
     /// Docker.
@@ -38,7 +41,7 @@ pub enum Runtime {
     Runc,
     /// crun by itself.
     Crun,
-    /// The path has the form of a container's, but doesn't tell the runtime.
+    /// The path has the form of a container's cgroup, but doesn't tell the runtime.
     Unknown,
 }
 
@@ -58,12 +61,12 @@ impl fmt::Display for Runtime {
     }
 }
 
-/// What a path tells of the container that a cgroup belongs to.
+/// What a cgroup's path tells of the container that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// What runs it.
+    /// The runtime that runs it.
     pub runtime: Runtime,
-    /// Its id; a name for LXC and systemd-nspawn.
+    /// Its id; for LXC and systemd-nspawn, its name.
     pub id: String,
     /// The Kubernetes pod's UID.
     pub pod_uid: Option<String>,
@@ -71,13 +74,13 @@ pub struct Identity {
     pub cgroup: String,
 }
 
-/// The container that a cgroup belongs to, if its path is that of one.
+/// Returns the container that a cgroup belongs to, if its path is that of a container.
 #[cfg(test)]
 pub(super) fn identify(path: &str) -> Option<Identity> {
     candidates(path).next()
 }
 
-/// The containers that a cgroup is in, by its path: the innermost first.
+/// Returns the containers that a cgroup is in, according to its path, the innermost first.
 pub(super) fn candidates(path: &str) -> impl Iterator<Item = Identity> {
     let components: Vec<&str> = path.split('/').filter(|c| !c.is_empty()).collect();
     (0..components.len()).rev().filter_map(move |depth| {
@@ -102,7 +105,8 @@ const PREFIXES: [(&str, Runtime); 7] = [
     ("ecstasks-", Runtime::Docker),
 ];
 
-/// What systemd's driver gives to runc as `SLICE:PREFIX:ID` makes one directory of that name where systemd isn't asked for it.
+/// Prefixes in `SLICE:PREFIX:ID`, which systemd's driver gives to runc. Where systemd isn't used,
+/// runc makes one directory of that name.
 const TRIPLES: [(&str, Runtime); 6] = [
     ("cri-containerd", Runtime::Containerd),
     ("containerd", Runtime::Containerd),
@@ -112,7 +116,7 @@ const TRIPLES: [(&str, Runtime); 6] = [
     ("libpod", Runtime::Podman),
 ];
 
-/// Whether one component, below these, is a container's.
+/// Returns the runtime and the id if one component of a path, below these, is a container's cgroup.
 fn container(above: &[&str], name: &str) -> Option<(Runtime, String)> {
     let bare = name.strip_suffix(".scope").unwrap_or(name);
     for (prefix, runtime) in PREFIXES {
@@ -138,7 +142,7 @@ fn container(above: &[&str], name: &str) -> Option<(Runtime, String)> {
     })
 }
 
-/// Containers whose cgroup has their name.
+/// Recognises containers whose cgroup contains their name.
 fn by_name(above: &[&str], name: &str) -> Option<(Runtime, String)> {
     if let Some(name) = name.strip_prefix("lxc.payload.") {
         return Some((Runtime::Lxc, name.to_owned()));
@@ -150,7 +154,8 @@ fn by_name(above: &[&str], name: &str) -> Option<(Runtime, String)> {
         return Some((Runtime::Nspawn, unescape(machine.strip_suffix(".service").unwrap_or(machine))));
     }
     let machine = unescape(name.strip_prefix("machine-")?.strip_suffix(".scope")?);
-    // libvirt registers machines of its own, by driver, number and name; a virtual machine is no container.
+    // libvirt also registers machines, by driver, number and name. A virtual machine is no
+    // container.
     match machine.split('-').next() {
         Some("qemu") => None,
         Some("lxc") => Some((Runtime::Lxc, machine)),
@@ -158,7 +163,7 @@ fn by_name(above: &[&str], name: &str) -> Option<(Runtime, String)> {
     }
 }
 
-/// The name that systemd escaped for a unit: bytes as `\x2d`.
+/// Decodes a name that systemd escaped for a unit: bytes as `\x2d`.
 fn unescape(unit: &str) -> String {
     let mut bytes = Vec::with_capacity(unit.len());
     let mut rest = unit;
@@ -179,8 +184,8 @@ fn unescape(unit: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The pod's UID in `kubepods-burstable-podUID.slice` or `podUID`. systemd's names have `_` where the UID has `-`; a static
-/// pod's UID has neither.
+/// Returns the pod's UID in `kubepods-burstable-podUID.slice` or `podUID`. systemd's names have `_`
+/// where the UID has `-`. A static pod's UID has neither.
 fn pod_uid(component: &str) -> Option<String> {
     let component = component.split(':').next().unwrap_or(component);
     let bare = component.strip_suffix(".slice").unwrap_or(component);
@@ -199,7 +204,8 @@ mod tests {
     const OTHER: &str = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210";
     const UID: &str = "a1b2c3d4-0000-1111-2222-333344445555";
 
-    /// `ID`, `OTHER` and `UID` in a path stand for those constants; `U_D` is the UID as systemd writes it.
+    /// Fills in a path: `ID`, `OTHER` and `UID` stand for the constants; `U_D` is the UID as
+    /// systemd writes it.
     fn fill(path: &str) -> String {
         path.replace("OTHER", OTHER)
             .replace("UID", UID)

@@ -1,4 +1,4 @@
-//! From a cgroup's id to the container that it belongs to, remembered.
+//! Finds the container that a cgroup's id belongs to, and remembers it.
 
 use std::{
     collections::HashMap,
@@ -16,15 +16,15 @@ use super::{
     names::{Names, clean, is_engine_id},
     oci::State,
     path::{Identity, Runtime, candidates},
-    states::{Found, States},
+    states::{AllStates, States},
 };
 
-/// A container, as users are told of it.
+/// A container, as users see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
     /// Its full id.
     pub id: String,
-    /// Its name; where only an id is known, the first 12 digits.
+    /// Its name; if only an id is known, the first 12 digits.
     pub name: String,
     /// What runs it.
     pub runtime: Runtime,
@@ -38,15 +38,15 @@ pub struct Container {
     pub pod_uid: Option<String>,
     /// Its cgroup, from the hierarchy's root.
     pub cgroup: String,
-    /// The configuration file that it wants CRIU to be told of, instead of its engine's (annotation `org.criu.config`); empty if it wants
-    /// none.
+    /// The configuration file that it wants CRIU to read, instead of the engine's (annotation
+    /// `org.criu.config`); empty if it wants none.
     pub criu_config: Option<String>,
-    /// Somebody has told its name.
+    /// Whether a source has told its name.
     named: bool,
 }
 
 impl Container {
-    /// A container of which nobody has told a name yet.
+    /// Creates a container whose name isn't known yet.
     #[must_use]
     pub fn new(identity: Identity) -> Self {
         let Identity { runtime, id, pod_uid, cgroup } = identity;
@@ -65,11 +65,11 @@ impl Container {
         }
     }
 
-    /// The same, as it is called now. What isn't said stays as it is.
+    /// Gives the container the names that it has now. What they don't contain stays as it is.
     fn called(mut self, names: Names) -> Self {
         if let Some(name) = names.name {
             let name = shown(&name, self.runtime);
-            // The same name without a pod takes no pod away.
+            // If the name is the same and no pod is told, the pod that is known stays.
             if names.pod.is_some() || name != self.name {
                 (self.namespace, self.pod) = (names.namespace, names.pod);
             }
@@ -80,7 +80,8 @@ impl Container {
     }
 }
 
-/// A name as it is shown. Some stand for what is no container, in metrics and lists.
+/// Returns a name as it is shown. The names that mean something else in metrics and lists get the
+/// runtime in front.
 fn shown(name: &str, runtime: Runtime) -> String {
     match clean(name) {
         Some(name) if matches!(name.as_str(), "host" | "unknown" | "other") => format!("{runtime}/{name}"),
@@ -89,54 +90,55 @@ fn shown(name: &str, runtime: Runtime) -> String {
     }
 }
 
-/// Whom a cgroup belongs to.
+/// The owner of a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// A container.
     Container(Arc<Container>),
     /// No container: the host itself.
     Host,
-    /// The cgroup had gone before it could be looked at.
+    /// The cgroup had gone before it could be read.
     Unknown,
 }
 
-/// What isn't known to be a container's may become one's: a runtime makes the cgroup first, and writes down whose it is
-/// afterwards.
+/// How long it holds that a cgroup belongs to no container. A runtime makes the cgroup first, and
+/// writes down whose it is afterwards.
 const HOST_TTL: Duration = Duration::from_secs(1);
 
-/// A runtime has written down what it knows of a container by then.
+/// After this time, a runtime has written down what it knows of a new container.
 const NAMED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Finds the owners of cgroups, which takes a look at the cgroup file system and at what runtimes wrote.
+/// Finds the owners of cgroups. For that it reads the cgroup file system and the files of runtimes.
 #[derive(Debug)]
 pub struct Resolver {
     hierarchy: Hierarchy,
     states: States,
     claims: Claims,
     directory: Arc<Directory>,
-    /// What of the directory is known here.
+    /// The state of the directory that was read last.
     news: u64,
     known: OwnerCache,
 }
 
-/// Owners that are known already. Whoever reads them waits for nothing, and for no lock: a thread that
-/// holds one may not run for long on a busy machine.
+/// The owners that are already known. Reading takes no lock, because on a busy machine a thread
+/// that holds one may have to wait long for a CPU.
 #[derive(Clone, Debug, Default)]
 pub struct OwnerCache(Arc<ArcSwap<HashMap<u64, Known>>>);
 
-/// What a cache tells of a cgroup's owner.
+/// A cache's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cached {
     /// The owner.
     Current(Owner),
-    /// The owner, as far as was known some time ago: it should be looked up again.
+    /// The owner that was known some time ago: it should be looked up again.
     Old(Owner),
-    /// It must be looked up.
+    /// The owner must be looked up.
     Missing,
 }
 
 impl OwnerCache {
-    /// The owner of a cgroup. `may_be_told` says that its runtime may have told whose it is just now.
+    /// Returns the owner of a cgroup. `may_be_told` says that the runtime may have just written
+    /// down whose the cgroup is.
     #[must_use]
     pub fn get(&self, cgroup: u64, may_be_told: bool) -> Cached {
         match self.0.load().get(&cgroup) {
@@ -147,7 +149,7 @@ impl OwnerCache {
         }
     }
 
-    /// The containers whose cgroups were there when they were last looked at.
+    /// Returns the containers whose cgroups existed when they were last listed.
     #[must_use]
     pub fn containers(&self) -> Vec<Arc<Container>> {
         let mut containers: HashMap<&str, &Arc<Container>> = HashMap::new();
@@ -164,7 +166,7 @@ impl OwnerCache {
         read(&self.0.load())
     }
 
-    /// Changes a copy, and has that read from then on. There is one resolver that does so.
+    /// Changes a copy, which is then read by all. Only one resolver does so.
     fn write<T>(&self, write: impl FnOnce(&mut HashMap<u64, Known>) -> T) -> T {
         let mut known = HashMap::clone(&self.0.load());
         let result = write(&mut known);
@@ -182,13 +184,14 @@ impl Known {
         Self { owner, since: Instant::now(), gone: false }
     }
 
-    /// Its engine writes the name down in these moments.
+    /// Whether this is a new container without a name, whose engine may still write it down.
     fn may_be_named(&self) -> bool {
         matches!(&self.owner, Owner::Container(container) if !container.named)
             && self.since.elapsed() < NAMED_WITHIN
     }
 
-    /// What a cgroup is can become clear later; once it is clear, it stays so.
+    /// Whether the owner is final. An owner that is clear doesn't change; others may become clear
+    /// later.
     fn is_lasting(&self) -> bool {
         matches!(&self.owner, Owner::Container(container) if container.runtime != Runtime::Unknown)
     }
@@ -197,7 +200,7 @@ impl Known {
         self.is_lasting() || self.since.elapsed() < HOST_TTL
     }
 
-    /// It isn't known to be a container's, or its container has just come and has no name.
+    /// Whether no container is known, or its container is new and has no name.
     fn should_be_reconsidered(&self) -> bool {
         !self.is_lasting() || self.may_be_named()
     }
@@ -207,19 +210,19 @@ impl Known {
 struct Known {
     owner: Owner,
     since: Instant,
-    /// It wasn't there any more when all were looked at.
+    /// Whether it was missing when all cgroups were listed.
     gone: bool,
 }
 
 impl Resolver {
-    /// A resolver for the cgroups of this hierarchy, which has names from the directory.
+    /// Creates a resolver for the cgroups of this hierarchy, which reads names in the directory.
     #[must_use]
     pub fn new(hierarchy: Hierarchy, directory: Arc<Directory>) -> Self {
         let (states, claims) = (States::default(), Claims::default());
         Self { hierarchy, states, claims, directory, news: 0, known: OwnerCache::default() }
     }
 
-    /// What it knows, for those who can't wait.
+    /// Returns what is known, for callers who can't wait.
     #[must_use]
     pub fn cache(&self) -> OwnerCache {
         self.known.clone()
@@ -229,7 +232,7 @@ impl Resolver {
         self.known.read(|known| known.get(&cgroup).cloned())
     }
 
-    /// The owner of a cgroup.
+    /// Returns the owner of a cgroup.
     pub fn owner(&mut self, cgroup: u64) -> Owner {
         self.learn_names();
         let known = self.known(cgroup);
@@ -242,15 +245,15 @@ impl Resolver {
                 let found = self.find(&path, &states);
                 self.named(found)
             }
-            // What it had counted is its owner's still. No id is given twice.
+            // What it counted still belongs to its owner: no id is given twice.
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.last_owner(cgroup),
-            // Without CAP_DAC_READ_SEARCH a cgroup can't be opened by its id: look for it.
+            // Without CAP_DAC_READ_SEARCH a cgroup can't be opened by its id, so list all of them.
             Err(_) => {
                 self.refresh(&self.hierarchy.list());
                 self.last_owner(cgroup)
             }
         };
-        // Later ones are asked for now and then.
+        // For containers that are known, runtimes are asked at intervals anyway.
         let is_new = known.as_ref().is_none_or(Known::may_be_named);
         if let Owner::Container(container) = &owner
             && is_new
@@ -261,13 +264,14 @@ impl Resolver {
         owner
     }
 
-    /// The owner of the cgroup at a path. A container that goes by another's id is none: what is in it belongs to the one around it.
-    fn find(&mut self, path: &str, states: &Found) -> Owner {
+    /// Returns the owner of the cgroup at a path. If its name contains the id of another container,
+    /// it is ignored, and the cgroup belongs to the container around it.
+    fn find(&mut self, path: &str, states: &AllStates) -> Owner {
         let Self { claims, hierarchy, .. } = self;
         owner_of(path, states, |identity| claims.claim(identity, |path| hierarchy.rank_of(path)))
     }
 
-    /// Takes over what lookups have found since. Waits for nothing: a container goes by what is known of it now.
+    /// Takes over new names from the directory. Waits for nothing.
     pub(super) fn learn_names(&mut self) {
         let news = self.directory.news();
         if news == std::mem::replace(&mut self.news, news) {
@@ -285,7 +289,7 @@ impl Resolver {
         self.known.replace(known);
     }
 
-    /// An owner as lookups call it.
+    /// Returns an owner with the names from the directory.
     fn named(&self, owner: Owner) -> Owner {
         let Owner::Container(container) = owner else { return owner };
         let is_users = |user| self.hierarchy.user_of(&container.cgroup) == Some(user);
@@ -295,14 +299,14 @@ impl Resolver {
         })
     }
 
-    /// Has runtimes asked about a container that nobody has named.
+    /// Requests lookups if nobody has told the container's name.
     fn ask_for(&self, container: &Container) {
         if !container.named && is_engine_id(&container.id) {
             self.directory.ask();
         }
     }
 
-    /// The container of this cgroup as it is called now; the one given if it has gone.
+    /// Returns the container with the name that it has now; the given one if it has gone.
     pub fn current(&mut self, container: Arc<Container>) -> Arc<Container> {
         self.learn_names();
         let is_same = |known: &Known| match &known.owner {
@@ -312,38 +316,40 @@ impl Resolver {
         self.known.read(|known| known.values().find_map(is_same)).unwrap_or(container)
     }
 
-    /// Looks again at a cgroup that isn't known to be a container's, or whose container has just come and has no name.
+    /// Forgets the owner of a cgroup if no container is known, or if its container is new and has
+    /// no name.
     pub fn reconsider(&mut self, cgroup: u64) {
         if self.known(cgroup).is_some_and(|known| known.should_be_reconsidered()) {
             self.known.write(|known| known.remove(&cgroup));
         }
     }
 
-    /// Whether a cgroup has been removed, as [`Resolver::refresh`] saw it last.
+    /// Whether a cgroup has been removed, as of the last [`Resolver::refresh`].
     #[must_use]
     pub fn is_gone(&self, cgroup: u64) -> bool {
         self.known(cgroup).is_none_or(|known| known.gone)
             && self.hierarchy.path_of(cgroup).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Whose a cgroup was when it was last looked at.
+    /// Returns the owner that a cgroup had when it was last read.
     #[must_use]
     pub fn last_owner(&self, cgroup: u64) -> Owner {
         self.known(cgroup).map_or(Owner::Unknown, |known| known.owner)
     }
 
-    /// Forgets whose the cgroups were that have been removed.
+    /// Forgets the owners of cgroups that have been removed.
     pub fn forget_gone(&mut self) {
         self.known.write(|known| known.retain(|_, known| !known.gone));
     }
 
-    /// Takes over which cgroups there are, as [`Hierarchy::list`] tells. Returns their containers.
+    /// Takes over the list of all cgroups from [`Hierarchy::list`]. Returns their containers.
     pub fn refresh(&mut self, cgroups: &Cgroups) -> Vec<Arc<Container>> {
         self.learn_names();
         let states = self.states.read(self.hierarchy.root());
         let (mut before, mut after) = (self.known.read(HashMap::clone), HashMap::new());
         let mut containers: HashMap<String, Arc<Container>> = HashMap::new();
-        // Once for claims: whose an id is isn't known before all have been heard.
+        // The first pass is for claims: only when all are known is it clear which cgroup an id
+        // belongs to.
         self.claims.clear();
         cgroups.paths.iter().for_each(|(_, path)| drop(self.find(path, &states)));
         for (id, path) in &cgroups.paths {
@@ -355,7 +361,7 @@ impl Resolver {
                     let record = containers.entry(found.cgroup.clone());
                     Owner::Container(Arc::clone(record.or_insert_with(|| self.again(found, known))))
                 }
-                // A runtime forgets a container before its last process has ended.
+                // A runtime deletes its files on a container before the last process has ended.
                 (_, Some(Owner::Container(found))) if lasts => {
                     Owner::Container(Arc::clone(containers.entry(found.cgroup.clone()).or_insert(found)))
                 }
@@ -364,7 +370,7 @@ impl Resolver {
             after.insert(*id, Known::new(owner));
         }
         for (id, known) in before {
-            // Whoever was found after the list was made may well be there.
+            // A cgroup that was found after the list was made may still exist.
             let gone = known.gone || known.since < cgroups.listed;
             after.insert(id, Known { gone, ..known });
         }
@@ -372,13 +378,13 @@ impl Resolver {
         containers.into_values().collect()
     }
 
-    /// The record of a container that was found, and may have been known.
+    /// Returns the record of a container that was found, and that may have been known before.
     fn again(&self, found: Arc<Container>, known: Option<Owner>) -> Arc<Container> {
         let Owner::Container(found) = self.named(Owner::Container(Arc::clone(&found))) else { return found };
         match known {
             Some(Owner::Container(known)) if known.id == found.id => {
                 let is_better = found.named || !known.named;
-                // That nobody tells its name any more doesn't make it another.
+                // A container stays the same if nobody tells its name any more.
                 if is_better && *found != *known { found } else { known }
             }
             _ => {
@@ -393,8 +399,8 @@ impl Resolver {
     }
 }
 
-/// The innermost of what the path says and what runtimes wrote down.
-fn owner_of(path: &str, states: &Found, mut has_its_id: impl FnMut(&Identity) -> bool) -> Owner {
+/// Returns the innermost owner, from the path and from runtimes' files.
+fn owner_of(path: &str, states: &AllStates, mut has_its_id: impl FnMut(&Identity) -> bool) -> Owner {
     let by_path = candidates(path).find(&mut has_its_id);
     let state = innermost(path, states).filter(|state| has_its_id(&state.identity()));
     let (identity, state) = match (by_path, state) {
@@ -417,8 +423,8 @@ fn owner_of(path: &str, states: &Found, mut has_its_id: impl FnMut(&Identity) ->
     }))
 }
 
-/// The state of the cgroup at a path, or of the nearest above it that has one.
-fn innermost<'a>(path: &str, states: &'a Found) -> Option<&'a State> {
+/// Returns the state of the cgroup at a path, or of the nearest cgroup above that has one.
+fn innermost<'a>(path: &str, states: &'a AllStates) -> Option<&'a State> {
     let mut at = path;
     loop {
         if let Some(state) = states.get(at) {
@@ -436,7 +442,7 @@ mod tests {
 
     fn owner(path: &str, states: &[State]) -> Owner {
         let machine = states.iter().map(|state| (state.cgroup.clone(), Arc::new(state.clone()))).collect();
-        owner_of(path, &Found { machine, ..Found::default() }, |_| true)
+        owner_of(path, &AllStates { machine, ..AllStates::default() }, |_| true)
     }
 
     fn name(path: &str, states: &[State]) -> Option<(Runtime, String)> {
@@ -473,7 +479,7 @@ mod tests {
     fn the_innermost_counts() {
         let inside = format!("/shop/web/docker/{ID}");
         assert_eq!(name(&inside, &[web()]), Some((Runtime::Docker, "0123456789ab".into())));
-        // The engine's path tells more than the state that its runc keeps of the same cgroup.
+        // The engine's path tells more than the state that its runc keeps for the same cgroup.
         let cgroup = format!("/system.slice/docker-{ID}.scope");
         let state = state(ID, Runtime::Runc, &cgroup);
         assert_eq!(name(&cgroup, &[state]), Some((Runtime::Docker, "0123456789ab".into())));
@@ -485,7 +491,7 @@ mod tests {
         let outer = "f".repeat(64);
         let (real, fake) = (format!("/docker/{ID}"), format!("/docker/{outer}/docker-{ID}.scope"));
         let rank = |path: &str| Hierarchy::unified("/nowhere").rank_of(path);
-        let mut id = |path: &str| match owner_of(path, &Found::default(), |id| claims.claim(id, rank)) {
+        let mut id = |path: &str| match owner_of(path, &AllStates::default(), |id| claims.claim(id, rank)) {
             Owner::Container(found) => Some(found.id.clone()),
             Owner::Host | Owner::Unknown => None,
         };

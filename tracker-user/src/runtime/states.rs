@@ -1,5 +1,8 @@
-//! Which containers runc and crun have state of. The machine's directories are root's, and read whenever it is asked. Users put into theirs
-//! what they like, on file systems that they like: those are read apart, at most once a second, and waited for no longer than a moment.
+//! Reads which containers runc and crun have state of.
+//!
+//! The machine's directories belong to root, and are read at each request. Users may put anything
+//! into their own directories, on any file system. Those are read on a separate thread, at most
+//! once a second, and the caller waits for it only a moment.
 
 use std::{
     collections::HashMap,
@@ -20,10 +23,11 @@ use super::{
     path::Runtime,
 };
 
-/// Directories of containers, and whose they are; `*` stands for every directory.
+/// Directories of containers, and the runtimes that they belong to; `*` stands for every directory.
 type Places = &'static [(&'static str, Runtime)];
 
-/// Where the low-level runtimes keep the state of containers: by themselves, and under an engine.
+/// Where the low-level runtimes keep the states of containers: those that they run on their own,
+/// and those of engines.
 const MACHINE: Places = &[
     ("/run/runc", Runtime::Runc),
     ("/run/crun", Runtime::Crun),
@@ -33,47 +37,48 @@ const MACHINE: Places = &[
 ];
 const USERS: Places = &[("/run/user/*/runc", Runtime::Runc), ("/run/user/*/crun", Runtime::Crun)];
 
-/// Between two looks at users' directories.
+/// The shortest time between two reads of users' directories.
 const GAP: Duration = Duration::from_secs(1);
 
-/// How long users' directories are waited for: events wait meanwhile. The first look may take longer, for commands that look once.
+/// How long a caller waits for users' directories, while events wait, too. The first read may take
+/// longer, for commands that read only once.
 const MOMENT: Duration = Duration::from_millis(5);
 const FIRST: Duration = Duration::from_millis(200);
 
-/// States by their cgroups.
+/// States by cgroup.
 pub(super) type ByCgroup = HashMap<String, Arc<State>>;
 
-/// What there is, of the machine and of users.
+/// All states that were found, the machine's and the users'.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct AllStates {
     pub(super) machine: ByCgroup,
     pub(super) users: Arc<ByCgroup>,
 }
 
-impl Found {
-    /// The state of a cgroup. The machine's own goes first.
+impl AllStates {
+    /// Returns the state of a cgroup. The machine's own has priority.
     pub(super) fn get(&self, cgroup: &str) -> Option<&State> {
         self.machine.get(cgroup).or_else(|| self.users.get(cgroup)).map(Arc::as_ref)
     }
 }
 
-/// All states.
+/// Reads all states, and remembers them.
 #[derive(Debug)]
 pub(super) struct States {
-    machine: Files,
-    users: Users,
+    machine: StateFiles,
+    users: UsersStates,
 }
 
 impl Default for States {
     fn default() -> Self {
-        Self { machine: Files::default(), users: Users::of(USERS) }
+        Self { machine: StateFiles::default(), users: UsersStates::of(USERS) }
     }
 }
 
 impl States {
-    /// Those that there are. One that comes, goes or can't be understood meanwhile is left out.
-    pub(super) fn read(&mut self, hierarchy_root: &Path) -> Found {
-        Found {
+    /// Reads the states. One that comes, goes or can't be understood meanwhile is left out.
+    pub(super) fn read(&mut self, hierarchy_root: &Path) -> AllStates {
+        AllStates {
             machine: self.machine.read(MACHINE, hierarchy_root, Budget::machine),
             users: self.users.read(hierarchy_root),
         }
@@ -82,12 +87,12 @@ impl States {
 
 type Remembered = (Stamp, Option<Arc<State>>);
 
-/// States, remembered for as long as their files don't change: they are large, and are asked for often.
+/// State files, remembered until they change: they are large, and are read often.
 #[derive(Debug, Default)]
-struct Files(HashMap<PathBuf, Remembered>);
+struct StateFiles(HashMap<PathBuf, Remembered>);
 
-impl Files {
-    /// The budget is that of each directory.
+impl StateFiles {
+    /// Reads the files in these places. Each directory has its own budget.
     fn read(&mut self, places: Places, hierarchy_root: &Path, budget: fn() -> Budget) -> ByCgroup {
         let mut before = mem::take(&mut self.0);
         let mut found = ByCgroup::new();
@@ -101,7 +106,7 @@ impl Files {
                     let Some((stamp, state)) = newest(known, stamp, read) else { continue };
                     if let Some(state) = state.as_ref().filter(|state| may_tell(&file, state, hierarchy_root))
                     {
-                        // Of several that share a cgroup always the same is told.
+                        // If several share a cgroup, always the same one is returned.
                         let known = found.entry(state.cgroup.clone()).or_insert_with(|| Arc::clone(state));
                         if known.runtime == state.runtime && state.id < known.id {
                             *known = Arc::clone(state);
@@ -115,7 +120,8 @@ impl Files {
     }
 }
 
-/// What is known of a file, read anew if that has changed. What can't be read now, or would be too much, stays as it was.
+/// Returns what is known of a file, and reads it again if it has changed. If it can't be read, or
+/// is too much, the old state stays.
 fn newest(
     known: Option<Remembered>,
     stamp: Stamp,
@@ -127,19 +133,19 @@ fn newest(
     }
 }
 
-/// Users' states, as they were read last.
+/// Users' states, as of the last read.
 #[derive(Debug)]
-struct Users {
+struct UsersStates {
     places: Places,
-    files: Files,
+    files: StateFiles,
     found: Arc<ByCgroup>,
     since: Option<Instant>,
-    busy: Option<Receiver<(Files, ByCgroup)>>,
+    busy: Option<Receiver<(StateFiles, ByCgroup)>>,
 }
 
-impl Users {
+impl UsersStates {
     fn of(places: Places) -> Self {
-        Self { places, files: Files::default(), found: Arc::default(), since: None, busy: None }
+        Self { places, files: StateFiles::default(), found: Arc::default(), since: None, busy: None }
     }
 
     fn read(&mut self, hierarchy_root: &Path) -> Arc<ByCgroup> {
@@ -160,8 +166,8 @@ impl Users {
         Arc::clone(&self.found)
     }
 
-    /// If there can't be a thread now, there may be one the next time.
-    fn start(&mut self, hierarchy_root: PathBuf) -> Option<Receiver<(Files, ByCgroup)>> {
+    /// Starts a read on a thread. If no thread can be started now, the next call tries again.
+    fn start(&mut self, hierarchy_root: PathBuf) -> Option<Receiver<(StateFiles, ByCgroup)>> {
         let (sender, receiver) = sync_channel(1);
         let (places, mut files) = (self.places, mem::take(&mut self.files));
         let work = move || {
@@ -173,14 +179,14 @@ impl Users {
     }
 }
 
-/// Whether whoever wrote the state has a say about the cgroup.
+/// Whether the file's owner may say something about the cgroup.
 fn may_tell(file: &Path, state: &State, hierarchy_root: &Path) -> bool {
     let Some(user) = files::user_of(file) else { return true };
     let dir = hierarchy_root.join(state.cgroup.trim_start_matches('/'));
     user == 0 || fs::metadata(dir).is_ok_and(|meta| meta.uid() == user)
 }
 
-/// The file that holds a container's state (runc's or crun's), and what changes with it.
+/// Returns the file that holds a container's state (runc's or crun's), and its version.
 fn state_file(container: &Path) -> Option<(PathBuf, Stamp)> {
     ["state.json", "status"].iter().find_map(|name| {
         let file = container.join(name);
@@ -193,7 +199,8 @@ fn state_file(container: &Path) -> Option<(PathBuf, Stamp)> {
 mod tests {
     use super::*;
 
-    /// A directory of `count` containers of crun, with this much in their specifications, which goes when dropped.
+    /// A directory of `count` containers of crun, whose specifications have this size. It is
+    /// removed when dropped.
     struct Dir(PathBuf);
 
     impl Dir {
@@ -226,8 +233,8 @@ mod tests {
     #[test]
     fn users_states_are_read_at_most_once_a_second() {
         let dir = Dir::with("users-states", 1, 0);
-        let mut users = Users::of(dir.places());
-        // What wasn't read in the moment that it may take is there a moment later.
+        let mut users = UsersStates::of(dir.places());
+        // What wasn't read in the moment that a caller waits is there a moment later.
         let mut until = |count: usize| {
             let start = Instant::now();
             while users.read(Path::new("/nowhere")).len() != count {
@@ -243,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_hangs_is_not_waited_for() {
-        let mut users = Users::of(&[]);
+        let mut users = UsersStates::of(&[]);
         let (_sender, receiver) = sync_channel(1);
         (users.busy, users.since) = (Some(receiver), Some(Instant::now()));
         let start = Instant::now();
@@ -255,7 +262,7 @@ mod tests {
     fn what_is_too_much_at_once_is_read_later() {
         let budget = || Budget { containers: 3, bytes: 250 };
         let dir = Dir::with("states-budget", 5, 100);
-        let (mut files, root) = (Files::default(), Path::new("/nowhere"));
+        let (mut files, root) = (StateFiles::default(), Path::new("/nowhere"));
         let mut read = || files.read(dir.places(), root, budget).len();
         assert_eq!([read(), read(), read()], [2, 3, 3]);
     }

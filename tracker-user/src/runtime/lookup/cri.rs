@@ -1,7 +1,9 @@
-//! Kubernetes' Container Runtime Interface over its socket: which containers and pods run.
+//! Asks Kubernetes' Container Runtime Interface (CRI), over its socket, which containers and pods
+//! run.
 //!
-//! The messages are those parts of Kubernetes' `cri-api` (`runtime/v1/api.proto`) that are looked at; protobuf skips the rest. The crate
-//! with all of it makes its code by `protoc`, which everybody who builds fdtracker would have to install.
+//! The messages have only those parts of Kubernetes' `cri-api` (`runtime/v1/api.proto`) that are
+//! used; protobuf skips the rest. The crate with all of it needs `protoc`, which everybody who
+//! builds fdtracker would have to install.
 
 use std::{collections::HashMap, path::Path};
 
@@ -20,10 +22,10 @@ use crate::runtime::{
     names::{Names, SANDBOX},
 };
 
-/// Some 2 KiB a container.
+/// The largest answer, at about 2 KiB for each container.
 const LARGEST: usize = 32 << 20;
 
-/// Of the interface: runtimes before 2022 know only the older name of the same.
+/// Versions of the interface. Runtimes before 2022 know the same under the older name only.
 const VERSIONS: [&str; 2] = ["v1", "v1alpha2"];
 
 #[derive(Clone, PartialEq, Message)]
@@ -85,7 +87,8 @@ struct SandboxMetadata {
     namespace: String,
 }
 
-/// A connection, kept from one lookup to the next: it connects anew by itself when the runtime restarts.
+/// A connection that is kept from one lookup to the next. It reconnects by itself when the runtime
+/// restarts.
 pub(super) struct Client(Grpc<Channel>);
 
 impl Client {
@@ -154,7 +157,7 @@ fn names(sandboxes: Sandboxes, containers: Containers) -> List {
 impl Container {
     fn names(&self, pod: Option<&SandboxMetadata>) -> Names {
         let name = self.metadata.as_ref().map_or("", |metadata| metadata.name.as_str());
-        // What was asked for is a name; the other may be a digest.
+        // The image that the user asked for is a name; the other may be a digest.
         let image = self.image.as_ref().map(|spec| match spec.user_specified_image.as_str() {
             "" => spec.image.as_str(),
             asked => asked,
@@ -204,7 +207,7 @@ mod tests {
         assert_eq!(found["c3"], Names::in_pod("", "old", "late", Some("late:1")));
     }
 
-    /// As containerd encodes it: `id`, then `metadata`, and a field that nobody looks at.
+    /// A message as containerd encodes it: `id`, then `metadata`, and a field that isn't used here.
     #[test]
     fn the_wire_format() {
         let bytes = b"\x0a\x0e\x0a\x02c1\x1a\x05\x0a\x03web\x38\x96\x01";

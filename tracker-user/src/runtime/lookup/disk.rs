@@ -1,5 +1,6 @@
-//! What engines write down, and a rename changes: podman (`containers.json` of its storage), docker (`config.v2.json` of each
-//! container), and the specifications in containerd's bundles, for runtimes that keep no state of their own.
+//! Reads names in the files of engines, which a rename changes: podman (`containers.json` of its
+//! storage), docker (`config.v2.json` of each container), and the specifications in containerd's
+//! bundles, for runtimes that keep no state of their own.
 
 use std::{
     collections::HashMap,
@@ -19,41 +20,43 @@ use crate::runtime::{
     oci::Spec,
 };
 
-/// A file about one container, and one about all.
+/// The largest file about one container, and about all of them.
 const LARGEST: u64 = 4 << 20;
 const LARGEST_OF_ALL: u64 = 32 << 20;
 
-/// Drivers for layers, of which podman uses one.
+/// The most drivers of storage layers; podman uses one.
 const DRIVERS: usize = 8;
 
-/// Users whose files are read, the first in `/etc/passwd`.
+/// The most users whose files are read, the first in `/etc/passwd`.
 const USERS: usize = 100;
 
-/// What is read of all users' files at a time.
+/// How many bytes are read of all users' files at a time.
 const OF_USERS: u64 = 32 << 20;
 
 /// Where a user's own engines keep their files, below the home directory.
 const USERS_STORAGE: &str = ".local/share/containers/storage";
 const USERS_DOCKER: &str = ".local/share/docker";
 
-/// The first id that is a person's, /etc/login.defs.
+/// The first id of a person, as in `/etc/login.defs`.
 const FIRST_USER: u32 = 1_000;
 
-/// Where containerd keeps the bundles of what runs, one directory by namespace: by itself, in k3s and in k0s.
+/// Where containerd keeps the bundles of running containers, one directory for each namespace:
+/// containerd on its own, in k3s and in k0s.
 const BUNDLES: [&str; 3] = [
     "/run/containerd/io.containerd.runtime.v2.task/*",
     "/run/k3s/containerd/io.containerd.runtime.v2.task/*",
     "/run/k0s/containerd/io.containerd.runtime.v2.task/*",
 ];
 
-/// Files of the machine's engines, or of all users'. Remembers what hasn't changed.
+/// The files of the machine's engines, or of all users' engines. Remembers those that haven't
+/// changed.
 #[derive(Debug)]
-pub(super) struct Disk {
+pub(super) struct EngineFiles {
     of_users: bool,
     known: HashMap<PathBuf, (Stamp, List)>,
 }
 
-impl Disk {
+impl EngineFiles {
     pub(super) fn machine() -> Self {
         Self { of_users: false, known: HashMap::new() }
     }
@@ -66,7 +69,7 @@ impl Disk {
         if self.of_users { "users-files" } else { "files" }
     }
 
-    fn look(&mut self) -> Vec<(Option<u32>, List)> {
+    fn read(&mut self) -> Vec<(Option<u32>, List)> {
         let before = std::mem::take(&mut self.known);
         let mut reading = Reading { before, now: HashMap::new(), budget: Budget::machine() };
         let lists = if self.of_users {
@@ -81,7 +84,7 @@ impl Disk {
                 left -= bytes - reading.budget.bytes;
                 (Some(user), list)
             };
-            // Also who has none any more.
+            // Users who have no container any more are listed, too, so that old names go.
             homes.map(list).collect()
         } else {
             let mut list = reading.bundles();
@@ -94,35 +97,40 @@ impl Disk {
     }
 }
 
-/// What a read comes to.
-type Answer = (Disk, Vec<(Option<u32>, List)>);
+/// The result of a read.
+type ReadResult = (EngineFiles, Vec<(Option<u32>, List)>);
 
-/// Reads apart, because a home directory may be on a server that doesn't answer.
-pub(super) struct Reader {
-    idle: Option<Disk>,
-    busy: Option<oneshot::Receiver<Answer>>,
+/// Reads files on a separate thread, because a home directory may be on a server that doesn't
+/// answer.
+pub(super) struct BackgroundReader {
+    idle: Option<EngineFiles>,
+    busy: Option<oneshot::Receiver<ReadResult>>,
 }
 
-impl Reader {
-    pub(super) fn new(disk: Disk) -> Self {
-        Self { idle: Some(disk), busy: None }
+impl BackgroundReader {
+    pub(super) fn new(files: EngineFiles) -> Self {
+        Self { idle: Some(files), busy: None }
     }
 
-    /// Reads. A read that doesn't come to an end is waited for the next time, instead of another.
+    /// Reads the files. If a read doesn't end, no other is started: the next call waits for the
+    /// same one.
+    ///
+    /// # Errors
+    /// When no thread can be started, or the read doesn't end in time.
     pub(super) async fn read(&mut self, patience: Duration) -> Result<Vec<(Option<u32>, List)>, LookupError> {
-        if let Some(mut disk) = self.idle.take() {
+        if let Some(mut files) = self.idle.take() {
             let work = move || {
-                let lists = disk.look();
-                (disk, lists)
+                let lists = files.read();
+                (files, lists)
             };
             let receiver = apart(work).map_err(LookupError::Connect)?;
             self.busy = Some(receiver);
         }
         let ended = || LookupError::Refused("its reader has ended".into());
         let receiver = self.busy.as_mut().ok_or_else(ended)?;
-        let (disk, lists) =
+        let (files, lists) =
             timeout(patience, receiver).await.map_err(|_| LookupError::Timeout)?.map_err(|_| ended())?;
-        (self.idle, self.busy) = (Some(disk), None);
+        (self.idle, self.busy) = (Some(files), None);
         Ok(lists)
     }
 }
@@ -139,7 +147,7 @@ impl Reading {
         let (stamp, mut list) = match self.before.remove(&path) {
             Some(known) if known.0 == stamp => known,
             before => match (self.budget.read(&path, limit), before) {
-                // One that is being written is understood the next time.
+                // A file that is just being written is understood the next time.
                 (Ok(json), before) => {
                     (stamp, parse(&json).or(before.map(|(_, list)| list)).unwrap_or_default())
                 }
@@ -153,7 +161,7 @@ impl Reading {
         list
     }
 
-    /// Of each driver for layers.
+    /// Reads podman's files, for each driver of storage layers.
     fn podman(&mut self, storage: &Path, limit: u64) -> List {
         let mut list = List::new();
         let is_drivers = |dir: &PathBuf| dir.to_string_lossy().ends_with("-containers");
@@ -184,7 +192,7 @@ impl Reading {
     }
 }
 
-/// Users and their homes, as `/etc/passwd` lists them.
+/// Returns users and their homes, as `/etc/passwd` lists them.
 fn homes(passwd: &str) -> Vec<(u32, PathBuf)> {
     let home = |line: &str| {
         let mut fields = line.split(':').skip(2);
@@ -198,7 +206,7 @@ fn homes(passwd: &str) -> Vec<(u32, PathBuf)> {
     homes
 }
 
-/// The machine's storage, containers-storage.conf(5).
+/// Returns the machine's storage: containers-storage.conf(5).
 fn storage() -> PathBuf {
     let config = fs::read_to_string("/etc/containers/storage.conf").unwrap_or_default();
     graph_root(&config).unwrap_or_else(|| "/var/lib/containers/storage".into())
@@ -221,7 +229,8 @@ fn data_root(config: &[u8]) -> Option<PathBuf> {
     Path::new(root).is_absolute().then(|| root.into())
 }
 
-/// `containers.json`: containers with their names, and what podman or CRI-O said of them when they were made, as a text in JSON.
+/// Parses `containers.json`: containers with their names, and what podman or CRI-O noted of them
+/// when they were made, which is JSON in a string.
 fn podman(json: &[u8]) -> Option<List> {
     #[derive(Deserialize)]
     struct Row {
@@ -235,7 +244,8 @@ fn podman(json: &[u8]) -> Option<List> {
     struct Metadata {
         #[serde(rename = "image-name", default)]
         image: String,
-        /// Only CRI-O's have one: these names are made up of others, which annotations tell.
+        /// Only CRI-O's containers have one. Their names here are put together from others, which
+        /// the annotations contain.
         #[serde(rename = "pod-name", default)]
         pod: String,
     }
@@ -249,7 +259,7 @@ fn podman(json: &[u8]) -> Option<List> {
     Some(rows.into_iter().map(names).collect())
 }
 
-/// `config.v2.json`.
+/// Parses `config.v2.json`.
 fn docker(json: &[u8]) -> Option<List> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -314,7 +324,7 @@ mod tests {
 
     #[test]
     fn what_is_too_much_at_once_is_read_later() {
-        let root = std::env::temp_dir().join(format!("fdtracker-disk-{}", std::process::id()));
+        let root = std::env::temp_dir().join(format!("fdtracker-files-{}", std::process::id()));
         for n in 0..5 {
             let (id, dir) = (format!("{n:064}"), root.join(format!("containers/{n}")));
             fs::create_dir_all(&dir).unwrap();

@@ -1,4 +1,5 @@
-//! Docker's API over its socket: what runs, and how it is called. Podman answers the same.
+//! Asks Docker's API, over its socket, what runs and what it is called. Podman gives the same
+//! answers.
 
 use std::{collections::HashMap, path::Path};
 
@@ -12,10 +13,10 @@ use tokio::net::UnixStream;
 use super::LookupError;
 use crate::runtime::{directory::List, names::Names};
 
-/// Some 2 KiB a container.
+/// The largest answer, at about 2 KiB for each container.
 const LARGEST: usize = 32 << 20;
 
-/// One of `GET /containers/json`.
+/// One container in the answer to `GET /containers/json`.
 #[derive(Deserialize)]
 struct Row {
     #[serde(rename = "Id")]
@@ -28,6 +29,10 @@ struct Row {
     labels: Option<HashMap<String, String>>,
 }
 
+/// Asks for the names of all running containers.
+///
+/// # Errors
+/// When there is no answer, or it isn't understood.
 pub(super) async fn list(path: &Path) -> Result<List, LookupError> {
     let stream = UnixStream::connect(path).await.map_err(LookupError::Connect)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
@@ -42,7 +47,7 @@ pub(super) async fn list(path: &Path) -> Result<List, LookupError> {
         Ok(body.map_err(LookupError::Invalid)?.to_bytes())
     };
     tokio::pin!(ask);
-    // The connection is driven here, so that nothing is left of it when a slow answer is given up.
+    // The connection is polled here, so that nothing is left of it when a slow answer is given up.
     let body = tokio::select! {
         answer = &mut ask => answer?,
         ended = connection => {
@@ -60,11 +65,11 @@ fn names(json: &[u8]) -> Result<List, LookupError> {
 
 impl Row {
     fn into_names(self) -> Names {
-        // Others are those by which a container that links to it calls it: `/other/alias`.
+        // The other names are those that linked containers use: `/other/alias`.
         let own = |name: &&String| !name.trim_start_matches('/').contains('/');
         let name = self.names.iter().flatten().find(own).map_or("", String::as_str);
         let plain = Names::plain(name, self.image.as_deref());
-        // An image may have any labels; only the kubelet's containers are called so.
+        // An image may have any labels; only the kubelet's containers have such a name.
         if !name.trim_start_matches('/').starts_with("k8s_") {
             return plain;
         }

@@ -1,13 +1,15 @@
-//! Asks runtimes how containers are called, in the background: nothing waits for an answer.
+//! Asks runtimes for the names of containers, in the background: nothing waits for an answer.
 //!
-//! Each source, a socket or the files that runtimes keep, has a task of its own, which looks when a container without a name has
-//! shown up, soon again a few times, and then now and then, because containers are renamed. What it learns goes into the
-//! [`Directory`]. A source that doesn't answer in time, or answers nonsense, is counted, told once, and asked again later and later.
+//! Each source, which is a socket or the files of engines, has a task of its own. It asks when a
+//! container without a name has appeared, then again a few times soon after, and then at intervals,
+//! because containers are renamed. The answers go into the [`Directory`]. If a source doesn't
+//! answer in time, or its answer isn't understood, the failure is counted, logged once, and the
+//! source is asked again.
 
 mod cri;
 mod disk;
 mod docker;
-mod source;
+mod socket;
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -23,29 +25,29 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use self::disk::{Disk, Reader};
-pub use self::source::{ParseSocketError, Protocol, Socket};
+use self::disk::{BackgroundReader, EngineFiles};
+pub use self::socket::{ParseSocketError, Protocol, Socket};
 use super::directory::{Directory, List};
 use crate::error::chain;
 
-/// No lookup takes longer.
+/// The longest time that a lookup may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between two lookups at one source.
+/// The shortest time between two lookups at one source.
 const GAP: Duration = Duration::from_secs(1);
 
-/// How often it is looked which sockets there are.
+/// How often the task checks which sockets exist.
 const DISCOVER: Duration = Duration::from_secs(5);
 
-/// Commands that look once wait no longer for all sources together.
+/// How long commands that ask once wait for all sources together.
 const ONCE: Duration = Duration::from_secs(2);
 
-/// Whom to ask, and how often.
+/// Which sources to ask, and how often.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Sockets; `None`: those that are found.
+    /// The sockets; `None` for those that are found.
     pub sockets: Option<Vec<Socket>>,
-    /// How often without a cause.
+    /// The interval, if nothing requests a lookup.
     pub every: Duration,
 }
 
@@ -55,7 +57,7 @@ impl Default for Settings {
     }
 }
 
-/// Why a source says nothing.
+/// Why a source has no answer.
 #[derive(Debug, Error)]
 enum LookupError {
     #[error("connect")]
@@ -73,7 +75,7 @@ enum LookupError {
 }
 
 impl LookupError {
-    /// The stable name of what came of the lookup.
+    /// Returns the stable name of the lookup's result.
     const fn result(&self) -> &'static str {
         match self {
             Self::Connect(_) => "unreachable",
@@ -88,29 +90,30 @@ impl LookupError {
 /// Asks all sources for as long as it is polled.
 pub async fn run(directory: Arc<Directory>, settings: Settings) {
     let mut tasks = JoinSet::new();
-    for disk in [Disk::machine(), Disk::users()] {
-        tasks.spawn(Source::disk(disk).follow(Arc::clone(&directory), settings.every));
+    for files in [EngineFiles::machine(), EngineFiles::users()] {
+        tasks.spawn(NameSource::files(files).follow(Arc::clone(&directory), settings.every));
     }
     if let Some(given) = settings.sockets {
         for (rank, socket) in given.into_iter().enumerate() {
             tasks.spawn(
-                Source::socket(rank.min(DISKS - 1), socket).follow(Arc::clone(&directory), settings.every),
+                NameSource::socket(rank.min(FILES - 1), socket)
+                    .follow(Arc::clone(&directory), settings.every),
             );
         }
-        // They end only with this.
+        // The tasks end only when this future is dropped.
         std::future::pending::<()>().await;
     }
-    // A machine's runtime that has gone may come back.
+    // A runtime that has gone may come back, so its socket stays known.
     let mut known: HashSet<Socket> = HashSet::new();
     loop {
-        // An error means that its thread couldn't start or has ended: then another may.
+        // An error means that the thread couldn't start, or has ended. The next round tries again.
         let there = match apart(Socket::usual) {
             Ok(answer) => answer.await.unwrap_or_default(),
             Err(_) => BTreeSet::new(),
         };
         for socket in there {
             if known.insert(socket.clone()) {
-                let source = Source::socket(Source::rank_of(&socket), socket);
+                let source = NameSource::socket(NameSource::rank_of(&socket), socket);
                 tasks.spawn(source.follow(Arc::clone(&directory), settings.every));
             }
         }
@@ -118,8 +121,11 @@ pub async fn run(directory: Arc<Directory>, settings: Settings) {
     }
 }
 
-/// Does what may wait for a file system that doesn't answer on a thread of its own. It is no task of the event loop, which couldn't end
-/// before it.
+/// Does work on a thread of its own, because it may wait for a file system that doesn't answer.
+/// This is no task of the event loop, because the event loop couldn't end before it.
+///
+/// # Errors
+/// When no thread can be started.
 fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<oneshot::Receiver<T>> {
     let (sender, receiver) = oneshot::channel();
     // An error means that nobody waits any more.
@@ -128,68 +134,76 @@ fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Re
     Ok(receiver)
 }
 
-/// Asks all sources once, for no longer than some seconds.
+/// Asks all sources once, for some seconds at most.
 pub async fn once(settings: &Settings) -> Arc<Directory> {
     let directory = Arc::new(Directory::default());
     let usual = || Socket::usual().into_iter().collect();
     let sockets: Vec<Socket> = settings.sockets.clone().unwrap_or_else(usual);
-    let disks = [Disk::machine(), Disk::users()].map(Source::disk);
+    let files = [EngineFiles::machine(), EngineFiles::users()].map(NameSource::files);
     let mut tasks = JoinSet::new();
-    for mut source in
-        sockets.into_iter().map(|socket| Source::socket(Source::rank_of(&socket), socket)).chain(disks)
+    for mut source in sockets
+        .into_iter()
+        .map(|socket| NameSource::socket(NameSource::rank_of(&socket), socket))
+        .chain(files)
     {
         let directory = Arc::clone(&directory);
-        tasks.spawn(async move { source.look(&directory).await });
+        tasks.spawn(async move { source.look_up(&directory).await });
     }
     let all = async { while tasks.join_next().await.is_some() {} };
     if timeout(ONCE, all).await.is_err() {
-        tracing::warn!("a runtime doesn't answer within {ONCE:?}: its containers go by their ids");
+        tracing::warn!("a runtime doesn't answer within {ONCE:?}: its containers are shown by their ids");
     }
     directory
 }
 
-/// Ranks: sockets go before files, and users' sockets after both. What a user's files say is taken only of the user's own anyway.
+/// Ranks: sockets have priority over files, and users' sockets come after both. A user's files are
+/// believed only for the user's own containers anyway.
 const USERS: usize = 1_000;
-const DISKS: usize = 100;
+const FILES: usize = 100;
 
-/// One whom to ask.
-struct Source {
+/// A source of names.
+struct NameSource {
     name: String,
     rank: usize,
-    origin: Origin,
-    /// What it said last wasn't told yet, or was: only changes are.
+    kind: NameSourceKind,
+    /// Whether the last lookup succeeded; `None` before the first. Only changes are logged.
     is_well: Option<bool>,
 }
 
-enum Origin {
+enum NameSourceKind {
     Socket(Socket, Option<cri::Client>),
-    Disk(Reader),
+    Files(BackgroundReader),
 }
 
-impl Source {
+impl NameSource {
     fn rank_of(socket: &Socket) -> usize {
         if socket.user().is_some() { USERS } else { 0 }
     }
 
     fn socket(rank: usize, socket: Socket) -> Self {
-        Self { name: socket.to_string(), rank, origin: Origin::Socket(socket, None), is_well: None }
+        Self { name: socket.to_string(), rank, kind: NameSourceKind::Socket(socket, None), is_well: None }
     }
 
-    fn disk(disk: Disk) -> Self {
-        let rank = DISKS;
-        Self { name: disk.name().to_owned(), rank, origin: Origin::Disk(Reader::new(disk)), is_well: None }
+    fn files(files: EngineFiles) -> Self {
+        let rank = FILES;
+        Self {
+            name: files.name().to_owned(),
+            rank,
+            kind: NameSourceKind::Files(BackgroundReader::new(files)),
+            is_well: None,
+        }
     }
 
-    /// Looks again and again.
+    /// Asks this source again and again.
     async fn follow(mut self, directory: Arc<Directory>, every: Duration) {
         let mut asks = directory.asks();
         let mut wait = GAP.min(every);
         loop {
             let start = Instant::now();
-            self.look(&directory).await;
+            self.look_up(&directory).await;
             sleep_until(start + GAP.min(every)).await;
             tokio::select! {
-                // Soon again: a runtime may know a container a moment later than the kernel.
+                // Ask again soon: a runtime may know a container a moment later than the kernel.
                 asked = asks.changed() => match asked {
                     Ok(()) => wait = GAP.min(every),
                     Err(_) => return,
@@ -199,8 +213,8 @@ impl Source {
         }
     }
 
-    /// One lookup.
-    async fn look(&mut self, directory: &Directory) {
+    /// Makes one lookup.
+    async fn look_up(&mut self, directory: &Directory) {
         match self.list().await {
             Ok(lists) => {
                 for (user, list) in lists {
@@ -208,7 +222,7 @@ impl Source {
                 }
                 directory.count(&self.name, "ok");
                 if self.is_well.replace(true) == Some(false) {
-                    tracing::info!(source = self.name, "it tells again what its containers are called");
+                    tracing::info!(source = self.name, "it tells the names of its containers again");
                 }
             }
             Err(error) => {
@@ -217,14 +231,14 @@ impl Source {
                 if self.is_well.replace(false) != Some(false) {
                     let quiet = matches!(error, LookupError::Unsupported(_));
                     let error = chain(error);
-                    // Docker's own containerd speaks no CRI, which is nothing to worry about.
+                    // Docker's own containerd doesn't speak CRI, which is no problem.
                     if quiet {
                         tracing::info!(error, source = self.name, "it tells no names");
                     } else {
                         tracing::warn!(
                             error,
                             source = self.name,
-                            "it doesn't tell what its containers are called"
+                            "it doesn't tell the names of its containers"
                         );
                     }
                 }
@@ -233,9 +247,9 @@ impl Source {
     }
 
     async fn list(&mut self) -> Result<Vec<(Option<u32>, List)>, LookupError> {
-        match &mut self.origin {
-            Origin::Disk(reader) => reader.read(PATIENCE).await,
-            Origin::Socket(socket, client) => {
+        match &mut self.kind {
+            NameSourceKind::Files(reader) => reader.read(PATIENCE).await,
+            NameSourceKind::Socket(socket, client) => {
                 let ask = async {
                     match (socket.protocol, &mut *client) {
                         (Protocol::Docker, _) => docker::list(&socket.path).await,

@@ -1,4 +1,4 @@
-//! Where runtimes answer: their sockets, found or given.
+//! The sockets of runtimes, found or given.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::runtime::files;
 
-/// What is spoken on a socket.
+/// The protocol of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     /// Kubernetes' Container Runtime Interface: containerd, CRI-O.
@@ -24,13 +24,14 @@ pub enum Protocol {
 /// A runtime's socket.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Socket {
-    /// What is spoken there.
+    /// Its protocol.
     pub protocol: Protocol,
     /// Where it is.
     pub path: PathBuf,
 }
 
-/// Where runtimes have their sockets. Users' own may be given; they aren't asked unless somebody trusts them, and their files tell the names, too.
+/// The usual sockets. Users' own aren't among them: they are asked only if the administrator gives
+/// them, and users' files tell the names, too.
 const USUAL: [(Protocol, &str); 7] = [
     (Protocol::Cri, "/run/containerd/containerd.sock"),
     (Protocol::Cri, "/run/k3s/containerd/containerd.sock"),
@@ -42,18 +43,18 @@ const USUAL: [(Protocol, &str); 7] = [
 ];
 
 impl Socket {
-    /// Those that are there, of the usual ones.
+    /// Returns the usual sockets that exist.
     pub(super) fn usual() -> BTreeSet<Self> {
         let all = USUAL.iter().map(|(protocol, path)| Self { protocol: *protocol, path: path.into() });
         all.filter(Self::is_there).collect()
     }
 
-    /// Whether there is a socket.
+    /// Whether the socket exists.
     pub(super) fn is_there(&self) -> bool {
         std::fs::metadata(&self.path).is_ok_and(|meta| meta.file_type().is_socket())
     }
 
-    /// The user whose runtime answers; `None` for the machine's own.
+    /// Returns the user whose runtime this is; `None` for the machine's own.
     pub(super) fn user(&self) -> Option<u32> {
         files::user_of(&self.path).filter(|user| *user != 0)
     }
@@ -69,7 +70,7 @@ impl fmt::Display for Socket {
     }
 }
 
-/// What was typed is no socket.
+/// A text that describes no socket.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
     "{0:?} is no runtime's socket, such as cri:///run/containerd/containerd.sock or docker:///run/podman/podman.sock (or none)"
