@@ -59,17 +59,20 @@ fn runc() {
     assert_eq!(metrics.get("fdtracker_open_fds", &labels), 3.0);
     assert_eq!(metrics.find("fdtracker_container_checkpointable", &[("container", name)]), Some(0.0));
 
+    let of_container = [("container", name)];
+    let blocked = || agent.metrics().get("fdtracker_container_blocked_seconds_total", &of_container);
+    eventually("its history says so", || if blocked() > 0.0 { Ok(()) } else { Err("not yet") });
+
     container.zoo.must("close_range 3 100 0");
     agrees(&agent, &container);
     assert_eq!(agent.metrics().find("fdtracker_open_fds", &labels), None);
     // This is so once the agent has inspected the container.
-    let of_container = [("container", name)];
     eventually("it can be dumped", || {
         let found = agent.metrics().find("fdtracker_container_checkpointable", &of_container);
         if found == Some(1.0) { Ok(()) } else { Err(format!("{found:?}")) }
     });
+    assert!(blocked() > 0.0);
     let metrics = agent.metrics();
-    assert!(metrics.get("fdtracker_container_blocked_seconds_total", &of_container) > 0.0);
     assert!(metrics.get("fdtracker_container_last_checkpointable_timestamp_seconds", &of_container) > 1e9);
     let opened = metrics.get("fdtracker_fds_opened_total", &labels[..2]);
     assert_eq!((opened, metrics.get("fdtracker_fds_closed_total", &labels[..2])), (3.0, 3.0));

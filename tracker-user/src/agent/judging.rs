@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::Notify,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -13,8 +13,13 @@ use super::{
 };
 use crate::error::chain;
 
-/// The shortest time between two records, however much changes.
-const EVERY: Duration = Duration::from_secs(1);
+/// Recording takes no more than this part of the time, however much changes.
+const REST_FACTOR: u32 = 50;
+
+/// The shortest and the longest rest after a record. A container that was blocked for a shorter time than
+/// the rest may have no trace of it in its history.
+const SHORTEST_REST: Duration = Duration::from_millis(100);
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// The longest time between two records, also if nothing seems to change.
 const QUIET: Duration = Duration::from_mins(1);
@@ -41,11 +46,12 @@ pub(super) async fn run(verdicts: impl Verdicts, changes: Arc<Notify>, liveness:
         liveness.within(QUIET);
         // It is no error if nothing has changed for long.
         let _ = timeout(QUIET, changes.notified()).await;
-        liveness.within(EVERY);
+        liveness.within(LONGEST_REST);
+        let start = Instant::now();
         if let Err(error) = verdicts.note().await {
             tracing::error!(error = %chain(error), "record verdicts");
         }
-        sleep(EVERY).await;
+        sleep((start.elapsed() * REST_FACTOR).clamp(SHORTEST_REST, LONGEST_REST)).await;
     }
 }
 
@@ -53,37 +59,53 @@ pub(super) async fn run(verdicts: impl Verdicts, changes: Arc<Notify>, liveness:
 mod tests {
     use std::sync::Mutex;
 
-    use tokio::time::{Instant, sleep_until};
+    use tokio::time::sleep_until;
 
     use super::*;
     use crate::agent::liveness::Liveness;
 
     struct Fake {
         begun: Instant,
-        notes: Mutex<Vec<u64>>,
+        /// How long a record takes.
+        takes: Duration,
+        /// When verdicts were recorded, in tenths of a second.
+        notes: Mutex<Vec<u128>>,
     }
 
     impl Verdicts for Arc<Fake> {
         async fn note(&self) -> Result<(), StateError> {
-            self.notes.lock().unwrap().push(self.begun.elapsed().as_secs());
+            self.notes.lock().unwrap().push(self.begun.elapsed().as_millis() / 100);
+            sleep(self.takes).await;
             Ok(())
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn once_a_second_while_things_change_and_seldom_else() {
-        let fake = Arc::new(Fake { begun: Instant::now(), notes: Mutex::default() });
+    /// When verdicts are recorded that change every 50 ms, for a second from the fifth on.
+    async fn notes(takes: Duration) -> Vec<u128> {
+        let fake = Arc::new(Fake { begun: Instant::now(), takes, notes: Mutex::default() });
         let changes = Arc::new(Notify::new());
         let task = Arc::new(Liveness::default()).begin("verdicts");
-        tokio::spawn(run(Arc::clone(&fake), Arc::clone(&changes), task));
+        let running = tokio::spawn(run(Arc::clone(&fake), Arc::clone(&changes), task));
         let at = |millis: u64| sleep_until(fake.begun + Duration::from_millis(millis));
-        at(5_500).await;
-        for step in 0..25 {
+        for step in 0..20 {
+            at(5_010 + step * 50).await;
             changes.notify_one();
-            at(5_500 + step * 100).await;
         }
         at(100_000).await;
-        // The last change comes while the task rests, and isn't forgotten.
-        assert_eq!(*fake.notes.lock().unwrap(), [5, 6, 7, 8, 69]);
+        running.abort();
+        fake.notes.lock().unwrap().clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn often_while_things_change_and_seldom_else() {
+        // The last change comes while it rests, and isn't forgotten. Then it is quiet for a minute.
+        let often = vec![50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 661];
+        assert_eq!(notes(Duration::ZERO).await, often);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longer_it_takes_the_less_often() {
+        assert_eq!(notes(Duration::from_millis(10)).await, [50, 55, 60, 665]);
+        assert_eq!(notes(Duration::from_secs(1)).await, [50, 70, 690]);
     }
 }
