@@ -185,6 +185,8 @@ pub(super) struct Inspections<I> {
     inspector: I,
     changed: Arc<Changed>,
     feed: Feed,
+    /// Notified when a verdict may have changed.
+    verdicts: Arc<Notify>,
     /// Inspections that don't end, by the container's cgroup: for example, a file system doesn't
     /// answer.
     stuck: HashMap<String, JoinHandle<Option<Inspected>>>,
@@ -192,8 +194,14 @@ pub(super) struct Inspections<I> {
 }
 
 impl<I: Inspector> Inspections<I> {
-    pub(super) fn new(inspector: I, changed: Arc<Changed>, feed: Feed, liveness: TaskLiveness) -> Self {
-        Self { inspector, changed, feed, stuck: HashMap::new(), liveness }
+    pub(super) fn new(
+        inspector: I,
+        changed: Arc<Changed>,
+        feed: Feed,
+        verdicts: Arc<Notify>,
+        liveness: TaskLiveness,
+    ) -> Self {
+        Self { inspector, changed, feed, verdicts, stuck: HashMap::new(), liveness }
     }
 
     pub(super) async fn run(mut self, mut pace: watch::Receiver<Pace>) {
@@ -232,10 +240,15 @@ impl<I: Inspector> Inspections<I> {
         }
     }
 
+    async fn forget(&self, container: Arc<Container>) {
+        self.inspector.forget(container).await;
+        self.verdicts.notify_one();
+    }
+
     async fn inspect(&mut self, container: Arc<Container>) {
         self.stuck.retain(|_, inspection| !inspection.is_finished());
         if self.stuck.contains_key(&container.cgroup) || self.stuck.len() >= MAX_STUCK {
-            return self.inspector.forget(container).await;
+            return self.forget(container).await;
         }
         let start = Instant::now();
         let mut inspection = self.inspector.inspect(Arc::clone(&container));
@@ -246,14 +259,14 @@ impl<I: Inspector> Inspections<I> {
                 }
             }
             // The container can't be inspected, or there was a panic, which is logged.
-            Ok(Ok(None) | Err(_)) => self.inspector.forget(container).await,
+            Ok(Ok(None) | Err(_)) => self.forget(container).await,
             Err(_) => {
                 tracing::warn!(
                     container = container.id,
                     "the inspection of this container doesn't end: its verdict is unknown"
                 );
                 self.stuck.insert(container.cgroup.clone(), inspection);
-                self.inspector.forget(container).await;
+                self.forget(container).await;
             }
         }
         sleep((start.elapsed() * REST_FACTOR).min(LONGEST_REST)).await;
@@ -328,6 +341,7 @@ mod tests {
         fake: Arc<Fake>,
         changed: Arc<Changed>,
         feed: Feed,
+        verdicts: Arc<Notify>,
         _pace: watch::Sender<Pace>,
     }
 
@@ -340,9 +354,11 @@ mod tests {
         let every = Duration::from_mins(1);
         let pace = watch::Sender::new(Pace { audit: every, inspect: every });
         let task = Arc::new(Liveness::default()).begin("inspections");
-        let inspections = Inspections::new(Arc::clone(&fake), Arc::clone(&changed), feed.clone(), task);
+        let verdicts = Arc::<Notify>::default();
+        let (inspector, waiting) = (Arc::clone(&fake), Arc::clone(&changed));
+        let inspections = Inspections::new(inspector, waiting, feed.clone(), Arc::clone(&verdicts), task);
         tokio::spawn(inspections.run(pace.subscribe()));
-        Running { fake, changed, feed, _pace: pace }
+        Running { fake, changed, feed, verdicts, _pace: pace }
     }
 
     impl Running {
@@ -369,6 +385,8 @@ mod tests {
         let running = start(&["stuck", "web"]);
         running.at(50).await;
         assert_eq!(running.fake.times("forget", "stuck"), [30]);
+        // Its history is told that nothing is known now.
+        timeout(Duration::from_secs(1), running.verdicts.notified()).await.unwrap();
         assert_eq!(running.fake.times("learn", "web"), [31]);
         // Its thread still waits, so it gets no other thread.
         running.changed.add(&container("stuck"));

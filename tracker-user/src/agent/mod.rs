@@ -154,6 +154,7 @@ impl Agent {
             state.clone(),
             Arc::clone(&self.changed),
             self.feed.clone(),
+            verdicts.clone(),
             begin("inspections"),
         );
         let losses = audits::watch_losses(state.clone(), requests.clone(), begin("losses"));
@@ -237,8 +238,10 @@ async fn learn_names(directory: Arc<Directory>, owners: Arc<Owners>, liveness: T
     let mut changes = directory.changes();
     while changes.changed().await.is_ok() {
         let owners = Arc::clone(&owners);
+        liveness.within(Duration::ZERO);
         // An error means a panic, which is logged.
         let _ = spawn_blocking(move || owners.learn_names()).await;
+        liveness.within(Duration::MAX);
     }
 }
 

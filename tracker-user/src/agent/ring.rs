@@ -116,7 +116,7 @@ impl EventReader {
         }
         // When a container's program runs, its runtime has already written down whose cgroup this
         // is.
-        let may_be_told = matches!(event.change, Change::Execed(_) | Change::Moved(_));
+        let may_be_told = event.may_tell_owner();
         let cgroup = event.cgroup_id;
         let owner = match (self.cached)(cgroup, may_be_told) {
             Cached::Current(owner) => owner,
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_lookup_holds_up_its_own_cgroup_only() {
+    async fn a_slow_lookup_holds_up_no_cgroup_whose_owner_is_known() {
         let mut running = start(Cached::Current(Owner::Host));
         for (cgroup, pid) in [(SLOW, 10), (SLOW, 11), (HOST, 12), (HOST, 13)] {
             running.events.send(opened(cgroup, pid, Kind::Pidfd)).unwrap();

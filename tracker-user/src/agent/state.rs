@@ -22,8 +22,8 @@ use crate::{
     bpf::{Audit, Auditing, BpfError, Choice, HiddenScan, Kernel, Program, Rings, Sizes},
     host,
     inventory::{Detail, Inventory, Ledger},
-    runtime::{Container, Directory, Hierarchy, HierarchyError, Owners, Resolver},
-    verdict::{Assessment, Judge, Verdict, history::Histories},
+    runtime::{Cached, Container, Directory, Hierarchy, HierarchyError, Owner, Owners, Resolver},
+    verdict::{Assessment, Judge, history::Histories},
 };
 
 /// Why the agent can't start, or its state can't be read.
@@ -388,12 +388,16 @@ impl State {
     pub fn note_verdicts(&mut self) -> Result<(), BpfError> {
         // The containers in the cache are enough: there was no event of others. This saves a walk
         // of the cgroup file system every second.
-        let (inventory, _) = self.inventory(self.owners.cache().containers())?;
+        let cache = self.owners.cache();
+        let owner = |cgroup| match cache.get(cgroup, false) {
+            Cached::Current(owner) | Cached::Old(owner) => owner,
+            Cached::Missing => self.owners.look_up(cgroup, false),
+        };
+        let (inventory, _) = self.inventory(cache.containers(), owner)?;
         let Some(histories) = &mut self.histories else { return Ok(()) };
         let now = (Instant::now(), SystemTime::now());
         for (container, entry) in &inventory.containers {
-            let verdict = if entry.stale { Verdict::Unknown } else { entry.judged.verdict };
-            histories.note(&container.cgroup, verdict, now);
+            histories.note(&container.cgroup, entry.known_verdict(), now);
         }
         Ok(())
     }
@@ -401,24 +405,31 @@ impl State {
     /// Returns who holds what now, with verdicts, and the statistics of the programs, which are
     /// read once for both. `containers` must have been listed before: a table's cgroup that wasn't
     /// known then is looked up on its own.
-    fn inventory(&self, containers: Vec<Arc<Container>>) -> Result<(Inventory, Vec<Program>), BpfError> {
+    fn inventory(
+        &self,
+        containers: Vec<Arc<Container>>,
+        owner: impl FnMut(u64) -> Owner,
+    ) -> Result<(Inventory, Vec<Program>), BpfError> {
         let kernel = &self.kernel;
         let (tables, flows, programs) = (kernel.tables()?, kernel.flows()?, kernel.programs()?);
         let mut uncounted = kernel.uncounted(&programs);
         uncounted.any |= !self.hidden.succeeded();
         let hidden = &self.hidden.found;
-        let owner = |cgroup| self.owners.look_up(cgroup, false);
         let mut inventory =
             Inventory::take(&tables, &flows, hidden, &self.ledger, containers, &uncounted, owner);
         if let Some(histories) = &self.histories {
-            let now = (Instant::now(), SystemTime::now());
             for (container, entry) in &mut inventory.containers {
                 let assessment = histories.assessment(&container.cgroup);
                 entry.detail = assessment.map_or(Detail::Pending, Detail::Known);
-                entry.history = histories.summary(&container.cgroup, now);
             }
         }
         inventory.judge(&self.judge.borrow());
+        if let Some(histories) = &self.histories {
+            let now = (Instant::now(), SystemTime::now());
+            for (container, entry) in &mut inventory.containers {
+                entry.history = histories.summary(&container.cgroup, entry.known_verdict(), now);
+            }
+        }
         Ok((inventory, programs))
     }
 
@@ -432,7 +443,9 @@ impl State {
         let lost = Loss::ALL.iter().map(|loss| (loss.stage(), kernel.lost(*loss))).collect();
         let ready = *self.ready.borrow();
         // Until adoption is done, counts would be too small.
-        let (inventory, programs) = match ready.then(|| self.inventory(self.owners.refresh())).transpose()? {
+        let owner = |cgroup| self.owners.look_up(cgroup, false);
+        let inventory = || self.inventory(self.owners.refresh(), owner);
+        let (inventory, programs) = match ready.then(inventory).transpose()? {
             Some((inventory, programs)) => (Some(inventory), programs),
             None => (None, kernel.programs()?),
         };

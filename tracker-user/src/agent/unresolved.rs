@@ -3,16 +3,17 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::{sync::mpsc, time::timeout};
 
 use super::{delivery::Delivery, delivery::has_link, liveness::TaskLiveness};
 use crate::{
     api::{Details, Feed},
-    bpf::{Change, Event},
+    bpf::Event,
     host,
     runtime::{Owner, Owners},
 };
@@ -20,8 +21,11 @@ use crate::{
 /// The most events that may wait. More are dropped and counted, and subscribers are told.
 const QUEUE: usize = 8_192;
 
-/// How many requests are handled at a time.
-const BATCH: usize = 256;
+/// The most answers that may wait to be delivered.
+const ANSWERS: usize = 256;
+
+/// How often the task shows that it is alive while there is nothing to do.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 
 /// A request to look something up.
 #[derive(Debug)]
@@ -60,6 +64,25 @@ struct Cgroups {
 impl Waiting {
     fn lock(&self) -> MutexGuard<'_, Cgroups> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_empty(&self) -> bool {
+        let waiting = self.lock();
+        waiting.events.is_empty() && waiting.refreshed.is_empty()
+    }
+
+    /// Forgets a request that was answered. This is done after delivery, so that no later event of
+    /// the same cgroup overtakes this one.
+    fn forget(&self, answer: &Answer) {
+        let mut waiting = self.lock();
+        if !answer.is_event {
+            waiting.refreshed.remove(&answer.cgroup);
+        } else if let Some(events) = waiting.events.get_mut(&answer.cgroup) {
+            *events -= 1;
+            if *events == 0 {
+                waiting.events.remove(&answer.cgroup);
+            }
+        }
     }
 }
 
@@ -121,53 +144,59 @@ impl OwnerLookup for Owners {
     }
 }
 
+/// An answered request: the cgroup that it was about, and what is to be delivered.
+struct Answer {
+    cgroup: u64,
+    /// Whether the request was for an event.
+    is_event: bool,
+    found: Option<(Event, Owner, Details)>,
+}
+
 impl Lookups {
-    /// Answers requests and delivers events, for as long as it is polled.
-    pub(super) async fn run(
-        mut self,
-        owners: Arc<impl OwnerLookup>,
-        delivery: Delivery,
-        liveness: TaskLiveness,
-    ) {
-        let mut requests = Vec::new();
+    /// Delivers events as their requests are answered, for as long as it is polled.
+    pub(super) async fn run(self, owners: Arc<impl OwnerLookup>, delivery: Delivery, liveness: TaskLiveness) {
+        let Self { queue, waiting } = self;
+        let (sender, mut answers) = mpsc::channel(ANSWERS);
+        // A thread of its own, at full priority: a cgroup may go before its owner is found.
+        let thread = std::thread::Builder::new().name("owners".into());
+        if let Err(error) = thread.spawn(move || answer_all(&*owners, queue, &sender)) {
+            tracing::error!(%error, "start the thread that finds owners");
+            return;
+        }
         loop {
-            // There may be no request for any length of time.
-            liveness.within(Duration::MAX);
-            if self.queue.recv_many(&mut requests, BATCH).await == 0 {
-                return;
-            }
-            liveness.within(Duration::ZERO);
-            let cgroups: Vec<_> = requests.iter().map(LookupRequest::cgroup).collect();
-            let (owners, asked) = (Arc::clone(&owners), std::mem::take(&mut requests));
-            let answers = spawn_blocking(move || {
-                asked.into_iter().filter_map(|request| answer(&*owners, request)).collect::<Vec<_>>()
-            });
-            match answers.await {
-                Ok(answers) => {
-                    for (event, owner, details) in answers {
-                        delivery.deliver(&event, &owner, details);
+            match timeout(SIGN_OF_LIFE, answers.recv()).await {
+                Ok(Some(answer)) => {
+                    match &answer.found {
+                        Some((event, owner, details)) => delivery.deliver(event, owner, details.clone()),
+                        // A panic, which is logged.
+                        None if answer.is_event => delivery.feed.count_dropped(1),
+                        None => {}
                     }
+                    waiting.forget(&answer);
                 }
-                // An error means a panic, which is logged.
-                Err(_) => delivery.feed.count_dropped(cgroups.len() as u64),
+                Ok(None) => return,
+                // Requests wait, and none is answered: this is no sign of life.
+                Err(_) if !waiting.is_empty() => continue,
+                Err(_) => {}
             }
-            self.forget(&cgroups);
+            liveness.within(SIGN_OF_LIFE);
         }
     }
+}
 
-    /// Forgets requests that were answered. This is done after delivery, so that no later event of
-    /// the same cgroup overtakes these.
-    fn forget(&self, cgroups: &[(u64, bool)]) {
-        let mut waiting = self.waiting.lock();
-        for (cgroup, is_event) in cgroups {
-            if !is_event {
-                waiting.refreshed.remove(cgroup);
-            } else if let Some(events) = waiting.events.get_mut(cgroup) {
-                *events -= 1;
-                if *events == 0 {
-                    waiting.events.remove(cgroup);
-                }
-            }
+/// Answers requests one by one until nobody is left who makes any, or who wants the answers.
+fn answer_all(
+    owners: &impl OwnerLookup,
+    mut queue: mpsc::Receiver<LookupRequest>,
+    answers: &mpsc::Sender<Answer>,
+) {
+    while let Some(request) = queue.blocking_recv() {
+        let (cgroup, is_event) = request.cgroup();
+        // A panic leaves nothing half changed here; what it has left of the owners is replaced as a
+        // whole.
+        let found = catch_unwind(AssertUnwindSafe(|| answer(owners, request))).ok().flatten();
+        if answers.blocking_send(Answer { cgroup, is_event, found }).is_err() {
+            return;
         }
     }
 }
@@ -185,8 +214,7 @@ impl LookupRequest {
 fn answer(owners: &impl OwnerLookup, request: LookupRequest) -> Option<(Event, Owner, Details)> {
     match request {
         LookupRequest::Event(event) => {
-            let may_be_told = matches!(event.change, Change::Execed(_) | Change::Moved(_));
-            let owner = owners.look_up(event.cgroup_id, may_be_told);
+            let owner = owners.look_up(event.cgroup_id, event.may_tell_owner());
             let details = owners.details(&event);
             Some((*event, owner, details))
         }

@@ -59,6 +59,13 @@ const NOBODY: Header =
     Header { event: 0, tgid: 0, pid: 0, fd: 0, time_ns: 0, files: 0, cgroup_id: 0, comm: [0; COMM_LEN] };
 
 impl Event {
+    /// Whether it may be known only since this event whose the cgroup is: by the time that a
+    /// container's program runs, its runtime has written that down.
+    #[must_use]
+    pub const fn may_tell_owner(&self) -> bool {
+        matches!(self.change, Change::Execed(_) | Change::Moved(_))
+    }
+
     /// Decodes a record of the ring; `None` for one that isn't any.
     pub(super) fn decode(record: &[u8]) -> Option<Self> {
         // The code is the first word of every record.

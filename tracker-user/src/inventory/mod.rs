@@ -251,6 +251,12 @@ impl Entry {
         inside
     }
 
+    /// Returns the verdict; unknown while a count is being repaired.
+    #[must_use]
+    pub fn known_verdict(&self) -> Verdict {
+        if self.stale { Verdict::Unknown } else { self.judged.verdict }
+    }
+
     /// Returns the verdict, or that a count is being repaired.
     #[must_use]
     pub fn state(&self) -> State {

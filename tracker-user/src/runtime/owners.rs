@@ -35,11 +35,7 @@ impl Owners {
     /// Looks up an owner if it isn't known, or if the runtime may have just told it. May wait for
     /// the file system, and for [`Owners::refresh`].
     pub fn look_up(&self, cgroup: u64, may_be_told: bool) -> Owner {
-        let mut resolver = self.resolver();
-        if may_be_told {
-            resolver.reconsider(cgroup);
-        }
-        resolver.owner(cgroup)
+        self.resolver().owner(cgroup, may_be_told)
     }
 
     /// Lists all containers. Walks the cgroup file system, without keeping others waiting.

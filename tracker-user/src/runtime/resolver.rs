@@ -180,14 +180,21 @@ impl OwnerCache {
 }
 
 impl Known {
-    fn new(owner: Owner) -> Self {
-        Self { owner, since: Instant::now(), gone: false }
+    /// The owner that was just found, of a cgroup of which this was known before.
+    fn found(owner: Owner, before: Option<&Self>) -> Self {
+        let is_same = |before: &&Self| match (&before.owner, &owner) {
+            (Owner::Container(before), Owner::Container(now)) => before.id == now.id,
+            _ => false,
+        };
+        let now = Instant::now();
+        let came = before.filter(is_same).map_or(now, |before| before.came);
+        Self { owner, came, read: now, gone: false }
     }
 
     /// Whether this is a new container without a name, whose engine may still write it down.
     fn may_be_named(&self) -> bool {
         matches!(&self.owner, Owner::Container(container) if !container.named)
-            && self.since.elapsed() < NAMED_WITHIN
+            && self.came.elapsed() < NAMED_WITHIN
     }
 
     /// Whether the owner is final. An owner that is clear doesn't change; others may become clear
@@ -197,7 +204,7 @@ impl Known {
     }
 
     fn is_current(&self) -> bool {
-        self.is_lasting() || self.since.elapsed() < HOST_TTL
+        self.is_lasting() || self.read.elapsed() < HOST_TTL
     }
 
     /// Whether no container is known, or its container is new and has no name.
@@ -209,7 +216,10 @@ impl Known {
 #[derive(Clone, Debug)]
 struct Known {
     owner: Owner,
-    since: Instant,
+    /// When the container was seen first.
+    came: Instant,
+    /// When the owner was read last.
+    read: Instant,
     /// Whether it was missing when all cgroups were listed.
     gone: bool,
 }
@@ -232,11 +242,13 @@ impl Resolver {
         self.known.read(|known| known.get(&cgroup).cloned())
     }
 
-    /// Returns the owner of a cgroup.
-    pub fn owner(&mut self, cgroup: u64) -> Owner {
+    /// Returns the owner of a cgroup. `may_be_told` says that the runtime may have just written down
+    /// whose the cgroup is. An owner that was known is kept if the cgroup has gone meanwhile.
+    pub fn owner(&mut self, cgroup: u64, may_be_told: bool) -> Owner {
         self.learn_names();
         let known = self.known(cgroup);
-        if let Some(known) = known.as_ref().filter(|known| known.is_current()) {
+        let will_do = |known: &&Known| known.is_current() && !(may_be_told && known.should_be_reconsidered());
+        if let Some(known) = known.as_ref().filter(will_do) {
             return known.owner.clone();
         }
         let owner = match self.hierarchy.path_of(cgroup) {
@@ -254,7 +266,9 @@ impl Resolver {
             }
         };
         // For containers that are known, runtimes are asked at intervals anyway.
-        let is_new = known.as_ref().is_none_or(Known::may_be_named);
+        let is_new = known
+            .as_ref()
+            .is_none_or(|known| !matches!(known.owner, Owner::Container(_)) || known.may_be_named());
         if let Owner::Container(container) = &owner
             && is_new
         {
@@ -316,14 +330,6 @@ impl Resolver {
         self.known.read(|known| known.values().find_map(is_same)).unwrap_or(container)
     }
 
-    /// Forgets the owner of a cgroup if no container is known, or if its container is new and has
-    /// no name.
-    pub fn reconsider(&mut self, cgroup: u64) {
-        if self.known(cgroup).is_some_and(|known| known.should_be_reconsidered()) {
-            self.known.write(|known| known.remove(&cgroup));
-        }
-    }
-
     /// Whether a cgroup has been removed, as of the last [`Resolver::refresh`].
     #[must_use]
     pub fn is_gone(&self, cgroup: u64) -> bool {
@@ -355,7 +361,8 @@ impl Resolver {
         for (id, path) in &cgroups.paths {
             let known = before.remove(id);
             let lasts = known.as_ref().is_some_and(Known::is_lasting);
-            let owner = match (self.find(path, &states), known.map(|known| known.owner)) {
+            let last = known.as_ref().map(|known| known.owner.clone());
+            let owner = match (self.find(path, &states), last) {
                 (Owner::Container(found), known) => {
                     // Cgroups of one container share its record.
                     let record = containers.entry(found.cgroup.clone());
@@ -367,11 +374,11 @@ impl Resolver {
                 }
                 (owner, _) => owner,
             };
-            after.insert(*id, Known::new(owner));
+            after.insert(*id, Known::found(owner, known.as_ref()));
         }
         for (id, known) in before {
             // A cgroup that was found after the list was made may still exist.
-            let gone = known.gone || known.since < cgroups.listed;
+            let gone = known.gone || known.read < cgroups.listed;
             after.insert(id, Known { gone, ..known });
         }
         self.known.replace(after);
@@ -395,7 +402,10 @@ impl Resolver {
     }
 
     fn remember(&mut self, cgroup: u64, owner: Owner) {
-        self.known.write(|known| known.insert(cgroup, Known::new(owner)));
+        self.known.write(|known| {
+            let found = Known::found(owner, known.get(&cgroup));
+            known.insert(cgroup, found)
+        });
     }
 }
 
@@ -541,16 +551,40 @@ mod tests {
     }
 
     #[test]
+    fn an_owner_isnt_lost_when_the_cgroup_has_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let mut resolver = Resolver::new(Hierarchy::unified(root.path()), Arc::default());
+        let Owner::Container(unnamed) = owner(&format!("/docker/{ID}"), &[]) else { panic!("no container") };
+        resolver.remember(7, Owner::Container(Arc::clone(&unnamed)));
+        // A process in it has called exec, and has ended with its cgroup: no cgroup has this number.
+        assert_eq!(resolver.owner(7, true), Owner::Container(unnamed));
+    }
+
+    #[test]
+    fn a_scrape_makes_no_container_new() {
+        let mut resolver = Resolver::new(Hierarchy::unified("/nowhere"), Arc::default());
+        let docker = owner(&format!("/docker/{ID}"), &[]);
+        resolver.remember(7, docker.clone());
+        let came = resolver.known(7).unwrap().came;
+        resolver.remember(7, docker);
+        assert_eq!(resolver.known(7).unwrap().came, came);
+        resolver.remember(7, Owner::Host);
+        assert!(resolver.known(7).unwrap().came > came);
+    }
+
+    #[test]
     fn a_container_is_named_later_and_renamed() {
         let directory = Arc::new(Directory::default());
         let mut resolver = Resolver::new(Hierarchy::unified("/nowhere"), Arc::clone(&directory));
         for cgroup in [7, 8] {
             resolver.remember(cgroup, owner(&format!("/docker/{ID}"), &[]));
         }
-        let Owner::Container(unnamed) = resolver.owner(7) else { panic!("no container") };
+        let Owner::Container(unnamed) = resolver.owner(7, false) else { panic!("no container") };
         let mut called = |name: &str| {
             directory.replace(0, "mock", None, HashMap::from([(ID.into(), Names::plain(name, None))]));
-            let (Owner::Container(a), Owner::Container(b)) = (resolver.owner(7), resolver.owner(8)) else {
+            let (Owner::Container(a), Owner::Container(b)) =
+                (resolver.owner(7, false), resolver.owner(8, false))
+            else {
                 panic!("no container");
             };
             assert!(Arc::ptr_eq(&a, &b));

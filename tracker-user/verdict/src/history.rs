@@ -34,21 +34,25 @@ struct History {
 impl History {
     /// Notes its verdict as of now. The one before was so up to now.
     fn note(&mut self, verdict: Verdict, now: (Instant, SystemTime)) {
-        self.summary = self.summary(now);
+        if let Some((before, _)) = self.noted {
+            self.summary = self.summary(before, now);
+        }
         if could_be_dumped(verdict) == Some(true) {
             self.summary.last_ok = Some(now.1);
         }
         self.noted = Some((verdict, now.0));
     }
 
-    /// What is told of it, up to now.
-    fn summary(&self, now: (Instant, SystemTime)) -> Summary {
+    /// What is told of it, up to now, when this is its verdict. The verdict that was noted last counts
+    /// until another is noted, because a counter must not fall; but nobody is told that a container can
+    /// be dumped now if that isn't known.
+    fn summary(&self, verdict: Verdict, now: (Instant, SystemTime)) -> Summary {
         let mut summary = self.summary;
-        let Some((verdict, since)) = self.noted else { return summary };
-        match could_be_dumped(verdict) {
-            Some(true) => summary.last_ok = Some(now.1),
-            Some(false) => summary.blocked += now.0.saturating_duration_since(since),
-            None => {}
+        let Some((noted, since)) = self.noted else { return summary };
+        match (could_be_dumped(noted), could_be_dumped(verdict)) {
+            (Some(true), Some(true)) => summary.last_ok = Some(now.1),
+            (Some(false), _) => summary.blocked += now.0.saturating_duration_since(since),
+            _ => {}
         }
         summary
     }
@@ -108,10 +112,10 @@ impl Histories {
         self.0.entry(cgroup.to_owned()).or_default().note(verdict, now);
     }
 
-    /// A container's history up to now. To be read changes nothing.
+    /// A container's history up to now, when this is its verdict. To be read changes nothing.
     #[must_use]
-    pub fn summary(&self, cgroup: &str, now: (Instant, SystemTime)) -> Summary {
-        self.0.get(cgroup).map(|history| history.summary(now)).unwrap_or_default()
+    pub fn summary(&self, cgroup: &str, verdict: Verdict, now: (Instant, SystemTime)) -> Summary {
+        self.0.get(cgroup).map(|history| history.summary(verdict, now)).unwrap_or_default()
     }
 
     /// What the last inspection of a container found.
@@ -155,10 +159,11 @@ mod tests {
         let mut all = Histories::default();
         let (start, wall) = (Instant::now(), SystemTime::UNIX_EPOCH);
         let at = |seconds| (start + Duration::from_secs(seconds), wall + Duration::from_secs(seconds));
-        let summary = |all: &Histories, seconds| {
-            let Summary { last_ok, blocked } = all.summary("/web", at(seconds));
+        let summary_with = |all: &Histories, verdict, seconds| {
+            let Summary { last_ok, blocked } = all.summary("/web", verdict, at(seconds));
             (blocked.as_secs(), last_ok.map(|at| at.duration_since(wall).unwrap().as_secs()))
         };
+        let summary = |all: &Histories, seconds| summary_with(all, Verdict::Ok, seconds);
         assert_eq!(summary(&all, 0), (0, None));
         all.note("/web", Verdict::Ok, at(1));
         all.note("/web", Verdict::Blocked, at(2));
@@ -171,6 +176,7 @@ mod tests {
         // An inspection is a note, too.
         all.learn("/web", assessment(Verdict::Ok), at(10));
         assert_eq!(summary(&all, 20), (4, Some(20)));
+        assert_eq!(summary_with(&all, Verdict::Unknown, 20), (4, Some(10)));
         all.forget_inspection("/web");
         assert!(all.assessment("/web").is_none());
         all.learn("/web", assessment(Verdict::Unknown), at(21));
