@@ -44,6 +44,7 @@ use self::{
     inspections::{Changed, Inspections},
     liveness::{Liveness, TaskLiveness},
     ring::{EventReader, Ring},
+    state::StateThread,
     unresolved::Unresolved,
 };
 use crate::{
@@ -89,6 +90,8 @@ pub struct Agent {
     /// `None` until adoption is done.
     pace: Option<watch::Sender<Pace>>,
     tasks: Vec<JoinHandle<()>>,
+    /// Ends when this is dropped, after the tasks.
+    _state_thread: StateThread,
 }
 
 impl Agent {
@@ -98,7 +101,7 @@ impl Agent {
     /// When the event loop can't watch the rings, or no thread can be started.
     pub fn start(attached: Attached, runtimes: Settings) -> Result<Self, StateError> {
         let directory = attached.directory();
-        let (state, rings) = attached.start()?;
+        let (state, thread, rings) = attached.start()?;
         let (feed, liveness) = (Feed::default(), Arc::<Liveness>::default());
         let (audit_requests, verdicts) = (Arc::<Notify>::default(), Arc::<Notify>::default());
         let changed = Arc::<Changed>::default();
@@ -129,7 +132,17 @@ impl Agent {
         if let Some(log) = rings.log {
             tasks.push(tokio::spawn(forward_log(register(log)?)));
         }
-        Ok(Self { state, feed, liveness, audit_requests, changed, verdicts, pace: None, tasks })
+        Ok(Self {
+            state,
+            feed,
+            liveness,
+            audit_requests,
+            changed,
+            verdicts,
+            pace: None,
+            tasks,
+            _state_thread: thread,
+        })
     }
 
     /// Adopts what is already open. From then on counts are exact, and live if there is a feeder.
@@ -220,7 +233,7 @@ pub async fn snapshot_once(
     sizes: Sizes,
     directory: Arc<Directory>,
 ) -> Result<Arc<Snapshot>, StateError> {
-    let (state, _rings) = attach(judge, sizes, Choice::Audit, directory)?.start()?;
+    let (state, _thread, _rings) = attach(judge, sizes, Choice::Audit, directory)?.start()?;
     adopt(&state).await?;
     inspections::once(&state).await;
     state.snapshot().await

@@ -6,12 +6,13 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
     time::{Instant, SystemTime},
 };
 
 use thiserror::Error;
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 use tracker_ebpf::Loss;
 
 use super::{
@@ -66,7 +67,8 @@ type Work = Box<dyn FnOnce(&mut State) + Send>;
 /// the programs are detached.
 #[derive(Clone)]
 pub struct Handle {
-    work: mpsc::Sender<Work>,
+    /// `None` ends the thread. Whoever sends work waits for its result, so that little is queued.
+    work: mpsc::Sender<Option<Work>>,
     judge: watch::Receiver<Arc<Judge>>,
     ready: watch::Receiver<bool>,
     owners: Arc<Owners>,
@@ -75,8 +77,22 @@ pub struct Handle {
     latest: Arc<Mutex<Option<Arc<Snapshot>>>>,
 }
 
-/// The most pieces of work that may wait for the thread. A sender waits while there are more.
-const QUEUE: usize = 64;
+/// The thread that owns the state. Dropping it ends the thread and waits for that: what is attached
+/// must be detached before the process ends, because the kernel keeps the events of kprobes.
+pub(super) struct StateThread {
+    work: mpsc::Sender<Option<Work>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for StateThread {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.work.send(None);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
 
 /// The programs, loaded and attached, and a state that nobody owns yet.
 pub struct Attached {
@@ -126,22 +142,22 @@ impl Attached {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub(super) fn start(self) -> Result<(Handle, Rings), StateError> {
-        Ok((Handle::spawn(self.state)?, self.rings))
+    pub(super) fn start(self) -> Result<(Handle, StateThread, Rings), StateError> {
+        let (handle, thread) = Handle::spawn(self.state)?;
+        Ok((handle, thread, self.rings))
     }
 }
 
 impl Handle {
-    fn spawn(state: State) -> Result<Self, StateError> {
-        let (work, queue) = mpsc::channel::<Work>(QUEUE);
+    fn spawn(state: State) -> Result<(Self, StateThread), StateError> {
+        let (work, queue) = mpsc::channel();
         let owners = Arc::clone(&state.owners);
         let (judge, ready) = (state.judge.subscribe(), state.ready.subscribe());
         let live = state.kernel.feeder().is_live();
-        std::thread::Builder::new()
-            .name("state".into())
-            .spawn(move || run(state, queue))
-            .map_err(StateError::Thread)?;
-        Ok(Self { work, judge, ready, owners, live, latest: Arc::default() })
+        let thread = std::thread::Builder::new().name("state".into());
+        let thread = thread.spawn(move || run(state, &queue)).map_err(StateError::Thread)?;
+        let thread = StateThread { work: work.clone(), thread: Some(thread) };
+        Ok((Self { work, judge, ready, owners, live, latest: Arc::default() }, thread))
     }
 
     /// Lets the thread do something with the state, and waits for the result.
@@ -157,7 +173,7 @@ impl Handle {
             // An error means that nobody waits any more.
             let _ = sender.send(work(state).map_err(Into::into));
         });
-        self.work.send(work).await.map_err(|_| StateError::Gone)?;
+        self.work.send(Some(work)).map_err(|_| StateError::Gone)?;
         result.await.unwrap_or(Err(StateError::Gone))
     }
 
@@ -218,10 +234,10 @@ impl Handle {
     }
 }
 
-/// Does the work that is sent, until all handles are gone.
-fn run(mut state: State, mut queue: mpsc::Receiver<Work>) {
+/// Does the work that is sent, until it is told to end, or nobody is left who could send any.
+fn run(mut state: State, queue: &mpsc::Receiver<Option<Work>>) {
     host::give_way();
-    while let Some(work) = queue.blocking_recv() {
+    while let Ok(Some(work)) = queue.recv() {
         // After a panic, the sender of the work sees that its channel is closed. No state that
         // matters is left half changed: counts are in the kernel, and the rest is replaced as a
         // whole.
