@@ -83,7 +83,7 @@ pub(crate) fn socket_of(file: Ptr<File>) -> (Ptr<Socket>, Ptr<Sock>) {
     (socket, socket.follow(&OFF_SOCKET_SK))
 }
 
-/// Classifies an anonymous inode: by the file's operations, which stand for the inode's name once that was read.
+/// Classifies an anonymous inode by the file's operations. Which name they stand for is read once.
 ///
 /// By probe reads: what they give is a number to the verifier, as `learn`'s arguments must be.
 #[inline(always)]

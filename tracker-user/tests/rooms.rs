@@ -1,5 +1,5 @@
-//! The rooms of this crate, its modules, and which of them use which: as `docs/architecture.md` lists them,
-//! and never in a circle. A new arrow is entered there, by hand, or this fails.
+//! The rooms of this crate, its modules, and which of them use which: as `docs/architecture.md`
+//! lists them, and never in a circle. A new arrow is entered there, by hand, or this fails.
 
 #![expect(
     clippy::expect_used,
@@ -34,7 +34,8 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The first words of the paths that begin in the crate's root: `a` and `b` of `crate::{a::X, b::{Y, Z}}`.
+/// The first words of the paths that begin in the crate's root: `a` and `b` of
+/// `crate::{a::X, b::{Y, Z}}`.
 fn used(code: &str) -> BTreeSet<String> {
     let word =
         |text: &str| -> String { text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };

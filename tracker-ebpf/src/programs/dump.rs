@@ -11,12 +11,12 @@ use crate::{
     kernel::{Direct, Ptr},
 };
 
-/// Context of `iter/bpf_map_elem` (kernel: `struct bpf_iter__bpf_map_elem`), for maps of these types:
-/// the verifier checks that their sizes are those of the map. Key and value are null at the end of the
-/// walk.
+/// Context of `iter/bpf_map_elem` (kernel: `struct bpf_iter__bpf_map_elem`), for maps of these
+/// types: the verifier checks that their sizes are those of the map. Key and value are null at the
+/// end of the walk.
 ///
-/// No references to the types: LLVM would describe them in BTF in an order that isn't the same in every
-/// build.
+/// No references to the types: LLVM would describe them in BTF in an order that isn't the same in
+/// every build.
 #[repr(C)]
 struct MapElement<K, V> {
     meta: &'static Meta,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::{Notify, watch};
+use tracker_ebpf::Kind;
 
 use super::inspections::Changed;
 use crate::{
@@ -11,7 +12,6 @@ use crate::{
     runtime::Owner,
     verdict::Judge,
 };
-use tracker_ebpf::Kind;
 
 /// Delivers events to subscribers, and notifies the tasks that have work to do because of them.
 #[derive(Clone)]

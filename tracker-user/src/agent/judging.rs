@@ -16,8 +16,8 @@ use crate::error::chain;
 /// Recording takes no more than this part of the time, however much changes.
 const REST_FACTOR: u32 = 50;
 
-/// The shortest and the longest rest after a record. A container that was blocked for a shorter time than
-/// the rest may have no trace of it in its history.
+/// The shortest and the longest rest after a record. If a container was blocked for a shorter time
+/// than the rest, its history may not show that.
 const SHORTEST_REST: Duration = Duration::from_millis(100);
 const LONGEST_REST: Duration = Duration::from_secs(1);
 

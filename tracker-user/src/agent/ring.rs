@@ -114,11 +114,8 @@ impl EventReader {
             }
             _ => {}
         }
-        // When a container's program runs, its runtime has already written down whose cgroup this
-        // is.
-        let may_be_told = event.may_tell_owner();
         let cgroup = event.cgroup_id;
-        let owner = match (self.cached)(cgroup, may_be_told) {
+        let owner = match (self.cached)(cgroup, event.may_tell_owner()) {
             Cached::Current(owner) => owner,
             Cached::Old(owner) => {
                 self.unresolved.refresh(cgroup);

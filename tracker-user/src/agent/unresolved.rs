@@ -10,7 +10,10 @@ use std::{
 
 use tokio::{sync::mpsc, time::timeout};
 
-use super::{delivery::Delivery, delivery::has_link, liveness::TaskLiveness};
+use super::{
+    delivery::{Delivery, has_link},
+    liveness::TaskLiveness,
+};
 use crate::{
     api::{Details, Feed},
     bpf::Event,
@@ -37,7 +40,6 @@ enum LookupRequest {
 }
 
 /// Accepts requests.
-#[derive(Clone)]
 pub(super) struct Unresolved {
     queue: mpsc::Sender<LookupRequest>,
     waiting: Arc<Waiting>,
@@ -73,14 +75,14 @@ impl Waiting {
 
     /// Forgets a request that was answered. This is done after delivery, so that no later event of
     /// the same cgroup overtakes this one.
-    fn forget(&self, answer: &Answer) {
+    fn forget(&self, cgroup: u64, is_event: bool) {
         let mut waiting = self.lock();
-        if !answer.is_event {
-            waiting.refreshed.remove(&answer.cgroup);
-        } else if let Some(events) = waiting.events.get_mut(&answer.cgroup) {
+        if !is_event {
+            waiting.refreshed.remove(&cgroup);
+        } else if let Some(events) = waiting.events.get_mut(&cgroup) {
             *events -= 1;
             if *events == 0 {
-                waiting.events.remove(&answer.cgroup);
+                waiting.events.remove(&cgroup);
             }
         }
     }
@@ -165,14 +167,14 @@ impl Lookups {
         }
         loop {
             match timeout(SIGN_OF_LIFE, answers.recv()).await {
-                Ok(Some(answer)) => {
-                    match &answer.found {
-                        Some((event, owner, details)) => delivery.deliver(event, owner, details.clone()),
+                Ok(Some(Answer { cgroup, is_event, found })) => {
+                    match found {
+                        Some((event, owner, details)) => delivery.deliver(&event, &owner, details),
                         // A panic, which is logged.
-                        None if answer.is_event => delivery.feed.count_dropped(1),
+                        None if is_event => delivery.feed.count_dropped(1),
                         None => {}
                     }
-                    waiting.forget(&answer);
+                    waiting.forget(cgroup, is_event);
                 }
                 Ok(None) => return,
                 // Requests wait, and none is answered: this is no sign of life.

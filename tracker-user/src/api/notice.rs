@@ -123,26 +123,13 @@ impl Notice {
     /// Creates the notice of an event; `None` for an event that is only for the agent itself.
     #[must_use]
     pub fn new(event: &Event, owner: &Owner, details: Details, judge: &Judge) -> Option<Self> {
-        let OwnerLabels { id, name, runtime, namespace, pod, .. } = OwnerLabels::of(owner);
         let mut notice = Self {
             time: details.time.map(timestamp).unwrap_or_default(),
-            event: EventName::Opened,
-            container: name,
-            container_id: id,
-            runtime,
-            namespace,
-            pod,
             pid: event.pid,
             tid: event.tid,
             comm: event.comm.clone().or(details.comm).unwrap_or_default(),
-            fd: None,
-            kind: None,
-            verdict: None,
             link: details.link,
-            counts: Vec::new(),
-            reason: None,
-            message: None,
-            lost: None,
+            ..Self::about(owner, EventName::Opened)
         };
         match &event.change {
             Change::Opened { fd, tag } => notice.slot(EventName::Opened, Some(*fd), tag.kind()?, judge),
@@ -161,10 +148,8 @@ impl Notice {
     /// one, that it can be dumped again.
     #[must_use]
     pub fn verdict_changed(owner: &Owner, blocker: Option<&Blocker>) -> Self {
-        let OwnerLabels { id, name, runtime, namespace, pod, .. } = OwnerLabels::of(owner);
-        let mut notice =
-            Self { container: name, container_id: id, runtime, namespace, pod, lost: None, ..Self::lost(0) };
-        notice.event = EventName::Unblocked;
+        let time = timestamp(SystemTime::now());
+        let mut notice = Self { time, ..Self::about(owner, EventName::Unblocked) };
         if let Some(Blocker { pid, comm, fd, kind, link, judgement }) = blocker {
             notice.event = EventName::Blocked;
             (notice.pid, notice.tid, notice.comm) = (*pid, *pid, comm.clone());
@@ -180,15 +165,21 @@ impl Notice {
     /// Creates the notice that events were lost, because a subscriber or the agent was too slow.
     #[must_use]
     pub fn lost(count: u64) -> Self {
-        let unknown = OwnerLabels::of(&Owner::Unknown);
+        let time = timestamp(SystemTime::now());
+        Self { time, lost: Some(count), ..Self::about(&Owner::Unknown, EventName::Lost) }
+    }
+
+    /// Creates a notice of an owner, with nothing else in it.
+    fn about(owner: &Owner, event: EventName) -> Self {
+        let OwnerLabels { id, name, runtime, namespace, pod, .. } = OwnerLabels::of(owner);
         Self {
-            time: timestamp(SystemTime::now()),
-            event: EventName::Lost,
-            container: unknown.name,
-            container_id: unknown.id,
-            runtime: unknown.runtime,
-            namespace: None,
-            pod: None,
+            time: String::new(),
+            event,
+            container: name,
+            container_id: id,
+            runtime,
+            namespace,
+            pod,
             pid: 0,
             tid: 0,
             comm: String::new(),
@@ -199,7 +190,7 @@ impl Notice {
             counts: Vec::new(),
             reason: None,
             message: None,
-            lost: Some(count),
+            lost: None,
         }
     }
 

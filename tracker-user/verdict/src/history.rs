@@ -43,9 +43,9 @@ impl History {
         self.noted = Some((verdict, now.0));
     }
 
-    /// What is told of it, up to now, when this is its verdict. The verdict that was noted last counts
-    /// until another is noted, because a counter must not fall; but nobody is told that a container can
-    /// be dumped now if that isn't known.
+    /// What is told of it, up to now, when this is its verdict. The verdict that was noted last
+    /// counts until another is noted, because a counter must not fall. But nobody is told that a
+    /// container can be dumped now if that isn't known.
     fn summary(&self, verdict: Verdict, now: (Instant, SystemTime)) -> Summary {
         let mut summary = self.summary;
         let Some((noted, since)) = self.noted else { return summary };
